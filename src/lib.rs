@@ -1,0 +1,6 @@
+//! innerloop
+#![deny(missing_docs)]
+
+mod error;
+
+pub use error::{Error, Result};
