@@ -1,6 +1,20 @@
 //! innerloop
 #![deny(missing_docs)]
 
+mod atomic;
+pub mod device;
 mod error;
+mod inner;
+mod meta;
+pub mod model;
+pub mod objective;
+pub mod problem;
+mod scalar;
 
 pub use error::{Error, Result};
+pub use inner::Strategy;
+pub use meta::{
+    Algorithm, InnerConfig, Losses, MetaLearner, MetaOptimizer, Objective, OptimizerState, OuterConfig, OuterKind,
+    RateKind, Schedule, Shape, SupervisedConfig, SupervisedRows, Trace, VideoConfig, VideoRows,
+};
+pub use scalar::Scalar;

@@ -1,0 +1,194 @@
+//! What is done to a tile after its product, and the plain loops over flat arrays.
+
+use super::matrix::with_activation;
+use super::{CpuArena, CpuDevice};
+use crate::device::{OuterStep, Region};
+use crate::model::Activation;
+use crate::scalar::Scalar;
+
+/// The columns `from..to` of a row-major region, and the number of rows a tile covers.
+#[derive(Clone, Copy)]
+pub(super) struct Columns {
+    pub from: usize,
+    pub to: usize,
+    pub rows: usize,
+}
+
+impl Columns {
+    /// The tile's row `k`.
+    #[inline(always)]
+    unsafe fn row<'a, T>(&self, tile: *mut T, stride: usize, k: usize) -> &'a mut [T] {
+        // SAFETY: the caller owns `rows` rows of `to - from` elements.
+        unsafe { std::slice::from_raw_parts_mut(tile.add(k * stride), self.to - self.from) }
+    }
+
+    /// The same columns of row `k` of a region whose rows begin at `pointer`.
+    #[inline(always)]
+    unsafe fn of<'a, T>(&self, pointer: *mut T, width: usize, k: usize) -> &'a [T] {
+        // SAFETY: the caller's region has `rows` rows of `width` elements.
+        unsafe { std::slice::from_raw_parts(pointer.add(k * width + self.from), self.to - self.from) }
+    }
+
+    /// Writes the tile to the rows that begin at `out`, or adds it to them.
+    #[inline(always)]
+    pub fn store<T: Scalar>(&self, tile: *mut T, stride: usize, out: *mut T, width: usize, accumulate: bool) {
+        for k in 0..self.rows {
+            // SAFETY: tile and output rows are this job's own.
+            unsafe {
+                let tile = self.row(tile, stride, k);
+                let out = std::slice::from_raw_parts_mut(out.add(k * width + self.from), self.to - self.from);
+                if accumulate {
+                    out.iter_mut().zip(tile).for_each(|(o, t)| *o += *t);
+                } else {
+                    out.copy_from_slice(tile);
+                }
+            }
+        }
+    }
+}
+
+/// `tile = act(tile)`.
+#[inline(always)]
+pub(super) fn activate<T: Scalar>(activation: Activation, columns: Columns, tile: *mut T, stride: usize) {
+    with_activation!(activation, ACT => for k in 0..columns.rows {
+        // SAFETY: the tile is this job's own.
+        for value in unsafe { columns.row(tile, stride, k) } {
+            *value = ACT.apply(*value);
+        }
+    });
+}
+
+/// `tile *= act'(values)`.
+#[inline(always)]
+pub(super) fn gate<T: Scalar>(
+    activation: Activation,
+    columns: Columns,
+    tile: *mut T,
+    stride: usize,
+    values: *mut T,
+    width: usize,
+) {
+    with_activation!(activation, ACT => for k in 0..columns.rows {
+        // SAFETY: the tile is this job's own, the values are a declared region.
+        let (tile, values) = unsafe { (columns.row(tile, stride, k), columns.of(values, width, k)) };
+        for (t, a) in tile.iter_mut().zip(values) {
+            *t = *t * ACT.derivative(*a);
+        }
+    });
+}
+
+/// `z (+)= tile * delta * curvature(values)`, then `tile *= act'(values)`; the tile lies in place, so its stride is the
+/// width of all operands. `operands` are values, delta and z; z is touched only where the activation is curved.
+#[inline(always)]
+pub(super) fn adjoint_gate<T: Scalar>(
+    activation: Activation,
+    columns: Columns,
+    tile: *mut T,
+    width: usize,
+    [values, delta, z]: [*mut T; 3],
+    adds: bool,
+) {
+    with_activation!(activation, ACT => for k in 0..columns.rows {
+        // SAFETY: tile and z are this job's own, the others declared regions that are only read.
+        unsafe {
+            let tile = columns.row(tile, width, k);
+            let values = columns.of(values, width, k);
+            if ACT.is_curved() {
+                let delta = columns.of(delta, width, k);
+                let z = columns.row(z.add(columns.from), width, k);
+                for i in 0..tile.len() {
+                    let part = tile[i] * delta[i] * ACT.curvature(values[i]);
+                    z[i] = if adds { z[i] + part } else { part };
+                }
+            }
+            for (t, a) in tile.iter_mut().zip(values) {
+                *t = *t * ACT.derivative(*a);
+            }
+        }
+    });
+}
+
+/// See [`crate::device::Device::sum_rows`].
+pub(super) fn sum_rows<T: Scalar>(
+    device: &CpuDevice,
+    arena: &mut CpuArena<T>,
+    from: Region,
+    scale: T,
+    to: Region,
+    accumulate: bool,
+) {
+    let base = arena.shared(&[from], &[to]);
+    device.run_ranges(from.width, from.rows, |first, last| {
+        // SAFETY: each job writes its own columns.
+        let out = unsafe { base.slice_mut(to.offset + first, last - first) };
+        if !accumulate {
+            out.fill(T::ZERO);
+        }
+        for row in 0..from.rows {
+            // SAFETY: a declared region that is only read.
+            let row = unsafe { base.slice(from.offset + row * from.width + first, last - first) };
+            out.iter_mut().zip(row).for_each(|(o, r)| *o += scale * *r);
+        }
+    });
+}
+
+/// See [`crate::device::Device::add_scaled`].
+pub(super) fn add_scaled<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, from: Region, scale: T, to: Region) {
+    assert_eq!(from.len(), to.len());
+    let base = arena.shared(&[from], &[to]);
+    device.run_ranges(from.len(), 1, |first, last| {
+        // SAFETY: each job writes its own elements.
+        let (out, from) =
+            unsafe { (base.slice_mut(to.offset + first, last - first), base.slice(from.offset + first, last - first)) };
+        out.iter_mut().zip(from).for_each(|(o, f)| *o += scale * *f);
+    });
+}
+
+/// Sum of squares in double precision, over 64 partial sums.
+pub(super) fn squared_norm<T: Scalar>(values: &[T]) -> f64 {
+    let mut sums = [0.0f64; 64];
+    let (chunks, rest) = values.as_chunks::<64>();
+    for chunk in chunks {
+        for (sum, value) in sums.iter_mut().zip(chunk) {
+            *sum += value.to_f64() * value.to_f64();
+        }
+    }
+    sums.iter().sum::<f64>() + rest.iter().map(|v| v.to_f64() * v.to_f64()).sum::<f64>()
+}
+
+/// See [`OuterStep`].
+pub(super) fn outer_step<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &OuterStep) {
+    match *op {
+        OuterStep::Sgd { parameters, gradient, rate, factor } => {
+            add_scaled(device, arena, gradient, T::from_f64(-rate * factor), parameters);
+        }
+        OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas, epsilon, step } => {
+            let base = arena.shared(&[gradient], &[parameters, first, second]);
+            let correction = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u64) as i32);
+            let rate = T::from_f64(rate / correction(betas.0));
+            let second_scale = T::from_f64(1.0 / correction(betas.1));
+            let (factor, epsilon) = (T::from_f64(factor), T::from_f64(epsilon));
+            let (beta1, beta2) = (T::from_f64(betas.0), T::from_f64(betas.1));
+            let (rest1, rest2) = (T::from_f64(1.0 - betas.0), T::from_f64(1.0 - betas.1));
+            device.run_ranges(parameters.len(), 4, |from, to| {
+                // SAFETY: each job writes its own elements.
+                let (p, g, m, v) = unsafe {
+                    (
+                        base.slice_mut(parameters.offset + from, to - from),
+                        base.slice(gradient.offset + from, to - from),
+                        base.slice_mut(first.offset + from, to - from),
+                        base.slice_mut(second.offset + from, to - from),
+                    )
+                };
+                pulp::Arch::new().dispatch(|| {
+                    for i in 0..p.len() {
+                        let g = g[i] * factor;
+                        m[i] = beta1 * m[i] + rest1 * g;
+                        v[i] = beta2 * v[i] + rest2 * g * g;
+                        p[i] = p[i] - rate * m[i] / ((v[i] * second_scale).sqrt() + epsilon);
+                    }
+                });
+            });
+        }
+    }
+}

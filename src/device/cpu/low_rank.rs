@@ -1,0 +1,287 @@
+//! The dual form's per-task corrections: inner products of rows (Gram matrices) and their application to a tile.
+
+use super::matrix::{Kernel, dispatch, multiply_add};
+use super::scratch::scratch;
+use super::{Base, CpuArena, CpuDevice};
+use crate::device::{Corrections, Gram, GramInner};
+use crate::scalar::Scalar;
+
+/// Assembles `scale * (gram + plus_one)` of every term into one `[K, N]` matrix for each output block and task.
+pub(super) fn assemble<T: Scalar>(
+    device: &CpuDevice,
+    base: Base<T>,
+    tasks: usize,
+    rows: usize,
+    corrections: &Corrections<'_, T>,
+) {
+    for (block, terms) in corrections.blocks.iter().enumerate() {
+        let n = columns(corrections, block, tasks);
+        let start = coefficient_offset(corrections, block, tasks, rows);
+        device.run_ranges(tasks, rows * n, |first, last| {
+            for task in first..last {
+                let mut column = start + task * rows * n;
+                for term in terms {
+                    let scale = corrections.scales[term.scale];
+                    let one = if term.plus_one { T::ONE } else { T::ZERO };
+                    let count = term.rows.rows / tasks;
+                    let from = term.gram.offset + task * term.gram.task_stride;
+                    for k in 0..rows {
+                        let from = from + k * term.gram.row_stride;
+                        for i in 0..count {
+                            // SAFETY: the Gram matrices and the scratch are declared regions; each task writes its own.
+                            unsafe {
+                                let value = *base.at(from + i * term.gram.column_stride);
+                                *base.at(column + k * n + i) = scale * (value + one);
+                            }
+                        }
+                    }
+                    column += count;
+                }
+            }
+        });
+    }
+}
+
+/// Number of correction rows of a block, for each task.
+fn columns<T>(corrections: &Corrections<'_, T>, block: usize, tasks: usize) -> usize {
+    corrections.blocks[block].iter().map(|term| term.rows.rows / tasks).sum()
+}
+
+fn coefficient_offset<T>(corrections: &Corrections<'_, T>, block: usize, tasks: usize, rows: usize) -> usize {
+    let before: usize = (0..block).map(|b| columns(corrections, b, tasks)).sum();
+    corrections.scratch.offset + before * tasks * rows
+}
+
+/// Adds one task's corrections of one block to a `[K, columns]` tile.
+pub(super) struct Apply<'a, T> {
+    pub base: Base<T>,
+    pub corrections: &'a Corrections<'a, T>,
+    pub tasks: usize,
+    pub rows: usize,
+    pub block: usize,
+    pub task: usize,
+    /// The tile's columns in the output.
+    pub columns: std::ops::Range<usize>,
+    pub tile: *mut T,
+    pub tile_stride: usize,
+    /// Reused room for the rows' places in the arena.
+    pub offsets: &'a mut Vec<usize>,
+}
+
+impl<T: Scalar> Apply<'_, T> {
+    #[inline(always)]
+    pub fn run<const FMA: bool>(self) {
+        self.offsets.clear();
+        for term in &self.corrections.blocks[self.block] {
+            let count = term.rows.rows / self.tasks;
+            for i in 0..count {
+                let row = term.rows.offset + (self.task * count + i) * term.rows.width;
+                self.offsets.push(row + self.columns.start);
+            }
+        }
+        let n = self.offsets.len();
+        if n == 0 {
+            return;
+        }
+        let start = coefficient_offset(self.corrections, self.block, self.tasks, self.rows);
+        let coefficients = self.base.at(start + self.task * self.rows * n).cast_const();
+        let width = self.columns.len();
+        let rows = Rows { base: self.base, offsets: self.offsets };
+        // Rows of the tile that are held in registers together: as even as K allows.
+        let group = self.rows.div_ceil(self.rows.div_ceil(6));
+        let mut row = 0;
+        while row < self.rows {
+            let size = group.min(self.rows - row);
+            // SAFETY: the tile is `[rows, width]`, the coefficients `[rows, n]`, every row has `width` elements.
+            unsafe {
+                let tile = self.tile.add(row * self.tile_stride);
+                let coefficients = coefficients.add(row * n);
+                match size {
+                    1 => strip::<T, 1, FMA>(tile, self.tile_stride, width, coefficients, &rows),
+                    2 => strip::<T, 2, FMA>(tile, self.tile_stride, width, coefficients, &rows),
+                    3 => strip::<T, 3, FMA>(tile, self.tile_stride, width, coefficients, &rows),
+                    4 => strip::<T, 4, FMA>(tile, self.tile_stride, width, coefficients, &rows),
+                    5 => strip::<T, 5, FMA>(tile, self.tile_stride, width, coefficients, &rows),
+                    _ => strip::<T, 6, FMA>(tile, self.tile_stride, width, coefficients, &rows),
+                }
+            }
+            row += size;
+        }
+    }
+}
+
+/// The rows of one task's corrections.
+struct Rows<'a, T> {
+    base: Base<T>,
+    offsets: &'a [usize],
+}
+
+/// `tile[K, width] += coefficients[K, n] @ rows[n, width]`.
+#[inline(always)]
+unsafe fn strip<T: Scalar, const K: usize, const FMA: bool>(
+    tile: *mut T,
+    stride: usize,
+    width: usize,
+    coefficients: *const T,
+    rows: &Rows<'_, T>,
+) {
+    let mut c = 0;
+    // SAFETY: columns `c..c + W` stay below `width`.
+    unsafe {
+        while c + 32 <= width {
+            columns_of::<T, K, 32, FMA>(tile.add(c), stride, c, coefficients, rows);
+            c += 32;
+        }
+        if c + 16 <= width {
+            columns_of::<T, K, 16, FMA>(tile.add(c), stride, c, coefficients, rows);
+            c += 16;
+        }
+        while c < width {
+            columns_of::<T, K, 1, FMA>(tile.add(c), stride, c, coefficients, rows);
+            c += 1;
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn columns_of<T: Scalar, const K: usize, const W: usize, const FMA: bool>(
+    tile: *mut T,
+    stride: usize,
+    column: usize,
+    coefficients: *const T,
+    rows: &Rows<'_, T>,
+) {
+    let n = rows.offsets.len();
+    // SAFETY: as in `strip`.
+    unsafe {
+        let mut sums: [[T; W]; K] = std::array::from_fn(|k| *tile.add(k * stride).cast::<[T; W]>());
+        for (i, row) in rows.offsets.iter().enumerate() {
+            let values = *rows.base.at(row + column).cast::<[T; W]>();
+            for (k, sum) in sums.iter_mut().enumerate() {
+                let factor = *coefficients.add(k * n + i);
+                for (s, v) in sum.iter_mut().zip(values) {
+                    *s = multiply_add::<T, FMA>(factor, v, *s);
+                }
+            }
+        }
+        for (k, sum) in sums.into_iter().enumerate() {
+            *tile.add(k * stride).cast::<[T; W]>() = sum;
+        }
+    }
+}
+
+/// See [`Gram`].
+pub(super) fn gram<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &Gram<'_>) {
+    let (tasks, rows, width) = (op.tasks, op.rows, op.x.width);
+    let n: usize = op.y.iter().map(|y| y.rows / tasks).sum();
+    let blocks = op.x.rows / (tasks * rows);
+    assert_eq!(op.output.len(), op.x.rows * n, "the output must hold every product");
+    let base = arena.shared(&[op.x], &[op.output]);
+    device.run_ranges(blocks * tasks, 2 * rows * n * width, |first, last| {
+        scratch::<T, _>(0, |offsets, _| {
+            for item in first..last {
+                let task = item % tasks;
+                offsets.clear();
+                for y in op.y {
+                    let count = y.rows / tasks;
+                    offsets.extend((0..count).map(|i| y.offset + (task * count + i) * width));
+                }
+                let x = base.at(op.x.offset + item * rows * width).cast_const();
+                let out = base.at(op.output.offset + item * rows * n);
+                dispatch(Products { x, rows, width, y: Rows { base, offsets }, out });
+            }
+        });
+    });
+}
+
+/// `out[rows, y.len()] = x y^T`.
+struct Products<'a, T> {
+    x: *const T,
+    rows: usize,
+    width: usize,
+    y: Rows<'a, T>,
+    out: *mut T,
+}
+
+impl<T: Scalar> Kernel for Products<'_, T> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        let n = self.y.offsets.len();
+        let group = self.rows.div_ceil(self.rows.div_ceil(5));
+        let mut row = 0;
+        while row < self.rows {
+            let size = group.min(self.rows - row);
+            for column in (0..n).step_by(4) {
+                let y = Rows { base: self.y.base, offsets: &self.y.offsets[column..n.min(column + 4)] };
+                // SAFETY: rows `row..row + size` of x and of the output exist; every y has `width` elements.
+                unsafe {
+                    let x = self.x.add(row * self.width);
+                    let out = self.out.add(row * n + column);
+                    match size {
+                        1 => patch::<T, 1, FMA>(x, self.width, &y, out, n),
+                        2 => patch::<T, 2, FMA>(x, self.width, &y, out, n),
+                        3 => patch::<T, 3, FMA>(x, self.width, &y, out, n),
+                        4 => patch::<T, 4, FMA>(x, self.width, &y, out, n),
+                        _ => patch::<T, 5, FMA>(x, self.width, &y, out, n),
+                    }
+                }
+            }
+            row += size;
+        }
+    }
+}
+
+/// Up to K x 4 inner products at once.
+#[inline(always)]
+unsafe fn patch<T: Scalar, const K: usize, const FMA: bool>(
+    x: *const T,
+    width: usize,
+    y: &Rows<'_, T>,
+    out: *mut T,
+    out_stride: usize,
+) {
+    const W: usize = 16;
+    // A missing column repeats the last one: its products are computed and dropped.
+    let last = y.offsets.len() - 1;
+    let y: [*const T; 4] = std::array::from_fn(|i| y.base.at(y.offsets[i.min(last)]).cast_const());
+    let mut sums = [[[T::ZERO; W]; 4]; K];
+    let whole = width - width % W;
+    // SAFETY: the caller's promise.
+    unsafe {
+        for c in (0..whole).step_by(W) {
+            let columns: [[T; W]; 4] = std::array::from_fn(|i| *y[i].add(c).cast::<[T; W]>());
+            for (k, sum) in sums.iter_mut().enumerate() {
+                let values = *x.add(k * width + c).cast::<[T; W]>();
+                for (s, column) in sum.iter_mut().zip(&columns) {
+                    for i in 0..W {
+                        s[i] = multiply_add::<T, FMA>(values[i], column[i], s[i]);
+                    }
+                }
+            }
+        }
+        for (k, sum) in sums.iter().enumerate() {
+            for i in 0..=last {
+                let mut total = sum[i].iter().copied().sum::<T>();
+                for c in whole..width {
+                    total += *x.add(k * width + c) * *y[i].add(c);
+                }
+                *out.add(k * out_stride + i) = total;
+            }
+        }
+    }
+}
+
+/// See [`GramInner`].
+pub(super) fn gram_inner<T: Scalar>(arena: &mut CpuArena<T>, op: &GramInner) {
+    let one = if op.plus_one { 1.0 } else { 0.0 };
+    for group in 0..op.output.width {
+        let mut sum = 0.0;
+        for row in 0..op.left.rows {
+            let left = &arena.slice(op.left.rows(row, 1))[group * op.group..][..op.group];
+            let right = &arena.slice(op.right.rows(row, 1))[group * op.group..][..op.group];
+            sum += left.iter().zip(right).map(|(l, r)| l.to_f64() * (r.to_f64() + one)).sum::<f64>();
+        }
+        let out = &mut arena.slice_mut(op.output)[group];
+        *out = T::from_f64(out.to_f64() - op.scale * sum);
+    }
+}

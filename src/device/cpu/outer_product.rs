@@ -1,0 +1,95 @@
+//! The weight gradient of many rows at once: `sum_t P_t^T Q_t`.
+
+use super::matrix::{Matrix, multiply};
+use super::{Base, CpuArena, CpuDevice};
+use crate::device::{Linear, OuterProduct, OuterTerm, Region};
+use crate::scalar::Scalar;
+
+/// Outputs and inputs of a tile at most: a tile stays in the L2 cache while every term is added to it.
+const TILE_OUTPUTS: usize = 256;
+const TILE_INPUTS: usize = 512;
+
+/// See [`OuterProduct`].
+pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &OuterProduct<'_, T>) {
+    let Linear { inputs, outputs, .. } = op.layer;
+    let last = if op.layer.is_shared() { 0 } else { op.tasks - 1 };
+    let whole = |offset, len| Region { offset, rows: 1, width: last * op.layer.task_stride + len };
+    let writes = [whole(op.layer.weight, inputs * outputs), whole(op.layer.bias, outputs)];
+    let mut base = arena.shared(&[], &writes[..if op.layer.is_shared() { 2 } else { 1 }]);
+    for term in op.terms {
+        base = arena.shared(&[term.p, term.q], &writes[..1]);
+    }
+    if !op.layer.is_shared() {
+        device.run(op.tasks, |task| {
+            for (i, term) in op.terms.iter().enumerate() {
+                add_task(base, op, term, task, op.accumulate || i > 0);
+            }
+        });
+        return;
+    }
+    let threads = device.threads();
+    let column_tiles = inputs.div_ceil(TILE_INPUTS);
+    let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(column_tiles) };
+    let row_tiles = outputs.div_ceil(TILE_OUTPUTS).max(wanted.min(outputs.div_ceil(32)));
+    let (height, width) = (outputs.div_ceil(row_tiles), inputs.div_ceil(column_tiles));
+    device.run(row_tiles * column_tiles, |job| {
+        let (row, column) = (job / column_tiles * height, job % column_tiles * width);
+        let (rows, columns) = (height.min(outputs.saturating_sub(row)), width.min(inputs.saturating_sub(column)));
+        if rows == 0 || columns == 0 {
+            return;
+        }
+        for (i, term) in op.terms.iter().enumerate() {
+            let p = Matrix::rows(base.at(term.p.offset + row), outputs).transposed();
+            let q = Matrix::rows(base.at(term.q.offset + column), inputs);
+            let out = base.at(op.layer.weight + row * inputs + column);
+            let accumulate = op.accumulate || i > 0;
+            // SAFETY: declared regions; each job writes its own tile.
+            unsafe { multiply((rows, term.p.rows, columns), p, q, term.scale, out, inputs, accumulate) };
+        }
+        if column == 0 {
+            // SAFETY: the job of the first column owns these biases.
+            let bias = unsafe { base.slice_mut(op.layer.bias + row, rows) };
+            if !op.accumulate {
+                bias.fill(T::ZERO);
+            }
+            for term in op.terms.iter().filter(|t| t.with_bias) {
+                add_rows(base, &term.p, row, term.scale, bias);
+            }
+        }
+    });
+}
+
+/// `bias += scale * sum over the rows of p`, from column `from` on.
+fn add_rows<T: Scalar>(base: Base<T>, p: &Region, from: usize, scale: T, bias: &mut [T]) {
+    for r in 0..p.rows {
+        // SAFETY: a declared region that is only read.
+        let row = unsafe { base.slice(p.offset + r * p.width + from, bias.len()) };
+        bias.iter_mut().zip(row).for_each(|(b, v)| *b += scale * *v);
+    }
+}
+
+/// One term of one task, whose rows are found in every block.
+fn add_task<T: Scalar>(base: Base<T>, op: &OuterProduct<'_, T>, term: &OuterTerm<T>, task: usize, accumulate: bool) {
+    let Linear { inputs, outputs, .. } = op.layer;
+    let blocks = term.blocks;
+    let rows = term.p.rows / (op.tasks * blocks);
+    for block in 0..blocks {
+        let first = (block * op.tasks + task) * rows;
+        let (p, q) = (term.p.rows(first, rows), term.q.rows(first, rows));
+        let accumulate = accumulate || block > 0;
+        let out = base.at(op.layer.weight + task * op.layer.task_stride);
+        let left = Matrix::rows(base.at(p.offset), outputs).transposed();
+        let right = Matrix::rows(base.at(q.offset), inputs);
+        // SAFETY: declared regions; each job writes its own task's weights.
+        let bias = unsafe {
+            multiply((outputs, rows, inputs), left, right, term.scale, out, inputs, accumulate);
+            base.slice_mut(op.layer.bias + task * op.layer.task_stride, outputs)
+        };
+        if !accumulate {
+            bias.fill(T::ZERO);
+        }
+        if term.with_bias {
+            add_rows(base, &p, 0, term.scale, bias);
+        }
+    }
+}

@@ -1,0 +1,343 @@
+//! The four products with a layer's weights, each with everything that follows it fused into the tile.
+
+use super::elementwise::{Columns, activate, adjoint_gate, gate};
+use super::low_rank::{self, Apply};
+use super::matrix::{Kernel, Matrix, dispatch, multiply};
+use super::scratch::scratch;
+use super::{Base, CpuArena, CpuDevice};
+use crate::device::{
+    AdjointBackward, AdjointForward, Corrections, Gate, Linear, LinearBackward, LinearForward, Region,
+};
+use crate::scalar::Scalar;
+
+/// Rows of a tile at most: with [`TILE_COLUMNS`] they stay in a core's L2 cache.
+const TILE_ROWS: usize = 512;
+/// Columns of a tile at most.
+const TILE_COLUMNS: usize = 128;
+
+/// A product that is added to the blocks from `first_block` on.
+#[derive(Clone, Copy)]
+struct Source {
+    input: Region,
+    first_block: usize,
+    layer: Linear,
+    /// With `W^T` (and the layer's outputs as columns) rather than with `W`.
+    transposed: bool,
+    /// Whether the layer's bias belongs to it.
+    bias: bool,
+}
+
+impl Source {
+    /// The factor `[k, columns]` to the right, from column `column` on.
+    fn weights<T: Scalar>(&self, base: Base<T>, task: usize, column: usize) -> Matrix<T> {
+        let start = self.layer.weight + task * self.layer.task_stride;
+        let stride = self.layer.inputs;
+        if self.transposed {
+            Matrix::rows(base.at(start + column * stride), stride).transposed()
+        } else {
+            Matrix::rows(base.at(start + column), stride)
+        }
+    }
+}
+
+/// What the four operations share: sources, corrections and the shape of the output.
+struct Product<'a, T> {
+    tasks: usize,
+    rows: usize,
+    blocks: usize,
+    width: usize,
+    sources: [Option<Source>; 2],
+    corrections: Corrections<'a, T>,
+    /// Where tiles are computed; a thread's own scratch when there is none.
+    target: Option<Region>,
+}
+
+/// Tasks `first..last`, columns `from..to`.
+#[derive(Clone, Copy)]
+struct Span {
+    tasks: (usize, usize),
+    columns: (usize, usize),
+}
+
+impl<T: Scalar> Product<'_, T> {
+    fn inner(&self) -> usize {
+        self.sources.iter().flatten().map(|s| s.input.width).sum()
+    }
+
+    /// Cuts the output into tiles: enough of them for the threads, each small enough for the cache.
+    fn tiles(&self, threads: usize) -> (usize, usize) {
+        let shared = self.sources.iter().flatten().all(|s| s.layer.is_shared());
+        let flop = 2 * self.blocks * self.tasks * self.rows * self.width * self.inner().max(1);
+        let wanted = if threads == 1 || flop < 1 << 16 { 1 } else { 4 * threads };
+        let task_ranges = (self.blocks * self.tasks * self.rows).div_ceil(TILE_ROWS).min(self.tasks);
+        if !shared {
+            // Every task has its own weights: nothing is gained by wide ranges of tasks.
+            let columns = self.width.div_ceil(2 * TILE_COLUMNS);
+            return (wanted.div_ceil(columns).max(task_ranges).min(self.tasks), columns);
+        }
+        let columns = self.width.div_ceil(TILE_COLUMNS);
+        let columns = columns.max(wanted.div_ceil(task_ranges).min(self.width.div_ceil(32)));
+        (task_ranges.max(wanted.div_ceil(columns).min(self.tasks)), columns)
+    }
+
+    /// Computes every tile and hands it to `finish(block, task, columns, tile, stride)`, `[rows, columns]` each.
+    fn run(&self, device: &CpuDevice, base: Base<T>, finish: impl Fn(usize, usize, Columns, *mut T, usize) + Sync) {
+        low_rank::assemble(device, base, self.tasks, self.rows, &self.corrections);
+        let (task_ranges, column_ranges) = self.tiles(device.threads());
+        // Column edges at multiples of a vector, so that only the last tile has a ragged edge.
+        let columns = self.width.div_ceil(column_ranges).next_multiple_of(16).min(self.width);
+        let column_ranges = self.width.div_ceil(columns);
+        device.run(task_ranges * column_ranges, |job| {
+            let (range, column) = (job % task_ranges, job / task_ranges * columns);
+            let tasks = (self.tasks * range / task_ranges, self.tasks * (range + 1) / task_ranges);
+            let span = Span { tasks, columns: (column, self.width.min(column + columns)) };
+            let width = span.columns.1 - span.columns.0;
+            let room = if self.target.is_some() { 0 } else { self.blocks * (tasks.1 - tasks.0) * self.rows * width };
+            scratch(room, |offsets, own| {
+                dispatch(Tile { product: self, base, span, own: own.as_mut_ptr(), offsets, finish: &finish });
+            });
+        });
+    }
+}
+
+/// One tile of a product.
+struct Tile<'a, T, F> {
+    product: &'a Product<'a, T>,
+    base: Base<T>,
+    span: Span,
+    own: *mut T,
+    offsets: &'a mut Vec<usize>,
+    finish: &'a F,
+}
+
+impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
+    /// Where the tile's rows of one block and task begin, and their stride.
+    fn place(&self, block: usize, task: usize) -> (*mut T, usize) {
+        let Span { tasks: (first, last), columns: (from, to) } = self.span;
+        let rows = self.product.rows;
+        match self.product.target {
+            Some(region) => {
+                let row = (block * self.product.tasks + task) * rows;
+                (self.base.at(region.offset + row * region.width + from), region.width)
+            }
+            None => {
+                let width = to - from;
+                (self.own.wrapping_add((block * (last - first) + task - first) * rows * width), width)
+            }
+        }
+    }
+
+    /// The products, without corrections.
+    fn multiply(&self) {
+        let product = self.product;
+        let Span { tasks: (first, last), columns: (from, to) } = self.span;
+        let (count, width) = (last - first, to - from);
+        let mut begun = [false; 8];
+        for source in product.sources.iter().flatten() {
+            let blocks = source.input.rows / (product.tasks * product.rows);
+            let range = source.first_block..source.first_block + blocks;
+            let k = source.input.width;
+            let call = |block: usize, task: usize, rows: usize, accumulate: bool| {
+                let row = ((block - source.first_block) * product.tasks + task) * product.rows;
+                let left = Matrix::rows(self.base.at(source.input.offset + row * k), k);
+                let right = source.weights(self.base, task, from);
+                let (out, stride) = self.place(block, task);
+                // SAFETY: the operands are declared regions of these shapes, the tile is this job's own.
+                unsafe { multiply((rows, k, width), left, right, T::ONE, out, stride, accumulate) };
+            };
+            let whole = count == product.tasks && source.layer.is_shared();
+            if whole && range.clone().all(|b| !begun[b]) {
+                call(range.start, 0, blocks * count * product.rows, false);
+            } else {
+                for block in range.clone() {
+                    if source.layer.is_shared() {
+                        call(block, first, count * product.rows, begun[block]);
+                    } else {
+                        (first..last).for_each(|task| call(block, task, product.rows, begun[block]));
+                    }
+                }
+            }
+            range.for_each(|block| begun[block] = true);
+        }
+        for block in (0..product.blocks).filter(|b| !begun[*b]) {
+            for task in first..last {
+                let (tile, stride) = self.place(block, task);
+                for k in 0..product.rows {
+                    // SAFETY: the tile is this job's own.
+                    unsafe { std::slice::from_raw_parts_mut(tile.add(k * stride), width) }.fill(T::ZERO);
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn add_bias(&self, block: usize, task: usize, tile: *mut T, stride: usize) {
+        let (from, to) = self.span.columns;
+        for source in self.product.sources.iter().flatten().filter(|s| s.bias) {
+            let blocks = source.input.rows / (self.product.tasks * self.product.rows);
+            if (source.first_block..source.first_block + blocks).contains(&block) {
+                let start = source.layer.bias + task * source.layer.task_stride + from;
+                for k in 0..self.product.rows {
+                    // SAFETY: the bias is a declared region, the tile this job's own.
+                    unsafe {
+                        let bias = self.base.slice(start, to - from);
+                        let row = std::slice::from_raw_parts_mut(tile.add(k * stride), to - from);
+                        row.iter_mut().zip(bias).for_each(|(r, b)| *r += *b);
+                    }
+                }
+            }
+        }
+    }
+}
+
+impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Kernel for Tile<'_, T, F> {
+    #[inline(always)]
+    fn run<const FMA: bool>(self) {
+        self.multiply();
+        let product = self.product;
+        let (from, to) = self.span.columns;
+        for block in 0..product.blocks {
+            for task in self.span.tasks.0..self.span.tasks.1 {
+                let (tile, tile_stride) = self.place(block, task);
+                if !product.corrections.blocks.is_empty() {
+                    let apply = Apply {
+                        base: self.base,
+                        corrections: &product.corrections,
+                        tasks: product.tasks,
+                        rows: product.rows,
+                        block,
+                        task,
+                        columns: from..to,
+                        tile,
+                        tile_stride,
+                        offsets: self.offsets,
+                    };
+                    apply.run::<FMA>();
+                }
+                self.add_bias(block, task, tile, tile_stride);
+                (self.finish)(block, task, Columns { from, to, rows: product.rows }, tile, tile_stride);
+            }
+        }
+    }
+}
+
+/// The regions that hold a layer's numbers, for the overlap check.
+fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
+    let last = if layer.is_shared() { 0 } else { tasks - 1 };
+    let whole = |offset, len| Region { offset, rows: 1, width: last * layer.task_stride + len };
+    [whole(layer.weight, layer.inputs * layer.outputs), whole(layer.bias, layer.outputs)]
+}
+
+/// Row of block `block`, task `task` in blocks of `rows` rows a task.
+fn first_row(region: &Region, tasks: usize, rows: usize, block: usize, task: usize) -> usize {
+    region.offset + (block * tasks + task) * rows * region.width
+}
+
+/// See [`LinearForward`].
+pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearForward<'_, T>) {
+    let [weight, bias] = layer_regions(&op.layer, op.tasks);
+    let base = arena.shared(&[op.input, weight, bias], &[op.output, op.corrections.scratch]);
+    let source = Source { input: op.input, first_block: 0, layer: op.layer, transposed: true, bias: true };
+    let product = Product {
+        tasks: op.tasks,
+        rows: op.rows,
+        blocks: op.input.rows / (op.tasks * op.rows),
+        width: op.layer.outputs,
+        sources: [Some(source), None],
+        corrections: op.corrections,
+        target: Some(op.output),
+    };
+    product.run(device, base, |_, _, columns, tile, stride| activate(op.activation, columns, tile, stride));
+}
+
+/// See [`LinearBackward`].
+pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearBackward<'_, T>) {
+    let [weight, _] = layer_regions(&op.layer, op.tasks);
+    let gate_values = op.gate.map_or(op.delta, |g| g.values);
+    let base = arena.shared(&[op.delta, weight, gate_values], &[op.output, op.corrections.scratch]);
+    let source = Source { input: op.delta, first_block: 0, layer: op.layer, transposed: false, bias: false };
+    let product = Product {
+        tasks: op.tasks,
+        rows: op.rows,
+        blocks: op.delta.rows / (op.tasks * op.rows),
+        width: op.layer.inputs,
+        sources: [Some(source), None],
+        corrections: op.corrections,
+        target: Some(op.output),
+    };
+    product.run(device, base, |block, task, columns, tile, stride| {
+        if let Some(Gate { activation, values, blocks }) = op.gate {
+            let values = base.at(first_row(&values, op.tasks, op.rows, blocks[block], task));
+            gate(activation, columns, tile, stride, values, op.layer.inputs);
+        }
+    });
+}
+
+/// See [`AdjointForward`].
+pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointForward<'_, T>) {
+    let [weight, _] = layer_regions(&op.layer, op.tasks);
+    let input = op.input.map_or(op.delta, |(region, _)| region);
+    let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
+    let direction_values = op.direction.map_or(input, |d| d.values);
+    let reads = [input, weight, direction[0], direction[1], direction_values, op.gate.values, op.delta];
+    let curved = op.gate.activation.is_curved();
+    let writes = [op.e_cotangent, op.corrections.scratch, op.z_cotangent];
+    let base = arena.shared(&reads, &writes[..if curved { 3 } else { 2 }]);
+    let blocks = op.gate.blocks.len();
+    let sources = [
+        op.input.map(|(input, first_block)| Source {
+            input,
+            first_block,
+            layer: op.layer,
+            transposed: true,
+            bias: false,
+        }),
+        op.direction.map(|d| Source { input: d.values, first_block: 0, layer: d.layer, transposed: true, bias: true }),
+    ];
+    let product = Product {
+        tasks: op.tasks,
+        rows: op.rows,
+        blocks,
+        width: op.layer.outputs,
+        sources,
+        corrections: op.corrections,
+        target: Some(op.e_cotangent),
+    };
+    product.run(device, base, |block, task, columns, tile, stride| {
+        let gate_block = op.gate.blocks[block];
+        let at = |region: &Region, block| base.at(first_row(region, op.tasks, op.rows, block, task));
+        // The first block that a gate block gates writes, the others add.
+        let adds = op.gate.blocks[..block].contains(&gate_block);
+        let z = if curved { at(&op.z_cotangent, gate_block) } else { std::ptr::null_mut() };
+        let operands = [at(&op.gate.values, gate_block), at(&op.delta, block), z];
+        adjoint_gate(op.gate.activation, columns, tile, stride, operands, adds);
+    });
+}
+
+/// See [`AdjointBackward`].
+pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointBackward<'_, T>) {
+    let [weight, _] = layer_regions(&op.layer, op.tasks);
+    let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
+    let direction_values = op.direction.map_or(op.z_cotangent, |d| d.values);
+    let gate_values = op.gate.map_or(op.z_cotangent, |g| g.values);
+    let reads = [op.z_cotangent, weight, direction[0], direction_values, gate_values];
+    let base = arena.shared(&reads, &[op.output, op.corrections.scratch]);
+    let source = |input, layer| Source { input, first_block: 0, layer, transposed: false, bias: false };
+    let product = Product {
+        tasks: op.tasks,
+        rows: op.rows,
+        blocks: op.z_cotangent.rows / (op.tasks * op.rows),
+        width: op.layer.inputs,
+        sources: [Some(source(op.z_cotangent, op.layer)), op.direction.map(|d| source(d.values, d.layer))],
+        corrections: op.corrections,
+        target: None,
+    };
+    product.run(device, base, |block, task, columns, tile, stride| {
+        if let Some(Gate { activation, values, blocks }) = op.gate {
+            let values = base.at(first_row(&values, op.tasks, op.rows, blocks[block], task));
+            gate(activation, columns, tile, stride, values, op.layer.inputs);
+        }
+        let out = base.at(first_row(&op.output, op.tasks, op.rows, block, task));
+        columns.store(tile, stride, out, op.layer.inputs, op.accumulate);
+    });
+}

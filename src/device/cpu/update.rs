@@ -1,0 +1,144 @@
+//! The materialised form's inner update and its transpose.
+
+use super::matrix::{Matrix, multiply};
+use super::{Base, CpuArena, CpuDevice};
+use crate::device::{InnerUpdate, Linear, Rate, Region, ReverseUpdate};
+use crate::scalar::Scalar;
+
+/// Weight and bias of one task, as one run of elements: they lie one after the other.
+fn task_range(layer: &Linear, task: usize) -> (usize, usize) {
+    debug_assert_eq!(layer.bias, layer.weight + layer.inputs * layer.outputs);
+    (layer.weight + task * layer.task_stride, (layer.inputs + 1) * layer.outputs)
+}
+
+/// All tasks' elements, for the overlap check.
+fn region(layer: &Linear, tasks: usize) -> Region {
+    let (offset, len) = task_range(layer, 0);
+    Region { offset, rows: 1, width: (tasks - 1) * layer.task_stride + len }
+}
+
+/// See [`InnerUpdate`].
+pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &InnerUpdate<T>) {
+    let reads = [op.delta, op.values, region(&op.from, op.tasks)];
+    let to = region(&op.to, op.tasks);
+    let writes = [to, op.new_velocity.map_or(Region { width: 0, ..to }, |v| region(&v, op.tasks))];
+    let base = arena.shared(&reads, &writes);
+    device.run(op.tasks, |task| {
+        let (from, len) = task_range(&op.from, task);
+        let (to, _) = task_range(&op.to, task);
+        // SAFETY: declared regions; each job writes its own task's weights.
+        let (from, to) = unsafe { (base.slice(from, len), base.slice_mut(to, len)) };
+        let Some(kept) = op.new_velocity else {
+            // Nothing else needs the gradient: it goes straight into the weights.
+            to.copy_from_slice(from);
+            let Rate::Uniform(rate) = op.rate else { unreachable!("per-parameter rates keep the velocity") };
+            add_gradient(base, op, task, -rate, to.as_mut_ptr());
+            return;
+        };
+        // SAFETY: as above.
+        let velocity = unsafe { base.slice_mut(task_range(&kept, task).0, len) };
+        match op.velocity {
+            Some(before) => {
+                // SAFETY: an earlier step's velocity, which is only read.
+                let before = unsafe { base.slice(task_range(&before, task).0, len) };
+                velocity.iter_mut().zip(before).for_each(|(v, b)| *v = op.momentum * *b);
+            }
+            None => velocity.fill(T::ZERO),
+        }
+        add_gradient(base, op, task, T::ONE, velocity.as_mut_ptr());
+        match op.rate {
+            Rate::Uniform(rate) => {
+                for i in 0..len {
+                    to[i] = from[i] - rate * velocity[i];
+                }
+            }
+            Rate::PerParameter(rates) => {
+                // SAFETY: the rates are only read.
+                let rates = unsafe { base.slice(task_range(&rates, 0).0, len) };
+                for i in 0..len {
+                    to[i] = from[i] - rates[i] * velocity[i];
+                }
+            }
+        }
+    });
+}
+
+/// `out += scale * delta^T [a, 1]`, weight then bias.
+fn add_gradient<T: Scalar>(base: Base<T>, op: &InnerUpdate<T>, task: usize, scale: T, out: *mut T) {
+    let Linear { inputs, outputs, .. } = op.to;
+    let per_block = op.tasks * op.rows;
+    for block in 0..op.delta.rows / per_block {
+        let first = block * per_block + task * op.rows;
+        let delta = base.at(op.delta.offset + first * outputs);
+        let values = base.at(op.values.offset + first * inputs);
+        // SAFETY: declared regions; `out` is this job's own.
+        unsafe {
+            let left = Matrix::rows(delta.cast_const(), outputs).transposed();
+            multiply((outputs, op.rows, inputs), left, Matrix::rows(values, inputs), scale, out, inputs, true);
+            let bias = std::slice::from_raw_parts_mut(out.add(inputs * outputs), outputs);
+            for k in 0..op.rows {
+                let row = std::slice::from_raw_parts(delta.add(k * outputs), outputs);
+                bias.iter_mut().zip(row).for_each(|(b, d)| *b += scale * *d);
+            }
+        }
+    }
+}
+
+/// See [`ReverseUpdate`].
+pub(super) fn reverse_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &ReverseUpdate<T>) {
+    if let (Some(gradient), Some(velocity)) = (op.rate_gradient, op.velocity) {
+        rate_gradient(arena, op, gradient, &velocity);
+    }
+    let base = arena.shared(&[region(&op.weight_cotangent, op.tasks)], &[region(&op.direction, op.tasks)]);
+    device.run(op.tasks, |task| {
+        let (cotangent, len) = task_range(&op.weight_cotangent, task);
+        // SAFETY: declared regions; each job writes its own task's direction.
+        let (cotangent, direction) =
+            unsafe { (base.slice(cotangent, len), base.slice_mut(task_range(&op.direction, task).0, len)) };
+        let momentum = if op.accumulate { op.momentum } else { T::ZERO };
+        if momentum == T::ZERO {
+            direction.fill(T::ZERO);
+        }
+        match op.rate {
+            Rate::Uniform(rate) => {
+                for i in 0..len {
+                    direction[i] = momentum * direction[i] - rate * cotangent[i];
+                }
+            }
+            Rate::PerParameter(rates) => {
+                // SAFETY: the rates are only read.
+                let rates = unsafe { base.slice(task_range(&rates, 0).0, len) };
+                for i in 0..len {
+                    direction[i] = momentum * direction[i] - rates[i] * cotangent[i];
+                }
+            }
+        }
+    });
+}
+
+/// Task by task, so that the order of the sum never changes.
+fn rate_gradient<T: Scalar>(arena: &mut CpuArena<T>, op: &ReverseUpdate<T>, gradient: Region, velocity: &Linear) {
+    let base = arena.shared(&[region(&op.weight_cotangent, op.tasks), region(velocity, op.tasks)], &[gradient]);
+    for task in 0..op.tasks {
+        let (cotangent, len) = task_range(&op.weight_cotangent, task);
+        // SAFETY: declared regions; nothing else runs.
+        let (cotangent, velocity, gradient) = unsafe {
+            (
+                base.slice(cotangent, len),
+                base.slice(task_range(velocity, task).0, len),
+                base.slice_mut(gradient.offset, gradient.len()),
+            )
+        };
+        match op.rate {
+            Rate::Uniform(_) => {
+                let dot: f64 = cotangent.iter().zip(velocity).map(|(c, v)| c.to_f64() * v.to_f64()).sum();
+                gradient[0] = gradient[0] - op.scale * T::from_f64(dot);
+            }
+            Rate::PerParameter(_) => {
+                for i in 0..len {
+                    gradient[i] = gradient[i] - op.scale * cotangent[i] * velocity[i];
+                }
+            }
+        }
+    }
+}

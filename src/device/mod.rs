@@ -1,0 +1,101 @@
+//! The list of operations the algorithms are made of, and the devices that carry them out.
+//!
+//! A device works on one arena: a single allocation, sized from the plan before anything runs. Operations name their
+//! operands as [`Region`]s of it, so nothing is allocated in a meta-step. All matrices are row-major.
+//!
+//! Rows come in **blocks**: a block is `[tasks, rows, width]`, the rows of every task for one role. A network trained on
+//! one batch has one block; the discriminator has a block of real and one of generated rows. Blocks that are used
+//! together lie one after the other, so that one product with shared weights covers them all.
+//!
+//! Every region an operation writes must be disjoint from those it reads, unless its contract says otherwise.
+
+pub mod cpu;
+mod operation;
+mod region;
+
+pub use operation::{
+    AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Corrections, Direction, Gate, Gram,
+    GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, OuterProduct, OuterStep, OuterTerm,
+    PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
+};
+pub use region::{ArenaPlan, Region};
+
+use crate::Result;
+use crate::scalar::Scalar;
+
+/// Something that carries out the operations of the inner and the outer loop, in numbers of type `T`.
+///
+/// Each operation is documented on its argument structure. Shapes are the caller's duty (the crate's plans make them fit);
+/// a device may assume they hold, and must not access memory outside the arena when they do not.
+pub trait Device<T: Scalar>: Sync {
+    /// Memory of the device.
+    type Arena: Send + Sync;
+
+    /// Allocates an arena of `elements` numbers.
+    ///
+    /// # Errors
+    /// Not that much memory is available.
+    fn arena(&self, elements: usize) -> Result<Self::Arena>;
+
+    /// Copies `from` into a region of the same size.
+    fn upload(&self, arena: &mut Self::Arena, to: Region, from: &[T]);
+    /// Copies a region into `to`, of the same size.
+    fn download(&self, arena: &Self::Arena, from: Region, to: &mut [T]);
+    /// Adds `from` to a region of the same size.
+    fn add_host(&self, arena: &mut Self::Arena, to: Region, from: &[T]);
+    /// Sets every element of a region.
+    fn fill(&self, arena: &mut Self::Arena, to: Region, value: T);
+    /// Copies one region to another of the same size.
+    fn copy(&self, arena: &mut Self::Arena, from: Region, to: Region);
+    /// `to[i] = from[indices[i]]`, by rows.
+    fn gather(&self, arena: &mut Self::Arena, from: Region, indices: &[u32], to: Region);
+
+    /// See [`LinearForward`].
+    fn linear_forward(&self, arena: &mut Self::Arena, operation: &LinearForward<'_, T>);
+    /// See [`LinearBackward`].
+    fn linear_backward(&self, arena: &mut Self::Arena, operation: &LinearBackward<'_, T>);
+    /// See [`AdjointForward`].
+    fn adjoint_forward(&self, arena: &mut Self::Arena, operation: &AdjointForward<'_, T>);
+    /// See [`AdjointBackward`].
+    fn adjoint_backward(&self, arena: &mut Self::Arena, operation: &AdjointBackward<'_, T>);
+    /// See [`Gram`].
+    fn gram(&self, arena: &mut Self::Arena, operation: &Gram<'_>);
+    /// See [`GramInner`].
+    fn gram_inner(&self, arena: &mut Self::Arena, operation: &GramInner);
+    /// See [`OuterProduct`].
+    fn outer_product(&self, arena: &mut Self::Arena, operation: &OuterProduct<'_, T>);
+
+    /// See [`InnerUpdate`].
+    fn inner_update(&self, arena: &mut Self::Arena, operation: &InnerUpdate<T>);
+    /// See [`ReverseUpdate`].
+    fn reverse_update(&self, arena: &mut Self::Arena, operation: &ReverseUpdate<T>);
+    /// `to = scale * sum over the rows of from`, to one row; or `to += ...` when `accumulate`.
+    fn sum_rows(&self, arena: &mut Self::Arena, from: Region, scale: T, to: Region, accumulate: bool);
+    /// `to += scale * from`, regions of one size.
+    fn add_scaled(&self, arena: &mut Self::Arena, from: Region, scale: T, to: Region);
+
+    /// See [`SupervisedLoss`].
+    fn supervised_loss(&self, arena: &mut Self::Arena, operation: &SupervisedLoss);
+    /// See [`SupervisedCurvature`].
+    fn supervised_curvature(&self, arena: &mut Self::Arena, operation: &SupervisedCurvature);
+    /// See [`AdversarialLoss`].
+    fn adversarial_loss(&self, arena: &mut Self::Arena, operation: &AdversarialLoss<T>);
+    /// See [`AdversarialCurvature`].
+    fn adversarial_curvature(&self, arena: &mut Self::Arena, operation: &AdversarialCurvature<T>);
+    /// See [`PixelLoss`].
+    fn pixel_loss(&self, arena: &mut Self::Arena, operation: &PixelLoss<T>);
+    /// See [`PixelCurvature`].
+    fn pixel_curvature(&self, arena: &mut Self::Arena, operation: &PixelCurvature<T>);
+
+    /// Sum of the squares of a region, in double precision, the same from run to run.
+    fn squared_norm(&self, arena: &Self::Arena, region: Region) -> f64;
+    /// See [`OuterStep`].
+    fn outer_step(&self, arena: &mut Self::Arena, operation: &OuterStep);
+
+    /// Runs `work` on every lane, each with a device of its own, in parallel where the device can.
+    fn for_each_lane<L: Send>(&self, lanes: &mut [L], work: impl Fn(&Self, &mut L) + Sync)
+    where
+        Self: Sized;
+    /// How many lanes can run at once.
+    fn lanes(&self) -> usize;
+}

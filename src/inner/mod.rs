@@ -1,0 +1,20 @@
+//! The inner loop and its exact transpose, in two forms that give the same numbers.
+//!
+//! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented,
+//! `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
+
+mod dual;
+mod gan;
+mod materialised;
+mod network;
+mod plan;
+mod supervised;
+mod tape;
+
+pub use plan::Strategy;
+
+pub use plan::{choose, lanes};
+
+pub use gan::{GanLoop, GanSpec};
+pub use network::{LoopRows, Network, Rates};
+pub use supervised::{SupervisedLoop, SupervisedSpec};

@@ -1,0 +1,297 @@
+//! One network in the inner loop, whatever form its adapted weights take.
+
+use super::Strategy;
+use super::dual::Dual;
+use super::materialised::Materialised;
+use super::tape::{NetworkSpec, Slot, Tape};
+use crate::Scalar;
+use crate::device::{ArenaPlan, Device, Gate, Linear, Region};
+use crate::meta::{InnerConfig, RateKind};
+
+/// The inner learning rates of one network.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Rates<T> {
+    /// `[steps, layers]`.
+    PerLayerPerStep(Vec<T>),
+    /// One a parameter, in the network's flat layout.
+    PerParameter(Vec<T>),
+}
+
+/// One lane's tasks, row-major: what goes into the network, then what is to come out.
+#[derive(Clone, Copy)]
+pub struct LoopRows<'a, T> {
+    /// Inputs and targets, `[T, shots, .]`.
+    pub support: [&'a [T]; 2],
+    /// Inputs and targets, `[T, queries, .]`.
+    pub query: [&'a [T]; 2],
+    /// With minibatches: the support rows of each step, task by task, counted within this lane.
+    pub indices: &'a [u32],
+}
+
+/// How the adapted weights are represented.
+pub(super) enum Form<T> {
+    Dual(Dual<T>),
+    Materialised(Materialised<T>),
+}
+
+/// One network: its shared parameters, the rows of its passes, and its form.
+pub struct Network<T> {
+    pub spec: NetworkSpec,
+    pub tape: Tape,
+    /// The shared parameters, flat.
+    pub parameters: Region,
+    /// The meta-gradient, flat.
+    pub gradient: Region,
+    form: Form<T>,
+}
+
+impl<T: Scalar> Network<T> {
+    /// Lays the network out.
+    pub fn new(plan: &mut ArenaPlan, spec: NetworkSpec, strategy: Strategy, inner: &InnerConfig) -> Self {
+        let (momentum, per_parameter) = (inner.momentum, inner.rates == RateKind::PerParameter);
+        let parameters = plan.take(1, spec.mlp.parameter_count());
+        let gradient = plan.take(1, spec.mlp.parameter_count());
+        let adjoint = spec.second_order;
+        let (tape, form) = match strategy {
+            Strategy::Dual => {
+                let tape = Tape::new(plan, &spec, spec.steps, if adjoint { spec.steps } else { 0 });
+                let dual = Dual::new(plan, &spec, &tape, momentum);
+                (tape, Form::Dual(dual))
+            }
+            Strategy::Materialised => {
+                let tape = Tape::new(plan, &spec, if adjoint { spec.steps } else { 1 }, usize::from(adjoint));
+                let form = Materialised::new(plan, &spec, momentum, per_parameter);
+                (tape, Form::Materialised(form))
+            }
+        };
+        Self { spec, tape, parameters, gradient, form }
+    }
+
+    /// Takes the rates for the coming meta-step.
+    pub fn set_rates<D: Device<T>>(&mut self, device: &D, arena: &mut D::Arena, rates: &Rates<T>) {
+        match &mut self.form {
+            Form::Dual(dual) => dual.set_rates(&self.spec, rates),
+            Form::Materialised(form) => form.set_rates(device, arena, rates),
+        }
+    }
+
+    /// Where a layer's shared weights lie in a flat array that begins at `offset`.
+    pub fn layer_at(spec: &NetworkSpec, offset: usize, task_stride: usize, layer: usize) -> Linear {
+        Linear {
+            weight: offset + spec.mlp.weight_range(layer).start,
+            bias: offset + spec.mlp.bias_range(layer).start,
+            task_stride,
+            inputs: spec.mlp.widths()[layer],
+            outputs: spec.mlp.widths()[layer + 1],
+        }
+    }
+
+    /// The shared weights of a layer.
+    pub(super) fn shared_layer(&self, layer: usize) -> Linear {
+        Self::layer_at(&self.spec, self.parameters.offset, 0, layer)
+    }
+
+    /// All layers, from the values at level 0.
+    pub fn forward<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, slot: Slot) {
+        for layer in 0..self.spec.layers() {
+            match &self.form {
+                Form::Dual(dual) => dual.forward(self, device, arena, layer, slot),
+                Form::Materialised(form) => form.forward(self, device, arena, layer, slot),
+            }
+        }
+    }
+
+    /// The deltas below the top one, which the loss has written. In an inner step the pass ends at the lowest layer that
+    /// moves; in the query pass at the lowest of all.
+    pub fn backward<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, slot: Slot) {
+        let last = match slot {
+            Slot::Step(_) => self.spec.first_moving,
+            Slot::Query { .. } => 0,
+        };
+        for layer in (last + 1..self.spec.layers()).rev() {
+            let gate = self.gate_below(layer, slot);
+            let (delta, output) = (self.tape.delta(layer, slot), self.tape.delta(layer - 1, slot));
+            let blocks = (0, self.spec.backward_blocks());
+            self.input_gradient(device, arena, layer, slot, blocks, delta, Some(gate), output);
+        }
+    }
+
+    /// The gradient at the network's input of backward block `block`, to `output`.
+    pub fn backward_to_input<D: Device<T>>(
+        &self,
+        device: &D,
+        arena: &mut D::Arena,
+        slot: Slot,
+        block: usize,
+        output: Region,
+    ) {
+        let delta = self.tape.delta_block(0, slot, block);
+        self.input_gradient(device, arena, 0, slot, (block, block + 1), delta, None, output);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn input_gradient<D: Device<T>>(
+        &self,
+        device: &D,
+        arena: &mut D::Arena,
+        layer: usize,
+        slot: Slot,
+        blocks: (usize, usize),
+        delta: Region,
+        gate: Option<Gate<'_>>,
+        output: Region,
+    ) {
+        match &self.form {
+            Form::Dual(dual) => dual.backward(self, device, arena, layer, slot, blocks, delta, gate, output),
+            Form::Materialised(form) => form.backward(self, device, arena, layer, slot, delta, gate, output),
+        }
+    }
+
+    /// The activation between layers `layer - 1` and `layer`.
+    fn gate_below(&self, layer: usize, slot: Slot) -> Gate<'_> {
+        Gate {
+            activation: self.spec.mlp.activations()[layer - 1],
+            values: self.tape.values(layer, slot),
+            blocks: &self.spec.gate_blocks,
+        }
+    }
+
+    /// One step of the inner optimizer.
+    pub fn update<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
+        match &self.form {
+            // The rows are the update.
+            Form::Dual(_) => {}
+            Form::Materialised(form) => form.update(self, device, arena, step),
+        }
+    }
+
+    /// Begins the way back: the query's gradient becomes the cotangent of the adapted weights.
+    pub fn begin_adjoint<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+        match &self.form {
+            Form::Dual(dual) => dual.begin_adjoint(self, device, arena),
+            Form::Materialised(form) => form.begin_adjoint(self, device, arena),
+        }
+    }
+
+    /// The adjoint pass upwards through step `step`. The extra blocks' cotangent at level 0 has been written if there are any.
+    pub fn adjoint_up<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
+        if let Form::Materialised(form) = &self.form {
+            form.reverse_update(self, device, arena, step);
+        }
+        for layer in self.spec.first_moving..self.spec.layers() {
+            let slot = Slot::Step(step);
+            let gate = Gate {
+                activation: self.spec.mlp.activations()[layer],
+                values: self.tape.values(layer + 1, slot),
+                blocks: &self.spec.gate_blocks,
+            };
+            match &self.form {
+                Form::Dual(dual) => dual.adjoint_up(self, device, arena, layer, step, gate),
+                Form::Materialised(form) => form.adjoint_up(self, device, arena, layer, step, gate),
+            }
+        }
+    }
+
+    /// Whether the upward pass has left a part of layer `layer`'s z cotangent for the downward pass to add to.
+    pub fn z_begun(&self, layer: usize) -> bool {
+        self.spec.moves(layer) && self.spec.mlp.activations()[layer].is_curved()
+    }
+
+    /// The adjoint pass downwards through step `step`, from the top layer's z cotangent on.
+    pub fn adjoint_down<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
+        let slot = Slot::Step(step);
+        for layer in (1..self.spec.layers()).rev() {
+            let gate = Gate { blocks: IDENTITY, ..self.gate_below(layer, slot) };
+            let (z, output) = (self.tape.z(layer, slot), self.tape.z(layer - 1, slot));
+            let blocks = (0, self.spec.forward_blocks);
+            self.adjoint_backward(device, arena, layer, step, blocks, z, Some(gate), output);
+        }
+        match &self.form {
+            Form::Dual(dual) => dual.finish_step(self, device, arena, step),
+            Form::Materialised(form) => form.finish_step(self, device, arena, step),
+        }
+    }
+
+    /// The cotangent at the input of forward block `block`, to `output`; after [`Network::adjoint_down`].
+    pub fn adjoint_to_input<D: Device<T>>(
+        &self,
+        device: &D,
+        arena: &mut D::Arena,
+        step: usize,
+        block: usize,
+        output: Region,
+    ) {
+        let z = self.tape.z_block(0, Slot::Step(step), block);
+        self.adjoint_backward(device, arena, 0, step, (block, block + 1), z, None, output);
+    }
+
+    #[allow(clippy::too_many_arguments)]
+    fn adjoint_backward<D: Device<T>>(
+        &self,
+        device: &D,
+        arena: &mut D::Arena,
+        layer: usize,
+        step: usize,
+        blocks: (usize, usize),
+        z: Region,
+        gate: Option<Gate<'_>>,
+        output: Region,
+    ) {
+        let accumulate = layer > 0 && self.z_begun(layer - 1);
+        match &self.form {
+            Form::Dual(dual) => {
+                dual.adjoint_down(self, device, arena, layer, step, blocks, z, gate, output, accumulate);
+            }
+            Form::Materialised(form) => {
+                form.adjoint_down(self, device, arena, layer, step, blocks, z, gate, output, accumulate);
+            }
+        }
+    }
+
+    /// The meta-gradient of exact or first-order MAML, a mean over `total_tasks`, to [`Network::gradient`].
+    pub fn meta_gradient<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+        match &self.form {
+            Form::Dual(dual) => dual.meta_gradient(self, device, arena),
+            Form::Materialised(form) => form.meta_gradient(self, device, arena),
+        }
+    }
+
+    /// Reptile's: the mean over the tasks of how far the inner loop moved, negated, to [`Network::gradient`].
+    pub fn displacement<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+        match &self.form {
+            Form::Dual(dual) => dual.displacement(self, device, arena),
+            Form::Materialised(form) => form.displacement(self, device, arena),
+        }
+    }
+
+    /// First-order MAML: the part of step `step` in the gradient of the rates, with the inner gradients held constant.
+    pub fn rates_of_step<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
+        if let Form::Materialised(form) = &self.form {
+            form.reverse_update(self, device, arena, step);
+        }
+    }
+
+    /// Whether [`Network::rate_gradient`] has anything to give.
+    pub fn has_rate_gradient(&self) -> bool {
+        self.spec.rate_gradient
+    }
+
+    /// The gradient of the rates, in the rates' own layout, added to `out`.
+    pub fn rate_gradient<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, out: &mut [T]) {
+        match &self.form {
+            Form::Dual(dual) => dual.rate_gradient(self, device, arena, out),
+            Form::Materialised(form) => form.rate_gradient(device, arena, out),
+        }
+    }
+
+    /// The adapted parameters of one task after all steps, to `out` in the flat layout.
+    pub fn adapted<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, task: usize, out: &mut [T]) {
+        match &self.form {
+            Form::Dual(dual) => dual.adapted(self, device, arena, task, out),
+            Form::Materialised(form) => form.adapted(self, device, arena, task, out),
+        }
+    }
+}
+
+/// Blocks that gate themselves.
+pub(super) const IDENTITY: &[usize] = &[0, 1, 2, 3];

@@ -1,0 +1,170 @@
+//! The supervised inner loop, over any form and any device.
+
+use super::Strategy;
+use super::network::{LoopRows, Network, Rates};
+use super::tape::{NetworkSpec, Slot};
+use crate::Scalar;
+use crate::device::{ArenaPlan, Device, Region, SupervisedCurvature, SupervisedLoss};
+use crate::meta::{Algorithm, InnerConfig, Shape};
+use crate::model::Mlp;
+use crate::objective::Loss;
+
+/// What the loop is to do.
+#[derive(Clone, Debug)]
+pub struct SupervisedSpec {
+    pub mlp: Mlp,
+    pub loss: Loss,
+    pub inner: InnerConfig,
+    pub strategy: Strategy,
+    /// Tasks of this lane.
+    pub tasks: usize,
+    /// Shape of the whole meta-batch.
+    pub shape: Shape,
+    /// Evaluate the query set after every step, and do not go back.
+    pub trace: bool,
+}
+
+/// The loop's regions.
+pub struct SupervisedLoop<T> {
+    pub net: Network<T>,
+    spec: SupervisedSpec,
+    support_x: Region,
+    support_y: Region,
+    query_y: Region,
+    /// With minibatches: each step's targets.
+    targets: Region,
+    /// The query loss of each task.
+    pub task_loss: Region,
+    /// When tracing: losses `[steps + 1, T]` and predictions `[(steps + 1) * T * Kq, outputs]`.
+    pub trace_loss: Region,
+    pub trace_prediction: Region,
+}
+
+impl<T: Scalar> SupervisedLoop<T> {
+    pub fn new(plan: &mut ArenaPlan, spec: SupervisedSpec) -> Self {
+        let (inner, Shape { shots, queries, .. }) = (&spec.inner, spec.shape);
+        let rows = inner.minibatch.unwrap_or(shots);
+        let gathers = inner.minibatch.is_some();
+        let (inputs, outputs, tasks) = (spec.mlp.inputs(), spec.mlp.outputs(), spec.tasks);
+        let network = NetworkSpec {
+            first_moving: if inner.algorithm == Algorithm::Anil { spec.mlp.layers() - 1 } else { 0 },
+            forward_blocks: 1,
+            gate_blocks: vec![0],
+            ..NetworkSpec::new(&spec.mlp, inner, tasks, &spec.shape, spec.trace)
+        };
+        let net = Network::new(plan, network, spec.strategy, inner);
+        let traced = if spec.trace { inner.steps + 1 } else { 0 };
+        Self {
+            net,
+            support_x: plan.take(tasks * shots, if gathers { inputs } else { 0 }),
+            support_y: plan.take(tasks * shots, outputs),
+            query_y: plan.take(tasks * queries, outputs),
+            targets: plan.take(if gathers { inner.steps * tasks * rows } else { 0 }, outputs),
+            task_loss: plan.take(1, tasks),
+            trace_loss: plan.take(traced, tasks),
+            trace_prediction: plan.take(traced * tasks * queries, outputs),
+            spec,
+        }
+    }
+
+    /// One meta-step: losses in [`SupervisedLoop::task_loss`], the gradient in the network's region.
+    pub fn run<D: Device<T>>(&mut self, device: &D, arena: &mut D::Arena, rates: &Rates<T>, rows: &LoopRows<'_, T>) {
+        self.net.set_rates(device, arena, rates);
+        device.upload(arena, self.support_y, rows.support[1]);
+        if self.spec.inner.minibatch.is_some() {
+            device.upload(arena, self.support_x, rows.support[0]);
+        }
+        let query = Slot::Query { after: self.spec.inner.steps };
+        device.upload(arena, self.net.tape.values(0, query), rows.query[0]);
+        device.upload(arena, self.query_y, rows.query[1]);
+        for step in 0..self.spec.inner.steps {
+            self.trace(device, arena, step);
+            let slot = Slot::Step(step);
+            self.load(device, arena, step, rows);
+            self.net.forward(device, arena, slot);
+            device.supervised_loss(arena, &self.loss_at(slot, true, None));
+            self.net.backward(device, arena, slot);
+            self.net.update(device, arena, step);
+        }
+        self.trace(device, arena, self.spec.inner.steps);
+        if self.spec.trace {
+            return;
+        }
+        let differentiates = self.spec.inner.algorithm.differentiates_query();
+        self.net.forward(device, arena, query);
+        device.supervised_loss(arena, &self.loss_at(query, differentiates, Some(self.task_loss)));
+        if !differentiates {
+            self.net.displacement(device, arena);
+            return;
+        }
+        self.net.backward(device, arena, query);
+        self.net.begin_adjoint(device, arena);
+        for step in (0..self.spec.inner.steps).rev() {
+            if self.spec.inner.algorithm.is_second_order() {
+                self.adjoint(device, arena, step);
+            } else if self.net.spec.rate_gradient {
+                self.net.rates_of_step(device, arena, step);
+            }
+        }
+        self.net.meta_gradient(device, arena);
+    }
+
+    /// The support rows of a step.
+    fn load<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize, rows: &LoopRows<'_, T>) {
+        let input = self.net.tape.values(0, Slot::Step(step));
+        match self.spec.inner.minibatch {
+            None => device.upload(arena, input, rows.support[0]),
+            Some(_) => {
+                let indices = &rows.indices[step * input.rows..][..input.rows];
+                device.gather(arena, self.support_x, indices, input);
+                device.gather(arena, self.support_y, indices, self.target(Slot::Step(step)));
+            }
+        }
+    }
+
+    fn target(&self, slot: Slot) -> Region {
+        match (slot, self.spec.inner.minibatch) {
+            (Slot::Query { .. }, _) => self.query_y,
+            (_, None) => self.support_y,
+            (Slot::Step(step), Some(rows)) => self.targets.rows(step * self.spec.tasks * rows, self.spec.tasks * rows),
+        }
+    }
+
+    fn loss_at(&self, slot: Slot, differentiate: bool, task_loss: Option<Region>) -> SupervisedLoss {
+        let layers = self.spec.mlp.layers();
+        SupervisedLoss {
+            tasks: self.spec.tasks,
+            loss: self.spec.loss,
+            activation: self.spec.mlp.activations()[layers - 1],
+            prediction: self.net.tape.values(layers, slot),
+            target: self.target(slot),
+            delta: differentiate.then(|| self.net.tape.delta(layers - 1, slot)),
+            task_loss,
+        }
+    }
+
+    fn adjoint<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
+        let (slot, layers) = (Slot::Step(step), self.spec.mlp.layers());
+        self.net.adjoint_up(device, arena, step);
+        let operation = SupervisedCurvature {
+            at: self.loss_at(slot, false, None),
+            e_cotangent: self.net.tape.e(layers, slot),
+            z_cotangent: self.net.tape.z(layers - 1, slot),
+            accumulate: self.net.z_begun(layers - 1),
+        };
+        device.supervised_curvature(arena, &operation);
+        self.net.adjoint_down(device, arena, step);
+    }
+
+    /// Evaluates the query set at the weights after `after` steps, when that is asked for.
+    fn trace<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, after: usize) {
+        if !self.spec.trace {
+            return;
+        }
+        let slot = Slot::Query { after };
+        self.net.forward(device, arena, slot);
+        device.supervised_loss(arena, &self.loss_at(slot, false, Some(self.trace_loss.rows(after, 1))));
+        let prediction = self.net.tape.values(self.spec.mlp.layers(), slot);
+        device.copy(arena, prediction, self.trace_prediction.rows(after * prediction.rows, prediction.rows));
+    }
+}

@@ -1,0 +1,234 @@
+//! The rows of one network's passes: activations, deltas and their cotangents, for every inner step.
+
+use crate::device::{ArenaPlan, Region};
+use crate::meta::{InnerConfig, Shape};
+use crate::model::Mlp;
+
+/// What one network does in the inner loop, as far as shapes go.
+#[derive(Clone, Debug)]
+pub struct NetworkSpec {
+    pub mlp: Mlp,
+    pub tasks: usize,
+    /// Tasks of the whole meta-batch, of which these are a part: gradients are means over them.
+    pub total_tasks: usize,
+    pub steps: usize,
+    /// Rows a task and block in an inner step.
+    pub support_rows: usize,
+    /// Rows a task and block in the query pass.
+    pub query_rows: usize,
+    /// Blocks of the forward pass. The network descends the gradient of the first that many backward blocks.
+    pub forward_blocks: usize,
+    /// For each block of the backward pass, the forward block it belongs to.
+    pub gate_blocks: Vec<usize>,
+    /// The layers from this one on move in the inner loop.
+    pub first_moving: usize,
+    /// The passes run backwards through the inner loop as well.
+    pub second_order: bool,
+    /// The gradient of the rates is wanted.
+    pub rate_gradient: bool,
+    /// The query set is evaluated after every step, not only after the last.
+    pub trace: bool,
+}
+
+impl NetworkSpec {
+    /// A network with one block all of whose layers move, for `tasks` of the meta-batch.
+    pub fn new(mlp: &Mlp, inner: &InnerConfig, tasks: usize, shape: &Shape, trace: bool) -> Self {
+        let goes_back = inner.algorithm.differentiates_query() && !trace;
+        Self {
+            mlp: mlp.clone(),
+            tasks,
+            total_tasks: shape.tasks,
+            steps: inner.steps,
+            support_rows: inner.minibatch.unwrap_or(shape.shots),
+            query_rows: shape.queries,
+            forward_blocks: 1,
+            gate_blocks: vec![0],
+            first_moving: 0,
+            second_order: inner.algorithm.is_second_order() && goes_back,
+            rate_gradient: inner.learn_rates && goes_back,
+            trace,
+        }
+    }
+
+    pub fn layers(&self) -> usize {
+        self.mlp.layers()
+    }
+
+    pub fn backward_blocks(&self) -> usize {
+        self.gate_blocks.len()
+    }
+
+    /// The backward blocks from this one on have a cotangent of dL/da at level `level`.
+    pub fn first_e_block(&self, level: usize) -> usize {
+        if level > self.first_moving { 0 } else { self.forward_blocks }
+    }
+
+    /// One task's share of a mean.
+    pub fn task_weight(&self) -> f64 {
+        1.0 / self.total_tasks as f64
+    }
+
+    /// Whether backward blocks exist beyond the descended ones; their gradient is needed down to the input.
+    pub fn has_extra_blocks(&self) -> bool {
+        self.backward_blocks() > self.forward_blocks
+    }
+
+    pub fn moves(&self, layer: usize) -> bool {
+        layer >= self.first_moving
+    }
+
+    pub fn rows(&self, slot: Slot) -> usize {
+        match slot {
+            Slot::Step(_) => self.support_rows,
+            Slot::Query { .. } => self.query_rows,
+        }
+    }
+}
+
+/// A pass of the inner loop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Slot {
+    /// Inner step `s`, at the weights after `s` steps.
+    Step(usize),
+    /// The query set, at the weights after that many steps.
+    Query { after: usize },
+}
+
+impl Slot {
+    /// Number of inner steps behind this pass's weights.
+    pub fn history(self) -> usize {
+        match self {
+            Self::Step(s) => s,
+            Self::Query { after } => after,
+        }
+    }
+}
+
+/// Rows of one width for all slots: the inner steps' one after the other, then the query's.
+#[derive(Clone, Debug)]
+struct Store {
+    steps: Region,
+    slots: usize,
+    query: Region,
+}
+
+impl Store {
+    fn new(plan: &mut ArenaPlan, slots: usize, step_rows: usize, query_rows: usize, width: usize) -> Self {
+        Self { steps: plan.take(slots * step_rows, width), slots, query: plan.take(query_rows, width) }
+    }
+
+    /// With fewer slots than steps, the steps take turns.
+    fn slot(&self, slot: Slot) -> Region {
+        match slot {
+            Slot::Step(s) => {
+                let rows = self.steps.rows / self.slots;
+                self.steps.rows(s % self.slots * rows, rows)
+            }
+            Slot::Query { .. } => self.query,
+        }
+    }
+}
+
+/// The regions; every one is in blocks (see [`crate::device`]).
+#[derive(Clone, Debug)]
+pub struct Tape {
+    /// By level: the input, then each layer's activations. Forward blocks.
+    values: Vec<Store>,
+    /// By layer: dL/dz. Backward blocks.
+    delta: Vec<Store>,
+    /// By level: the cotangent of dL/da. Backward blocks; at level 0 the extra blocks only.
+    e: Vec<Store>,
+    /// By layer: the cotangent of z. Forward blocks.
+    z: Vec<Store>,
+    forward_blocks: usize,
+    backward_blocks: usize,
+}
+
+impl Tape {
+    /// `value_slots` steps are kept of the rows, `cotangent_slots` of their cotangents.
+    pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec, value_slots: usize, cotangent_slots: usize) -> Self {
+        let (f, b) = (spec.forward_blocks, spec.backward_blocks());
+        let (k, q) = (spec.tasks * spec.support_rows, spec.tasks * spec.query_rows);
+        let widths = spec.mlp.widths();
+        let mut e = Vec::new();
+        for (level, width) in widths.iter().enumerate() {
+            let blocks = b - spec.first_e_block(level);
+            // Nothing refers to the top level after its step.
+            let slots = if level == spec.layers() { cotangent_slots.min(1) } else { cotangent_slots };
+            e.push(Store::new(plan, slots, blocks * k, 0, *width));
+        }
+        Self {
+            values: widths.iter().map(|w| Store::new(plan, value_slots, f * k, f * q, *w)).collect(),
+            delta: widths[1..].iter().map(|w| Store::new(plan, value_slots, b * k, b * q, *w)).collect(),
+            e,
+            z: widths[1..].iter().map(|w| Store::new(plan, cotangent_slots, f * k, 0, *w)).collect(),
+            forward_blocks: f,
+            backward_blocks: b,
+        }
+    }
+
+    pub fn values(&self, level: usize, slot: Slot) -> Region {
+        self.values[level].slot(slot)
+    }
+
+    /// Forward block `block` of [`Tape::values`].
+    pub fn values_block(&self, level: usize, slot: Slot, block: usize) -> Region {
+        split(self.values(level, slot), self.forward_blocks, block, 1)
+    }
+
+    pub fn delta(&self, layer: usize, slot: Slot) -> Region {
+        self.delta[layer].slot(slot)
+    }
+
+    /// The blocks whose gradient the network descends.
+    pub fn descended(&self, layer: usize, slot: Slot) -> Region {
+        split(self.delta(layer, slot), self.backward_blocks, 0, self.forward_blocks)
+    }
+
+    /// Backward block `block` of [`Tape::delta`].
+    pub fn delta_block(&self, layer: usize, slot: Slot, block: usize) -> Region {
+        split(self.delta(layer, slot), self.backward_blocks, block, 1)
+    }
+
+    pub fn e(&self, level: usize, slot: Slot) -> Region {
+        self.e[level].slot(slot)
+    }
+
+    /// Block `block` of [`Tape::e`], counted from the first that exists.
+    pub fn e_block(&self, level: usize, slot: Slot, block: usize, blocks: usize) -> Region {
+        split(self.e(level, slot), blocks, block, 1)
+    }
+
+    /// The cotangent of z; for the query pass that is its delta.
+    pub fn z(&self, layer: usize, slot: Slot) -> Region {
+        match slot {
+            Slot::Step(_) => self.z[layer].slot(slot),
+            Slot::Query { .. } => self.descended(layer, slot),
+        }
+    }
+
+    /// Forward block `block` of [`Tape::z`].
+    pub fn z_block(&self, layer: usize, slot: Slot, block: usize) -> Region {
+        split(self.z(layer, slot), self.forward_blocks, block, 1)
+    }
+
+    /// The rows of all inner steps at once: values, delta, e and z.
+    pub fn all_values(&self, level: usize) -> Region {
+        self.values[level].steps
+    }
+    pub fn all_delta(&self, layer: usize) -> Region {
+        self.delta[layer].steps
+    }
+    pub fn all_e(&self, level: usize) -> Region {
+        self.e[level].steps
+    }
+    pub fn all_z(&self, layer: usize) -> Region {
+        self.z[layer].steps
+    }
+}
+
+/// Blocks `first..first + count` of a region of `blocks`.
+fn split(region: Region, blocks: usize, first: usize, count: usize) -> Region {
+    let rows = region.rows / blocks;
+    region.rows(first * rows, count * rows)
+}

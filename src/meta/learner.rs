@@ -1,0 +1,483 @@
+use rand::{Rng, RngExt};
+
+use super::objective::{LaneShape, Objective};
+use super::outer::host_change;
+use super::{MetaOptimizer, OuterConfig, OuterKind, RateKind};
+use crate::device::{ArenaPlan, Device, OuterStep, Region};
+use crate::inner::{Rates, Strategy};
+use crate::model::Parameters;
+use crate::{Error, Result, Scalar};
+
+/// The shape of a meta-batch.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Shape {
+    /// Tasks, T.
+    pub tasks: usize,
+    /// Support rows a task, K.
+    pub shots: usize,
+    /// Query rows a task, Kq.
+    pub queries: usize,
+}
+
+/// The query losses at the adapted parameters.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Losses<T> {
+    /// Of each task: the loss, or the generator's loss.
+    pub task: Vec<T>,
+    /// Of each task: the discriminator's loss; empty without a discriminator.
+    pub discriminator: Vec<T>,
+}
+
+impl<T: Scalar> Losses<T> {
+    /// The mean over the tasks.
+    pub fn mean(&self) -> f64 {
+        mean(&self.task)
+    }
+
+    /// The discriminator's, a mean over the tasks; NaN without one.
+    pub fn discriminator_mean(&self) -> f64 {
+        mean(&self.discriminator)
+    }
+}
+
+fn mean<T: Scalar>(values: &[T]) -> f64 {
+    values.iter().map(|v| v.to_f64()).sum::<f64>() / values.len() as f64
+}
+
+/// What adaptation does to the query set, step by step.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Trace<T> {
+    /// `[steps + 1]`: the losses after 0, 1, ... steps.
+    pub losses: Vec<Losses<T>>,
+    /// `[steps + 1]`: the network's (or the generator's) outputs, `[tasks, queries, outputs]` each.
+    pub outputs: Vec<Vec<T>>,
+}
+
+/// One lane: some of the tasks, with memory of their own.
+struct Lane<T: Scalar, D: Device<T>, O: Objective> {
+    shape: LaneShape,
+    arena: D::Arena,
+    inner: O::Loop<T>,
+    indices: Vec<u32>,
+}
+
+/// Meta-learning of an objective on a device: holds the shared parameters, phi and the outer optimizer's state, and
+/// carries out meta-steps.
+///
+/// After the first meta-step nothing is allocated. On the CPU small networks run in lanes, a part of the tasks on each
+/// thread; large ones use all threads in every operation.
+pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
+    device: D,
+    objective: O,
+    shape: Shape,
+    strategy: Strategy,
+    lanes: Vec<Lane<T, D, O>>,
+    phi: Vec<MetaOptimizer<T>>,
+    rates: Vec<Rates<T>>,
+    /// The gradient in the inner loop's layout, and in phi's.
+    rate_gradient: Vec<Vec<T>>,
+    phi_gradient: Vec<Vec<T>>,
+    phi_moments: Vec<Vec<(f64, f64)>>,
+    /// Adam's moments of each network, in the first lane's arena.
+    moments: Vec<[Region; 2]>,
+    steps_done: u64,
+    losses: Losses<T>,
+    host: Vec<T>,
+}
+
+impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
+    /// A learner for meta-batches of `shape`, with parameters all zero until [`MetaLearner::set_parameters`]; `phi` has
+    /// one meta-optimizer for each network.
+    ///
+    /// # Errors
+    /// A configuration that does not fit together, or too little memory.
+    pub fn new(device: D, objective: O, shape: Shape, phi: Vec<MetaOptimizer<T>>) -> Result<Self> {
+        Self::build(device, objective, shape, phi, false)
+    }
+
+    /// A learner that only adapts, and evaluates the query set after every inner step: see [`MetaLearner::trace`].
+    ///
+    /// # Errors
+    /// As [`MetaLearner::new`].
+    pub fn tracer(device: D, objective: O, shape: Shape, phi: Vec<MetaOptimizer<T>>) -> Result<Self> {
+        Self::build(device, objective, shape, phi, true)
+    }
+
+    fn build(device: D, objective: O, shape: Shape, phi: Vec<MetaOptimizer<T>>, trace: bool) -> Result<Self> {
+        if shape.tasks == 0 || shape.shots == 0 || shape.queries == 0 {
+            return Err(Error::invalid("shape", format!("{shape:?}"), "at least one task, support row and query row"));
+        }
+        objective.check(&shape)?;
+        let inner = objective.inner().clone();
+        let networks = objective.networks();
+        if phi.len() != networks.len() || phi.iter().any(|p| p.kind() != inner.rates) {
+            let expected = format!("{} of kind {:?}, one for each network", networks.len(), inner.rates);
+            return Err(Error::invalid("phi", format!("{} meta-optimizers", phi.len()), expected));
+        }
+        for (phi, (role, mlp)) in phi.iter().zip(&networks) {
+            MetaOptimizer::from_values(inner.rates, mlp, inner.steps, phi.values().to_vec()).map_err(|e| match e {
+                Error::Invalid { problem, expected, .. } => Error::invalid(format!("{role} rates"), problem, expected),
+                other => other,
+            })?;
+        }
+        let mlps: Vec<_> = networks.iter().map(|(_, mlp)| (*mlp).clone()).collect();
+        let strategy = inner.strategy.unwrap_or_else(|| crate::inner::choose(&mlps, &inner, &shape));
+        let lanes = crate::inner::lanes(&mlps, &inner, &shape, device.lanes());
+        let mut moments = Vec::new();
+        let lanes = (0..lanes)
+            .map(|lane| {
+                let tasks = shape.tasks * lane / lanes..shape.tasks * (lane + 1) / lanes;
+                let lane_shape = LaneShape { tasks, shape, strategy, trace };
+                let mut plan = ArenaPlan::default();
+                let built = objective.build::<T>(&mut plan, &lane_shape);
+                if lane == 0 && !trace {
+                    moments.extend(mlps.iter().map(|mlp| [(); 2].map(|()| plan.take(1, mlp.parameter_count()))));
+                }
+                let rows = inner.minibatch.map_or(0, |rows| rows * inner.steps * lane_shape.tasks.len());
+                let arena = device.arena(plan.elements())?;
+                Ok(Lane { shape: lane_shape, arena, inner: built, indices: vec![0; rows] })
+            })
+            .collect::<Result<Vec<_>>>()?;
+        let rates: Vec<_> = match inner.rates {
+            RateKind::PerParameter => mlps.iter().map(|_| Rates::PerParameter(Vec::new())).collect(),
+            _ => mlps.iter().map(|_| Rates::PerLayerPerStep(Vec::new())).collect(),
+        };
+        let inner_len = |mlp: &crate::model::Mlp| match inner.rates {
+            RateKind::PerParameter => mlp.parameter_count(),
+            _ => inner.steps * mlp.layers(),
+        };
+        Ok(Self {
+            rate_gradient: mlps.iter().map(|mlp| vec![T::ZERO; inner_len(mlp)]).collect(),
+            phi_gradient: phi.iter().map(|p| vec![T::ZERO; p.values().len()]).collect(),
+            phi_moments: phi.iter().map(|p| vec![(0.0, 0.0); p.values().len()]).collect(),
+            host: vec![T::ZERO; mlps.iter().map(|m| m.parameter_count()).max().unwrap_or(0)],
+            losses: Losses { task: vec![T::ZERO; shape.tasks], discriminator: Vec::new() },
+            device,
+            objective,
+            shape,
+            strategy,
+            lanes,
+            phi,
+            rates,
+            moments,
+            steps_done: 0,
+        })
+    }
+
+    /// The form the inner loop runs in.
+    pub fn strategy(&self) -> Strategy {
+        self.strategy
+    }
+
+    /// The shape of the meta-batches.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// Meta-steps applied by [`MetaLearner::update`].
+    pub fn steps_done(&self) -> u64 {
+        self.steps_done
+    }
+
+    /// Sets one network's shared parameters (0: the network or the generator, 1: the discriminator).
+    ///
+    /// # Errors
+    /// Parameters of another architecture, or a network the objective has not.
+    pub fn set_parameters(&mut self, network: usize, parameters: &Parameters<T>) -> Result<()> {
+        let networks = self.objective.networks();
+        let Some((role, mlp)) = networks.get(network) else {
+            return Err(Error::invalid("network", network.to_string(), format!("below {}", networks.len())));
+        };
+        if parameters.mlp() != *mlp {
+            let problem = format!("{:?} {:?}", parameters.mlp().widths(), parameters.mlp().activations());
+            let expected = format!("{:?} {:?}", mlp.widths(), mlp.activations());
+            return Err(Error::invalid(format!("{role} parameters"), problem, expected));
+        }
+        for lane in &mut self.lanes {
+            let region = O::network(&lane.inner, network).parameters;
+            self.device.upload(&mut lane.arena, region, parameters.values());
+        }
+        Ok(())
+    }
+
+    /// A copy of one network's shared parameters.
+    pub fn parameters(&self, network: usize) -> Parameters<T> {
+        self.read(network, O::network(&self.lanes[0].inner, network).parameters)
+    }
+
+    /// A copy of the meta-gradient of one network, after [`MetaLearner::run`].
+    pub fn gradient(&self, network: usize) -> Parameters<T> {
+        self.read(network, O::network(&self.lanes[0].inner, network).gradient)
+    }
+
+    fn read(&self, network: usize, region: Region) -> Parameters<T> {
+        let mut parameters = Parameters::zeros(self.objective.networks()[network].1);
+        self.device.download(&self.lanes[0].arena, region, parameters.values_mut());
+        parameters
+    }
+
+    /// One network's meta-optimizer.
+    pub fn phi(&self, network: usize) -> &MetaOptimizer<T> {
+        &self.phi[network]
+    }
+
+    /// The gradient of one network's phi, in phi's own order, when it is learned.
+    pub fn phi_gradient(&self, network: usize) -> &[T] {
+        &self.phi_gradient[network]
+    }
+
+    /// Adapts to every task of the batch and computes the meta-gradient; returns the query losses at the adapted
+    /// parameters. `rng` draws minibatches, if the inner loop uses them.
+    ///
+    /// # Errors
+    /// Rows that do not fit the shape.
+    pub fn run(&mut self, rows: O::Rows<'_, T>, rng: &mut impl Rng) -> Result<&Losses<T>> {
+        self.objective.check_rows(&self.shape, rows)?;
+        let inner = self.objective.inner();
+        let (steps, learn, shots) = (inner.steps, inner.learn_rates, self.shape.shots);
+        for lane in &mut self.lanes {
+            draw_minibatches(&mut lane.indices, steps, lane.shape.tasks.len(), shots, rng);
+        }
+        for (phi, rates) in self.phi.iter().zip(&mut self.rates) {
+            phi.expand(steps, rates);
+        }
+        let rates = &self.rates;
+        self.device.for_each_lane(&mut self.lanes, |device, lane| {
+            let Lane { shape, arena, inner, indices } = lane;
+            O::run(inner, device, arena, rates, rows, shape, indices);
+        });
+        self.collect_losses();
+        self.reduce_gradients();
+        if learn {
+            for (network, gradient) in self.rate_gradient.iter_mut().enumerate() {
+                gradient.fill(T::ZERO);
+                for lane in &mut self.lanes {
+                    let net = O::network(&lane.inner, network);
+                    if net.has_rate_gradient() {
+                        net.rate_gradient(&self.device, &mut lane.arena, gradient);
+                    }
+                }
+                self.phi[network].reduce(gradient, &mut self.phi_gradient[network]);
+            }
+        }
+        Ok(&self.losses)
+    }
+
+    fn collect_losses(&mut self) {
+        for lane in &self.lanes {
+            let regions = O::losses(&lane.inner);
+            let tasks = lane.shape.tasks.clone();
+            self.device.download(&lane.arena, regions.primary, &mut self.losses.task[tasks.clone()]);
+            if let Some(region) = regions.secondary {
+                self.losses.discriminator.resize(self.shape.tasks, T::ZERO);
+                self.device.download(&lane.arena, region, &mut self.losses.discriminator[tasks]);
+            }
+        }
+    }
+
+    /// Adds the lanes' gradients to the first one's, in their order.
+    fn reduce_gradients(&mut self) {
+        let Some((first, rest)) = self.lanes.split_first_mut() else { return };
+        for network in 0..self.phi.len() {
+            let gradient = O::network(&first.inner, network).gradient;
+            for lane in &mut *rest {
+                let host = &mut self.host[..gradient.len()];
+                self.device.download(&lane.arena, O::network(&lane.inner, network).gradient, host);
+                self.device.add_host(&mut first.arena, gradient, host);
+            }
+        }
+    }
+
+    /// One step of the outer optimizer with the gradient of the last [`MetaLearner::run`].
+    ///
+    /// phi moves in its logarithm, so that rates stay positive and the learning rate is relative to them.
+    ///
+    /// # Errors
+    /// A loss or a gradient that is not finite: the parameters are left as they were.
+    pub fn update(&mut self, config: &OuterConfig) -> Result<()> {
+        let step = self.steps_done + 1;
+        let diverged = |what, value| Err(Error::Diverged { what, value, step });
+        for (what, value) in [("loss", self.losses.mean()), ("discriminator loss", self.losses.discriminator_mean())] {
+            if !value.is_finite() && !(value.is_nan() && self.losses.discriminator.is_empty() && what != "loss") {
+                return diverged(what, value);
+            }
+        }
+        let first = &mut self.lanes[0];
+        let mut factors = [1.0; 2];
+        for (network, factor) in factors.iter_mut().enumerate().take(self.phi.len()) {
+            let gradient = O::network(&first.inner, network).gradient;
+            let norm = self.device.squared_norm(&first.arena, gradient).sqrt();
+            if !norm.is_finite() {
+                return diverged("gradient", norm);
+            }
+            if let Some(clip) = config.clip
+                && norm > clip
+            {
+                *factor = clip / norm;
+            }
+        }
+        if let Some(value) = self.phi_gradient.iter().flatten().find(|g| !g.is_finite()) {
+            return diverged("gradient of the rates", value.to_f64());
+        }
+        let scale = config.factor(self.steps_done);
+        let rate = config.learning_rate * scale;
+        for network in 0..self.phi.len() {
+            let net = O::network(&first.inner, network);
+            let (parameters, gradient, factor) = (net.parameters, net.gradient, factors[network]);
+            let operation = match config.kind {
+                OuterKind::Sgd => OuterStep::Sgd { parameters, gradient, rate, factor },
+                OuterKind::Adam { beta1, beta2, epsilon } => {
+                    let [first, second] = self.moments[network];
+                    let betas = (beta1, beta2);
+                    OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas, epsilon, step }
+                }
+            };
+            self.device.outer_step(&mut first.arena, &operation);
+        }
+        self.broadcast();
+        if self.objective.inner().learn_rates && self.objective.inner().algorithm.differentiates_query() {
+            let rate = config.phi_learning_rate * scale;
+            for ((phi, gradient), moments) in self.phi.iter_mut().zip(&self.phi_gradient).zip(&mut self.phi_moments) {
+                for ((value, gradient), moments) in phi.values_mut().iter_mut().zip(gradient).zip(moments) {
+                    let logarithmic = gradient.to_f64() * value.to_f64();
+                    let change = host_change(config.kind, rate, step, logarithmic, moments);
+                    *value = T::from_f64(value.to_f64() * (-change).exp());
+                }
+            }
+        }
+        self.steps_done = step;
+        Ok(())
+    }
+
+    /// The first lane's parameters, to the others.
+    fn broadcast(&mut self) {
+        let Some((first, rest)) = self.lanes.split_first_mut() else { return };
+        if rest.is_empty() {
+            return;
+        }
+        for network in 0..self.phi.len() {
+            let region = O::network(&first.inner, network).parameters;
+            let host = &mut self.host[..region.len()];
+            self.device.download(&first.arena, region, host);
+            for lane in &mut *rest {
+                self.device.upload(&mut lane.arena, O::network(&lane.inner, network).parameters, host);
+            }
+        }
+    }
+
+    /// Adapts to every task of the batch and evaluates the query set after 0, 1, ... steps.
+    ///
+    /// # Errors
+    /// Rows that do not fit, or a learner that was not made by [`MetaLearner::tracer`].
+    pub fn trace(&mut self, rows: O::Rows<'_, T>, rng: &mut impl Rng) -> Result<Trace<T>> {
+        if !self.lanes[0].shape.trace {
+            return Err(Error::invalid("learner", "made for meta-steps", "one made by MetaLearner::tracer"));
+        }
+        self.run(rows, rng)?;
+        let steps = self.objective.inner().steps;
+        let outputs = self.objective.networks()[0].1.outputs() * self.shape.queries;
+        let mut trace = Trace { losses: Vec::new(), outputs: Vec::new() };
+        for after in 0..=steps {
+            let mut losses = Losses { task: vec![T::ZERO; self.shape.tasks], discriminator: Vec::new() };
+            let mut output = vec![T::ZERO; self.shape.tasks * outputs];
+            for lane in &self.lanes {
+                let regions = O::losses(&lane.inner);
+                let tasks = lane.shape.tasks.clone();
+                let read = |region: Region, to: &mut [T]| {
+                    let rows = region.rows / (steps + 1);
+                    self.device.download(&lane.arena, region.rows(after * rows, rows), to);
+                };
+                read(regions.trace_primary, &mut losses.task[tasks.clone()]);
+                if let Some(region) = regions.trace_secondary {
+                    losses.discriminator.resize(self.shape.tasks, T::ZERO);
+                    read(region, &mut losses.discriminator[tasks.clone()]);
+                }
+                read(regions.trace_output, &mut output[tasks.start * outputs..tasks.end * outputs]);
+            }
+            trace.losses.push(losses);
+            trace.outputs.push(output);
+        }
+        Ok(trace)
+    }
+
+    /// One task's adapted parameters, after the last run. Uses the room of the meta-gradient.
+    ///
+    /// # Errors
+    /// A task beyond the meta-batch.
+    pub fn adapted(&mut self, network: usize, task: usize) -> Result<Parameters<T>> {
+        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.shape.tasks.contains(&task)) else {
+            return Err(Error::invalid("task", task.to_string(), format!("below {}", self.shape.tasks)));
+        };
+        let mut parameters = Parameters::zeros(self.objective.networks()[network].1);
+        let local = task - lane.shape.tasks.start;
+        let net = O::network(&lane.inner, network);
+        net.adapted(&self.device, &mut lane.arena, local, parameters.values_mut());
+        Ok(parameters)
+    }
+
+    /// The outer optimizer's state: Adam's moments of each network, those of phi, and the number of steps.
+    pub fn optimizer_state(&self) -> OptimizerState<T> {
+        let networks =
+            (0..self.phi.len()).map(|network| self.moments[network].map(|region| self.read(network, region))).collect();
+        OptimizerState { networks, phi: self.phi_moments.clone(), steps: self.steps_done }
+    }
+
+    /// Continues from a state and from phi.
+    ///
+    /// # Errors
+    /// A state of other networks or another phi.
+    pub fn restore(&mut self, state: &OptimizerState<T>, phi: &[MetaOptimizer<T>]) -> Result<()> {
+        let fits = state.networks.len() == self.moments.len()
+            && state.networks.iter().zip(&self.moments).all(|(n, m)| n[0].values().len() == m[0].len())
+            && state.phi.iter().map(Vec::len).eq(self.phi_moments.iter().map(Vec::len))
+            && phi
+                .iter()
+                .map(|p| (p.kind(), p.values().len()))
+                .eq(self.phi.iter().map(|p| (p.kind(), p.values().len())));
+        if !fits {
+            return Err(Error::invalid("optimizer state", "another architecture", "the state of these networks"));
+        }
+        for (moments, regions) in state.networks.iter().zip(&self.moments) {
+            for (moment, region) in moments.iter().zip(regions) {
+                self.device.upload(&mut self.lanes[0].arena, *region, moment.values());
+            }
+        }
+        self.phi_moments.clone_from(&state.phi);
+        self.phi = phi.to_vec();
+        self.steps_done = state.steps;
+        Ok(())
+    }
+}
+
+/// What an outer optimizer remembers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct OptimizerState<T> {
+    /// First and second moments of each network.
+    pub networks: Vec<[Parameters<T>; 2]>,
+    /// First and second moments of each network's phi.
+    pub phi: Vec<Vec<(f64, f64)>>,
+    /// Steps taken.
+    pub steps: u64,
+}
+
+/// For each step and task, some of the support rows, each at most once (Fisher-Yates, as far as needed).
+fn draw_minibatches(indices: &mut [u32], steps: usize, tasks: usize, shots: usize, rng: &mut impl Rng) {
+    if indices.is_empty() {
+        return;
+    }
+    let rows = indices.len() / (steps * tasks);
+    for (i, chosen) in indices.chunks_mut(rows).enumerate() {
+        let first = (i % tasks * shots) as u32;
+        for k in 0..rows {
+            // Draw the next of the rows not chosen yet: shift the draw past the chosen ones, in order.
+            let mut draw = rng.random_range(0..(shots - k) as u32);
+            chosen[..k].sort_unstable();
+            for c in &chosen[..k] {
+                if draw >= *c - first {
+                    draw += 1;
+                }
+            }
+            chosen[k] = first + draw;
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! Meta-learning: the algorithms, the meta-optimizer, the outer optimizer, and the [`MetaLearner`] that ties them together.
+
+mod algorithm;
+mod batch;
+mod config;
+mod learner;
+mod meta_optimizer;
+mod objective;
+mod outer;
+
+pub use algorithm::Algorithm;
+pub use batch::{SupervisedRows, VideoRows};
+pub use config::{InnerConfig, SupervisedConfig, VideoConfig};
+pub use learner::{Losses, MetaLearner, OptimizerState, Shape, Trace};
+pub use meta_optimizer::{MetaOptimizer, RateKind};
+pub use objective::Objective;
+pub use outer::{OuterConfig, OuterKind, Schedule};

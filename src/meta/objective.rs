@@ -1,0 +1,211 @@
+//! What ties an objective's configuration to its inner loop.
+
+use std::ops::Range;
+
+use super::batch::part;
+use super::{Shape, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows};
+use crate::device::{ArenaPlan, Device, Region};
+use crate::inner::{GanLoop, GanSpec, LoopRows, Network, Rates, Strategy, SupervisedLoop, SupervisedSpec};
+use crate::model::Mlp;
+use crate::{Error, InnerConfig, Result, Scalar};
+
+/// An objective a [`crate::MetaLearner`] can be made for: [`SupervisedConfig`] or [`VideoConfig`].
+pub trait Objective: Clone + Send + Sync + sealed::Build {}
+
+impl Objective for SupervisedConfig {}
+impl Objective for VideoConfig {}
+
+/// One lane's share of the meta-batch.
+#[derive(Clone, Debug)]
+pub struct LaneShape {
+    pub tasks: Range<usize>,
+    pub shape: Shape,
+    pub strategy: Strategy,
+    pub trace: bool,
+}
+
+/// The regions of one lane's losses.
+pub struct LossRegions {
+    pub primary: Region,
+    pub secondary: Option<Region>,
+    pub trace_primary: Region,
+    pub trace_secondary: Option<Region>,
+    pub trace_output: Region,
+}
+
+pub(super) mod sealed {
+    use super::*;
+
+    /// What a learner asks of an objective.
+    pub trait Build {
+        /// A meta-batch.
+        type Rows<'a, T: Scalar>: Copy + Sync;
+        /// The inner loop.
+        type Loop<T: Scalar>: Send;
+
+        fn inner(&self) -> &InnerConfig;
+        fn check(&self, shape: &Shape) -> Result<()>;
+        /// The networks and the roles they play.
+        fn networks(&self) -> Vec<(&'static str, &Mlp)>;
+        fn build<T: Scalar>(&self, plan: &mut ArenaPlan, lane: &LaneShape) -> Self::Loop<T>;
+        fn check_rows<T: Scalar>(&self, shape: &Shape, rows: Self::Rows<'_, T>) -> Result<()>;
+        fn run<T: Scalar, D: Device<T>>(
+            inner: &mut Self::Loop<T>,
+            device: &D,
+            arena: &mut D::Arena,
+            rates: &[Rates<T>],
+            rows: Self::Rows<'_, T>,
+            lane: &LaneShape,
+            indices: &[u32],
+        );
+        fn network<T: Scalar>(inner: &Self::Loop<T>, index: usize) -> &Network<T>;
+        fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions;
+    }
+}
+
+/// Each named array must hold so many numbers.
+fn check_lengths(fields: &[(&str, usize, usize)]) -> Result<()> {
+    match fields.iter().find(|(_, found, expected)| found != expected) {
+        Some((field, found, expected)) => {
+            Err(Error::invalid(*field, format!("{found} numbers"), format!("{expected}, to fit the shape")))
+        }
+        None => Ok(()),
+    }
+}
+
+impl sealed::Build for SupervisedConfig {
+    type Rows<'a, T: Scalar> = SupervisedRows<'a, T>;
+    type Loop<T: Scalar> = SupervisedLoop<T>;
+
+    fn inner(&self) -> &InnerConfig {
+        &self.inner
+    }
+    fn check(&self, shape: &Shape) -> Result<()> {
+        self.inner.check(shape.shots)
+    }
+    fn networks(&self) -> Vec<(&'static str, &Mlp)> {
+        vec![("network", &self.mlp)]
+    }
+    fn build<T: Scalar>(&self, plan: &mut ArenaPlan, lane: &LaneShape) -> Self::Loop<T> {
+        let spec = SupervisedSpec {
+            mlp: self.mlp.clone(),
+            loss: self.loss,
+            inner: self.inner.clone(),
+            strategy: lane.strategy,
+            tasks: lane.tasks.len(),
+            shape: lane.shape,
+            trace: lane.trace,
+        };
+        SupervisedLoop::new(plan, spec)
+    }
+    fn check_rows<T: Scalar>(&self, shape: &Shape, rows: Self::Rows<'_, T>) -> Result<()> {
+        let (support, query) = (shape.tasks * shape.shots, shape.tasks * shape.queries);
+        check_lengths(&[
+            ("support.x", rows.support_x.len(), support * self.mlp.inputs()),
+            ("support.y", rows.support_y.len(), support * self.mlp.outputs()),
+            ("query.x", rows.query_x.len(), query * self.mlp.inputs()),
+            ("query.y", rows.query_y.len(), query * self.mlp.outputs()),
+        ])
+    }
+    fn run<T: Scalar, D: Device<T>>(
+        inner: &mut Self::Loop<T>,
+        device: &D,
+        arena: &mut D::Arena,
+        rates: &[Rates<T>],
+        rows: Self::Rows<'_, T>,
+        lane: &LaneShape,
+        indices: &[u32],
+    ) {
+        let of = |values| part(values, lane.shape.tasks, &lane.tasks);
+        let rows = LoopRows {
+            support: [of(rows.support_x), of(rows.support_y)],
+            query: [of(rows.query_x), of(rows.query_y)],
+            indices,
+        };
+        inner.run(device, arena, &rates[0], &rows);
+    }
+    fn network<T: Scalar>(inner: &Self::Loop<T>, _: usize) -> &Network<T> {
+        &inner.net
+    }
+    fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions {
+        LossRegions {
+            primary: inner.task_loss,
+            secondary: None,
+            trace_primary: inner.trace_loss,
+            trace_secondary: None,
+            trace_output: inner.trace_prediction,
+        }
+    }
+}
+
+impl sealed::Build for VideoConfig {
+    type Rows<'a, T: Scalar> = VideoRows<'a, T>;
+    type Loop<T: Scalar> = GanLoop<T>;
+
+    fn inner(&self) -> &InnerConfig {
+        &self.inner
+    }
+    fn check(&self, shape: &Shape) -> Result<()> {
+        VideoConfig::check(self)?;
+        self.inner.check(shape.shots)
+    }
+    fn networks(&self) -> Vec<(&'static str, &Mlp)> {
+        let mut networks = vec![("generator", &self.generator)];
+        if self.adversarial {
+            networks.push(("discriminator", &self.discriminator));
+        }
+        networks
+    }
+    fn build<T: Scalar>(&self, plan: &mut ArenaPlan, lane: &LaneShape) -> Self::Loop<T> {
+        let spec = GanSpec {
+            config: self.clone(),
+            strategy: lane.strategy,
+            tasks: lane.tasks.len(),
+            shape: lane.shape,
+            trace: lane.trace,
+        };
+        GanLoop::new(plan, spec)
+    }
+    fn check_rows<T: Scalar>(&self, shape: &Shape, rows: Self::Rows<'_, T>) -> Result<()> {
+        let (support, query) = (shape.tasks * shape.shots, shape.tasks * shape.queries);
+        let (latent, clip) = (self.generator.inputs(), self.generator.outputs());
+        check_lengths(&[
+            ("support.x", rows.support_x.len(), support * clip),
+            ("support.z", rows.support_z.len(), support * latent),
+            ("query.x", rows.query_x.len(), query * clip),
+            ("query.z", rows.query_z.len(), query * latent),
+        ])
+    }
+    fn run<T: Scalar, D: Device<T>>(
+        inner: &mut Self::Loop<T>,
+        device: &D,
+        arena: &mut D::Arena,
+        rates: &[Rates<T>],
+        rows: Self::Rows<'_, T>,
+        lane: &LaneShape,
+        indices: &[u32],
+    ) {
+        let of = |values| part(values, lane.shape.tasks, &lane.tasks);
+        let rows = LoopRows {
+            support: [of(rows.support_z), of(rows.support_x)],
+            query: [of(rows.query_z), of(rows.query_x)],
+            indices,
+        };
+        inner.run(device, arena, rates, &rows);
+    }
+    fn network<T: Scalar>(inner: &Self::Loop<T>, index: usize) -> &Network<T> {
+        match &inner.discriminator {
+            Some(discriminator) if index == 1 => discriminator,
+            _ => &inner.generator,
+        }
+    }
+    fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions {
+        LossRegions {
+            primary: inner.generator_loss,
+            secondary: Some(inner.discriminator_loss),
+            trace_primary: inner.trace_generator_loss,
+            trace_secondary: Some(inner.trace_discriminator_loss),
+            trace_output: inner.trace_clips,
+        }
+    }
+}

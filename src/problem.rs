@@ -1,0 +1,326 @@
+//! Problem files: one meta-step in a safetensors file, and its answer in another, so that anyone can hold the crate
+//! against a program of their own.
+//!
+//! Tensors: `layers.L.weight|bias` (or `generator.…` and `discriminator.…`), `support.x|y|z` and `query.x|y|z` as
+//! `[tasks, rows, width]`, and `rates` where they are learned (`[steps, layers]`, or `rates.L.weight|bias` for one a
+//! parameter). Metadata: `problem` (supervised or gan), `algorithm`, `activations`, `loss`, `inner_steps`, `inner_lr`,
+//! `rates` (shared, per_layer_per_step, per_parameter), `momentum`; for the GAN `generator_activations`,
+//! `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
+//! `reconstruction_weight`, `motion_weight`.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::str::FromStr;
+
+use rand::SeedableRng;
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+
+use crate::device::cpu::CpuDevice;
+use crate::model::{Activation, Mlp, Parameters};
+use crate::objective::VideoWeights;
+use crate::{
+    Algorithm, Error, InnerConfig, MetaLearner, MetaOptimizer, RateKind, Result, Scalar, Shape, Strategy,
+    SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+};
+
+/// A named array of double-precision numbers.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Tensor {
+    /// Its shape.
+    pub shape: Vec<usize>,
+    /// Its elements, row-major.
+    pub values: Vec<f64>,
+}
+
+/// A problem file's content.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    path: PathBuf,
+    tensors: HashMap<String, Tensor>,
+    metadata: HashMap<String, String>,
+}
+
+impl Problem {
+    /// Reads a problem file (tensors in F64 or F32).
+    ///
+    /// # Errors
+    /// A file that cannot be read, is not a safetensors file, or holds numbers that are not finite.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+        Self::decode(path, &bytes)
+    }
+
+    fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let broken = |e: safetensors::SafeTensorError| {
+            Error::file(path, format!("not a whole safetensors file ({e})"), "write it again")
+        };
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
+        let file = SafeTensors::deserialize(bytes).map_err(broken)?;
+        let mut tensors = HashMap::new();
+        for (name, view) in file.iter() {
+            tensors.insert(name.to_owned(), widen(path, name, &view)?);
+        }
+        let metadata = header.metadata().clone().unwrap_or_default();
+        Ok(Self { path: path.into(), tensors, metadata })
+    }
+
+    /// The tensors, by name.
+    pub fn tensors(&self) -> &HashMap<String, Tensor> {
+        &self.tensors
+    }
+
+    fn error(&self, problem: impl Into<String>, remedy: impl Into<String>) -> Error {
+        Error::file(&self.path, problem, remedy)
+    }
+
+    fn tensor(&self, name: &str, dimensions: usize) -> Result<&Tensor> {
+        let tensor = self.tensors.get(name);
+        let tensor = tensor.ok_or_else(|| self.error(format!("no tensor {name:?}"), "add it"))?;
+        if tensor.shape.len() != dimensions {
+            let problem = format!("tensor {name:?} has shape {:?}", tensor.shape);
+            return Err(self.error(problem, format!("it must have {dimensions} dimensions")));
+        }
+        Ok(tensor)
+    }
+
+    fn field<V: FromStr>(&self, name: &str) -> Result<V> {
+        let text = self.metadata.get(name);
+        let text = text.ok_or_else(|| self.error(format!("no metadata field {name:?}"), "add it"))?;
+        text.parse().map_err(|_| self.error(format!("metadata field {name:?} is {text:?}"), "correct it"))
+    }
+
+    fn field_or<V: FromStr>(&self, name: &str, default: V) -> Result<V> {
+        if self.metadata.contains_key(name) { self.field(name) } else { Ok(default) }
+    }
+
+    /// The network whose tensors begin with `prefix`.
+    fn network<T: Scalar>(&self, prefix: &str, activations: &str) -> Result<Parameters<T>> {
+        let activations = Activation::parse_list(&self.field::<String>(activations)?)?;
+        let mut widths = Vec::new();
+        let mut values = Vec::new();
+        for layer in 0..activations.len() {
+            let (weight, bias) = (format!("{prefix}.{layer}.weight"), format!("{prefix}.{layer}.bias"));
+            let (w, b) = (self.tensor(&weight, 2)?, self.tensor(&bias, 1)?);
+            if widths.is_empty() {
+                widths.push(w.shape[1]);
+            }
+            if w.shape[1] != widths[layer] || w.shape[0] != b.shape[0] {
+                let problem = format!("{weight} is {:?} and {bias} {:?}", w.shape, b.shape);
+                return Err(self.error(problem, format!("the layer's input has width {}", widths[layer])));
+            }
+            widths.push(w.shape[0]);
+            values.extend(w.values.iter().chain(&b.values).map(|v| T::from_f64(*v)));
+        }
+        let beyond = format!("{prefix}.{}.weight", activations.len());
+        if self.tensors.contains_key(&beyond) {
+            let problem = format!("{beyond} is there, but activations name {} layers", activations.len());
+            return Err(self.error(problem, "name one activation a layer"));
+        }
+        Parameters::from_values(&Mlp::new(&widths, &activations)?, values)
+    }
+
+    /// `[tasks, rows, width]` numbers.
+    fn rows<T: Scalar>(&self, name: &str, width: usize) -> Result<(usize, usize, Vec<T>)> {
+        let tensor = self.tensor(name, 3)?;
+        if tensor.shape[2] != width {
+            let problem = format!("{name} has width {}", tensor.shape[2]);
+            return Err(self.error(problem, format!("the network needs {width}")));
+        }
+        Ok((tensor.shape[0], tensor.shape[1], tensor.values.iter().map(|v| T::from_f64(*v)).collect()))
+    }
+
+    fn shape(&self, support: (usize, usize), query: (usize, usize)) -> Result<Shape> {
+        if support.0 != query.0 {
+            let problem = format!("{} support and {} query tasks", support.0, query.0);
+            return Err(self.error(problem, "each task needs both"));
+        }
+        Ok(Shape { tasks: support.0, shots: support.1, queries: query.1 })
+    }
+
+    /// Phi of one network: its rates.
+    fn rates<T: Scalar>(&self, kind: RateKind, mlp: &Mlp, steps: usize, rate: f64) -> Result<MetaOptimizer<T>> {
+        let values = match kind {
+            RateKind::Shared => return MetaOptimizer::uniform(kind, mlp, steps, rate),
+            RateKind::PerLayerPerStep => self.tensor("rates", 2)?.values.clone(),
+            RateKind::PerParameter => {
+                let mut values = Vec::new();
+                for layer in 0..mlp.layers() {
+                    values.extend(&self.tensor(&format!("rates.{layer}.weight"), 2)?.values);
+                    values.extend(&self.tensor(&format!("rates.{layer}.bias"), 1)?.values);
+                }
+                values
+            }
+        };
+        MetaOptimizer::from_values(kind, mlp, steps, values.into_iter().map(T::from_f64).collect())
+    }
+
+    /// Carries the meta-step out in precision `T`.
+    ///
+    /// # Errors
+    /// A field that is missing or does not fit, named; `dual` where the dual form does not exist.
+    pub fn solve<T: Scalar>(&self, device: CpuDevice, strategy: Option<Strategy>) -> Result<Answer> {
+        match self.field::<String>("problem")?.as_str() {
+            "supervised" => self.solve_supervised::<T>(device, strategy),
+            "gan" => self.solve_gan::<T>(device, strategy),
+            other => Err(self.error(format!("metadata field \"problem\" is {other:?}"), "supervised or gan are known")),
+        }
+    }
+
+    fn inner(&self, strategy: Option<Strategy>) -> Result<InnerConfig> {
+        let kind = match self.field_or("rates", "shared".to_owned())?.as_str() {
+            "shared" => RateKind::Shared,
+            "per_layer_per_step" => RateKind::PerLayerPerStep,
+            "per_parameter" => RateKind::PerParameter,
+            other => {
+                let remedy = "shared, per_layer_per_step or per_parameter are known";
+                return Err(self.error(format!("metadata field \"rates\" is {other:?}"), remedy));
+            }
+        };
+        let algorithm: Algorithm = self.field("algorithm")?;
+        Ok(InnerConfig {
+            momentum: self.field_or("momentum", 0.0)?,
+            rates: kind,
+            learn_rates: kind != RateKind::Shared && algorithm.differentiates_query(),
+            strategy,
+            ..InnerConfig::new(algorithm, self.field("inner_steps")?)
+        })
+    }
+
+    fn solve_supervised<T: Scalar>(&self, device: CpuDevice, strategy: Option<Strategy>) -> Result<Answer> {
+        let parameters = self.network::<T>("layers", "activations")?;
+        let mlp = parameters.mlp();
+        let inner = self.inner(strategy)?;
+        let (tasks, shots, support_x) = self.rows::<T>("support.x", mlp.inputs())?;
+        let (query_tasks, queries, query_x) = self.rows::<T>("query.x", mlp.inputs())?;
+        let support_y = self.rows::<T>("support.y", mlp.outputs())?.2;
+        let query_y = self.rows::<T>("query.y", mlp.outputs())?.2;
+        let phi = self.rates(inner.rates, mlp, inner.steps, self.field_or("inner_lr", 0.0)?)?;
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: self.field("loss")?, inner: inner.clone() };
+        let shape = self.shape((tasks, shots), (query_tasks, queries))?;
+        let rows =
+            SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
+        let mut learner = MetaLearner::new(device, config, shape, vec![phi])?;
+        learner.set_parameters(0, &parameters)?;
+        let losses = learner.run(rows, &mut no_minibatches())?.clone();
+        let mut answer = Answer::default();
+        answer.push("loss", vec![1], vec![losses.mean()]);
+        answer.push("task_loss", vec![shape.tasks], wide(&losses.task));
+        answer.push_network("grad", &learner.gradient(0));
+        if inner.learn_rates {
+            match inner.rates {
+                RateKind::PerParameter => {
+                    let gradient = Parameters::from_values(mlp, learner.phi_gradient(0).to_vec())?;
+                    answer.push_network("rates_grad", &gradient);
+                }
+                _ => answer.push("rates_grad", vec![inner.steps, mlp.layers()], wide(learner.phi_gradient(0))),
+            }
+        }
+        Ok(answer)
+    }
+
+    fn solve_gan<T: Scalar>(&self, device: CpuDevice, strategy: Option<Strategy>) -> Result<Answer> {
+        let generator = self.network::<T>("generator", "generator_activations")?;
+        let discriminator = self.network::<T>("discriminator", "discriminator_activations")?;
+        let inner = self.inner(strategy)?;
+        if inner.rates != RateKind::Shared {
+            return Err(self.error("metadata field \"rates\" is not shared", "gan problems have one rate a player"));
+        }
+        let (latent, clip) = (generator.mlp().inputs(), generator.mlp().outputs());
+        let (tasks, shots, support_x) = self.rows::<T>("support.x", clip)?;
+        let (query_tasks, queries, query_x) = self.rows::<T>("query.x", clip)?;
+        let support_z = self.rows::<T>("support.z", latent)?.2;
+        let query_z = self.rows::<T>("query.z", latent)?.2;
+        let config = VideoConfig {
+            generator: generator.mlp().clone(),
+            discriminator: discriminator.mlp().clone(),
+            frames: self.field("frames")?,
+            weights: VideoWeights {
+                adversarial: self.field("adversarial_weight")?,
+                reconstruction: self.field("reconstruction_weight")?,
+                motion: self.field("motion_weight")?,
+            },
+            adversarial: true,
+            inner: inner.clone(),
+        };
+        let phi = vec![
+            self.rates(inner.rates, generator.mlp(), inner.steps, self.field("generator_lr")?)?,
+            self.rates(inner.rates, discriminator.mlp(), inner.steps, self.field("discriminator_lr")?)?,
+        ];
+        let shape = self.shape((tasks, shots), (query_tasks, queries))?;
+        let rows = VideoRows { support_x: &support_x, support_z: &support_z, query_x: &query_x, query_z: &query_z };
+        let mut learner = MetaLearner::new(device, config, shape, phi)?;
+        learner.set_parameters(0, &generator)?;
+        learner.set_parameters(1, &discriminator)?;
+        let losses = learner.run(rows, &mut no_minibatches())?.clone();
+        let mut answer = Answer::default();
+        answer.push("generator_loss", vec![shape.tasks], wide(&losses.task));
+        answer.push("discriminator_loss", vec![shape.tasks], wide(&losses.discriminator));
+        answer.push_network("generator.grad", &learner.gradient(0));
+        answer.push_network("discriminator.grad", &learner.gradient(1));
+        Ok(answer)
+    }
+}
+
+/// Problem files have no minibatches, so nothing is ever drawn.
+fn no_minibatches() -> rand_chacha::ChaCha8Rng {
+    rand_chacha::ChaCha8Rng::seed_from_u64(0)
+}
+
+fn wide<T: Scalar>(values: &[T]) -> Vec<f64> {
+    values.iter().map(|v| v.to_f64()).collect()
+}
+
+fn widen(path: &Path, name: &str, view: &TensorView<'_>) -> Result<Tensor> {
+    let data = view.data();
+    let values: Vec<f64> = match view.dtype() {
+        Dtype::F64 => data.as_chunks::<8>().0.iter().map(|b| f64::from_le_bytes(*b)).collect(),
+        Dtype::F32 => data.as_chunks::<4>().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
+        other => return Err(Error::file(path, format!("tensor {name:?} is {other:?}"), "write F64 or F32")),
+    };
+    if let Some(at) = values.iter().position(|v| !v.is_finite()) {
+        let problem = format!("tensor {name:?} holds {} at index {at}", values[at]);
+        return Err(Error::file(path, problem, "only finite numbers are taken"));
+    }
+    Ok(Tensor { shape: view.shape().to_vec(), values })
+}
+
+/// The answer of a problem: losses and gradients, by name.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Answer {
+    /// In the order they are written.
+    pub tensors: Vec<(String, Tensor)>,
+}
+
+impl Answer {
+    fn push(&mut self, name: &str, shape: Vec<usize>, values: Vec<f64>) {
+        self.tensors.push((name.to_owned(), Tensor { shape, values }));
+    }
+
+    fn push_network<T: Scalar>(&mut self, prefix: &str, gradient: &Parameters<T>) {
+        let widths = gradient.mlp().widths();
+        for layer in 0..gradient.mlp().layers() {
+            let (inputs, outputs) = (widths[layer], widths[layer + 1]);
+            self.push(&format!("{prefix}.{layer}.weight"), vec![outputs, inputs], wide(gradient.weight(layer)));
+            self.push(&format!("{prefix}.{layer}.bias"), vec![outputs], wide(gradient.bias(layer)));
+        }
+    }
+
+    /// Writes the answer, in F64, atomically.
+    ///
+    /// # Errors
+    /// A place that cannot be written to.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let bytes: Vec<Vec<u8>> =
+            self.tensors.iter().map(|(_, t)| t.values.iter().flat_map(|v| v.to_le_bytes()).collect()).collect();
+        let mut views = Vec::new();
+        for ((name, tensor), bytes) in self.tensors.iter().zip(&bytes) {
+            let view = TensorView::new(Dtype::F64, tensor.shape.clone(), bytes)
+                .map_err(|e| Error::invalid(name, e.to_string(), "a tensor that safetensors can hold"))?;
+            views.push((name.clone(), view));
+        }
+        let file = safetensors::serialize(views, None)
+            .map_err(|e| Error::invalid("answer", e.to_string(), "tensors that safetensors can hold"))?;
+        crate::atomic::write(path, |out| std::io::Write::write_all(out, &file))
+    }
+}
