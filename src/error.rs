@@ -74,8 +74,12 @@ impl Error {
 fn io_remedy(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::NotFound => "; check the path",
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => "; choose a place you may write to, or change its permissions",
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => "; free some disk space and run again (nothing was overwritten)",
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "; choose a place you may write to, or change its permissions"
+        }
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "; free some disk space and run again (nothing was overwritten)"
+        }
         io::ErrorKind::UnexpectedEof => "; the file is cut short: copy it again",
         io::ErrorKind::IsADirectory | io::ErrorKind::NotADirectory => "; check whether a file or a folder is meant",
         _ => "",
