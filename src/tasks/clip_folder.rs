@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::cache::Cache;
 use super::listing;
 use super::source::ClipTasks;
-use crate::video::{ClipFormat, read_clip};
+use crate::video::{ClipFormat, plural, read_clip};
 use crate::{Error, Result};
 
 /// The cache's name inside the folder of clips.
@@ -109,7 +109,8 @@ impl ClipFolder {
     ) -> Result<Self> {
         let needed = options.min_clips.max(1);
         if let Some(task) = listed.iter().find(|task| task.clips.len() < needed) {
-            let problem = format!("the task has {} clips of the {needed} needed", task.clips.len());
+            let count = task.clips.len();
+            let problem = format!("the task has {count} clip{} of the {needed} needed", plural(count));
             return Err(Error::file(&task.folder, problem, "add clips, ask for fewer, or move the folder away"));
         }
         let folder = options.cache.clone().unwrap_or_else(|| dir.join(CACHE_NAME));

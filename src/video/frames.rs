@@ -94,7 +94,8 @@ pub(super) fn choose(path: &Path, count: usize, format: &ClipFormat) -> Result<i
     Ok((0..frames).map(move |i| (i as u128 * count as u128 / frames as u128) as usize))
 }
 
-pub(super) fn plural(count: usize) -> &'static str {
+/// The ending of a noun that counts `count` things.
+pub(crate) fn plural(count: usize) -> &'static str {
     if count == 1 { "" } else { "s" }
 }
 

@@ -26,6 +26,7 @@ pub use quality::{psnr, ssim};
 pub use read::{decode, read_clip};
 pub use write::{write_gif, write_npy, write_png_strip};
 
+pub(crate) use frames::plural;
 pub(crate) use natural::natural_order;
 pub(crate) use read::{Kind, kind_of_file};
 pub(crate) use resize::shrink_to_gray;

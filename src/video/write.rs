@@ -11,10 +11,6 @@ use super::clip::ClipFormat;
 use super::montage::Montage;
 use crate::{Error, Result, atomic};
 
-/// How hard the GIF palette is optimised, from 1 (best) to 30 (fastest). Frames of up to 256 colours, all gray ones
-/// among them, are exact anyway.
-const PALETTE_SPEED: i32 = 10;
-
 /// Writes a montage as a GIF that plays endlessly. Gray is exact to 256 levels; each colour frame has 256 colours of its
 /// own.
 ///
@@ -24,9 +20,9 @@ const PALETTE_SPEED: i32 = 10;
 pub fn write_gif(path: impl AsRef<Path>, montage: &Montage) -> Result<()> {
     montage.validate()?;
     // Painting the first frame before the file is opened reports a montage that is too large as such.
-    montage.picture(0)?;
+    let (width, height) = montage.picture(0)?.dimensions();
     atomic::write(path.as_ref(), |out| {
-        let mut encoder = GifEncoder::new_with_speed(out, PALETTE_SPEED);
+        let mut encoder = GifEncoder::new_with_speed(out, palette_speed(width, height));
         encoder.set_repeat(Repeat::Infinite).map_err(to_io)?;
         for frame in 0..montage.format.frames {
             let picture = DynamicImage::ImageRgb8(montage.picture(frame).map_err(io::Error::other)?).into_rgba8();
@@ -77,6 +73,12 @@ pub fn write_npy(path: impl AsRef<Path>, format: &ClipFormat, clips: &[&[f32]]) 
         out.write_all(header.as_bytes())?;
         clips.iter().flat_map(|clip| clip.iter()).try_for_each(|value| out.write_all(&value.to_le_bytes()))
     })
+}
+
+/// How hard a colour palette is optimised, from 1 (best) to 10 (fast): small pictures need all their pixels, large ones
+/// would take seconds. Frames of up to 256 colours, all gray ones among them, are exact anyway.
+fn palette_speed(width: u32, height: u32) -> i32 {
+    (u64::from(width) * u64::from(height) / 50_000).clamp(1, 10) as i32
 }
 
 /// A full disk reaches the user as a full disk, not as a fault of the picture.
