@@ -152,6 +152,9 @@ fn missing_empty_and_foreign_files_are_refused() {
     assert_error(read_clip(&path, &format(1)), &["clip.gif", "check the path"]);
     fs::write(&path, "").unwrap();
     assert_error(read_clip(&path, &format(1)), &["clip.gif", "is empty"]);
+    let video = folder.path().join("clip.webm");
+    fs::write(&video, "").unwrap();
+    assert_error(read_clip(&video, &format(1)), &["clip.webm", "is empty"]);
     fs::write(&path, "<html>404</html>").unwrap();
     assert_error(read_clip(&path, &format(1)), &["clip.gif", "is not a clip", "give a GIF"]);
     assert_error(decode(b"\0\0\0\x18ftypmp42", &format(1)), &["ffmpeg"]);

@@ -26,9 +26,7 @@ impl Cache {
     pub(super) fn open(folder: &Path) -> Result<Self> {
         fs::create_dir_all(folder).map_err(|e| Error::io(folder, "create", e))?;
         // Permissions do not tell whether writing works; writing does.
-        let probe = folder.join(".probe");
-        atomic::write_unsynced(&probe, |_| Ok(()))?;
-        fs::remove_file(&probe).map_err(|e| Error::io(folder, "write to", e))?;
+        tempfile::tempfile_in(folder).map_err(|e| Error::io(folder, "write to", e))?;
         Ok(Self { folder: folder.to_owned() })
     }
 

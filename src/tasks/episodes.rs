@@ -30,11 +30,12 @@ pub struct VideoBatch {
     pub query_x: Vec<f32>,
     /// Query latents, [T, Kq, latent width].
     pub query_z: Vec<f32>,
-    /// The index of each task in its source, [T].
+    /// The index of each task in its source, `[T]`.
     pub chosen: Vec<usize>,
     /// The clips of each task, support first, [T, K + Kq], and a seed for each task's noise.
     clips: Vec<usize>,
     seeds: Vec<u64>,
+    /// Room for one drawing of distinct numbers.
     order: Vec<usize>,
 }
 

@@ -78,7 +78,7 @@ impl Law {
             2 => {
                 let radius = rng.random_range(0.15..0.5 - arena.margin);
                 let inside = arena.margin + radius;
-                let centre = arena.extent.map(|extent| rng.random_range(inside..=extent - inside));
+                let centre = arena.extent.map(|extent| inside + (extent - 2.0 * inside) * rng.random::<f32>());
                 let sense = if rng.random_bool(0.5) { 1.0 } else { -1.0 };
                 Self::Circular { centre, radius, turn: sense * TAU * rng.random_range(0.4..1.1) }
             }

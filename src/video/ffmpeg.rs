@@ -22,7 +22,7 @@ fn read_with(program: &OsStr, path: &Path, format: &ClipFormat) -> Result<Clip> 
     let mut input = OsString::from("file:");
     input.push(path);
     let mut child = Command::new(program)
-        .args(["-nostdin", "-v", "error", "-protocol_whitelist", "file", "-i"])
+        .args(["-nostdin", "-v", "error", "-xerror", "-protocol_whitelist", "file", "-i"])
         .arg(input)
         .args(["-map", "0:v:0", "-an", "-vf", &format!("scale={}:{}:flags=area", format.width, format.height)])
         .args(["-f", "rawvideo", "-pix_fmt", "rgb24", "pipe:1"])
@@ -35,11 +35,12 @@ fn read_with(program: &OsStr, path: &Path, format: &ClipFormat) -> Result<Clip> 
     let status =
         finish(&mut child, matches!(frames, Some(Err(_)))).map_err(|e| Error::io(path, "read through ffmpeg", e))?;
     let clip = frames.unwrap_or_else(|| Ok(Frames::new(path, format)))?;
-    if !status.success() {
-        let mut text = String::new();
-        // What ffmpeg said is a courtesy: without it the error still stands.
-        let _ = complaints.rewind().and_then(|()| complaints.read_to_string(&mut text));
-        let reason = text.lines().rfind(|line| !line.trim().is_empty()).unwrap_or("no reason given").trim();
+    let mut text = String::new();
+    // What ffmpeg said is a courtesy: without it the error still stands.
+    let _ = complaints.rewind().and_then(|()| complaints.read_to_string(&mut text));
+    // A Matroska file that is cut short is a success to ffmpeg, but a complaint all the same.
+    if !status.success() || text.contains("ended prematurely") {
+        let reason = text.lines().map(str::trim).find(|line| !line.is_empty()).unwrap_or("no reason given");
         return Err(Error::file(path, format!("cannot be decoded by ffmpeg ({reason})"), "copy or export it again"));
     }
     clip.finish()
@@ -98,8 +99,10 @@ mod tests {
     fn raw_frames_become_a_clip_and_failures_say_what_to_do() {
         let clip = run("printf '\\000\\000\\000\\377\\377\\377\\377\\377\\377\\000\\000\\000'").unwrap();
         assert_eq!(clip.values, [-1.0, 1.0, 1.0, -1.0]);
-        let message = run("echo first >&2; echo moov atom not found >&2; exit 1").unwrap_err().to_string();
+        let message = run("echo moov atom not found >&2; echo and so on >&2; exit 1").unwrap_err().to_string();
         assert!(message.contains("clip.mp4") && message.contains("moov atom not found"), "{message}");
+        let message = run("printf 'abcdefabcdef'; echo File ended prematurely >&2").unwrap_err().to_string();
+        assert!(message.contains("File ended prematurely"), "{message}");
         let message = run("printf 'abcdef'").unwrap_err().to_string();
         assert!(message.contains("has 1 frame of the 2 needed"), "{message}");
         let format = ClipFormat::new(2, 1, 2, 1).unwrap();

@@ -36,7 +36,10 @@ impl<'a> Frames<'a> {
         if self.pixels > MAX_CLIP_PIXELS || self.values.len() + self.format.frame_values() > MAX_KEPT_VALUES {
             return Err(Error::file(
                 self.path,
-                format!("is too long to be read as one clip (limit: {MAX_CLIP_PIXELS} pixels in all its frames)"),
+                format!(
+                    "is too long to be read as one clip (limits: {MAX_CLIP_PIXELS} pixels in all its frames, \
+                     {MAX_KEPT_VALUES} values in all its resized frames)"
+                ),
                 "cut it into shorter clips",
             ));
         }

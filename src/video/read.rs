@@ -90,8 +90,12 @@ pub(crate) fn kind_of_file(path: &Path) -> Result<Kind> {
 pub fn read_clip(path: impl AsRef<Path>, format: &ClipFormat) -> Result<Clip> {
     let path = path.as_ref();
     format.validate()?;
-    if fs::metadata(path).map_err(|e| Error::io(path, "read", e))?.is_dir() {
+    let about = fs::metadata(path).map_err(|e| Error::io(path, "read", e))?;
+    if about.is_dir() {
         return read_folder(path, format);
+    }
+    if about.len() == 0 {
+        return Err(empty(path));
     }
     match kind_of_file(path)? {
         Kind::Video => ffmpeg::read(path, format),
@@ -116,13 +120,17 @@ fn decode_named(path: &Path, bytes: &[u8], format: &ClipFormat) -> Result<Clip> 
         Kind::Y4m => y4m::read(path, bytes, format),
         Kind::Npy => npy::read(path, bytes, format),
         Kind::Video => Err(Error::file(path, "is a video for ffmpeg", "write it to a file and read that")),
-        Kind::Unknown if bytes.is_empty() => Err(Error::file(path, "is empty", "copy or export it again")),
+        Kind::Unknown if bytes.is_empty() => Err(empty(path)),
         Kind::Unknown => Err(Error::file(
             path,
             "is not a clip",
             "give a GIF, an animated PNG, a .y4m, a .npy, a video, or a folder of PNG or JPEG frames",
         )),
     }
+}
+
+fn empty(path: &Path) -> Error {
+    Error::file(path, "is empty", "copy or export it again")
 }
 
 /// The bytes of a file of bounded size.
