@@ -1,4 +1,4 @@
-//! innerloop
+//! Fast gradient-based meta-learning (MAML, Reptile and kin) with multilayer perceptrons.
 #![deny(missing_docs)]
 
 mod atomic;
@@ -10,6 +10,8 @@ pub mod model;
 pub mod objective;
 pub mod problem;
 mod scalar;
+pub mod tasks;
+pub mod video;
 
 pub use error::{Error, Result};
 pub use inner::Strategy;

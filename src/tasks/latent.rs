@@ -1,0 +1,129 @@
+//! The generator's input row: noise, then what it is told of the clip.
+
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use crate::video::{ClipFormat, shrink_to_gray};
+use crate::{Error, Result};
+
+/// What the generator is told of the clip it should make.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Condition {
+    /// Nothing.
+    None,
+    /// The clip's first frame in gray, shrunk to `height` x `width` by area averaging; values in [-1, 1].
+    FirstFrame {
+        /// Height in pixels, at least 1.
+        height: usize,
+        /// Width in pixels, at least 1.
+        width: usize,
+    },
+}
+
+/// The make-up of the generator's input row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Latent {
+    /// Values of standard normal noise, first in the row.
+    pub noise: usize,
+    /// The condition, after the noise.
+    pub condition: Condition,
+}
+
+impl Latent {
+    /// The most values in a row.
+    const MAX_WIDTH: usize = 1 << 24;
+
+    /// Values in a row: the noise and the condition.
+    pub fn width(&self) -> usize {
+        self.noise.saturating_add(self.condition_width())
+    }
+
+    fn condition_width(&self) -> usize {
+        match self.condition {
+            Condition::None => 0,
+            Condition::FirstFrame { height, width } => height.saturating_mul(width),
+        }
+    }
+
+    /// Checks that the row has at least one value and not absurdly many.
+    ///
+    /// # Errors
+    /// Naming the field at fault.
+    pub fn validate(&self) -> Result<()> {
+        if let Condition::FirstFrame { height, width } = self.condition
+            && (height == 0 || width == 0)
+        {
+            return Err(Error::invalid(
+                "condition",
+                format!("is a first frame of {height} x {width}"),
+                "at least 1 x 1",
+            ));
+        }
+        match self.width() {
+            0 => Err(Error::invalid("latent", "has neither noise nor a condition", "at least one value")),
+            width if width > Self::MAX_WIDTH => Err(Error::invalid(
+                "latent",
+                format!("has {width} values"),
+                format!("at most {} values", Self::MAX_WIDTH),
+            )),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes the row for `clip` (F*H*W*C values in [-1, 1]) to `out` (`width()` values): standard normal noise from
+    /// `rng`, then the condition.
+    ///
+    /// # Panics
+    /// If `clip` or `out` is too short.
+    pub fn write(&self, rng: &mut ChaCha8Rng, clip: &[f32], format: &ClipFormat, out: &mut [f32]) {
+        let (noise, condition) = out[..self.width()].split_at_mut(self.noise);
+        fill_normal(rng, noise);
+        if let Condition::FirstFrame { height, width } = self.condition {
+            let frame = &clip[..format.frame_values()];
+            shrink_to_gray(frame, (format.height, format.width), format.channels, (height, width), condition);
+        }
+    }
+}
+
+/// Standard normal numbers by the method of Box and Muller, two at a time.
+fn fill_normal(rng: &mut ChaCha8Rng, out: &mut [f32]) {
+    for pair in out.chunks_mut(2) {
+        // 1 - u lies in (0, 1], so that its logarithm is finite.
+        let radius = (-2.0 * (1.0 - rng.random::<f64>()).ln()).sqrt();
+        let (sin, cos) = (std::f64::consts::TAU * rng.random::<f64>()).sin_cos();
+        for (value, part) in pair.iter_mut().zip([cos, sin]) {
+            *value = (radius * part) as f32;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn noise_is_standard_normal_and_the_condition_follows() {
+        let format = ClipFormat::new(2, 2, 2, 1).unwrap();
+        let latent = Latent { noise: 20_001, condition: Condition::FirstFrame { height: 1, width: 2 } };
+        let clip = [0.5, -1.0, 0.0, 1.0, 9.0, 9.0, 9.0, 9.0];
+        let mut row = vec![0.0; latent.width()];
+        latent.write(&mut ChaCha8Rng::seed_from_u64(3), &clip, &format, &mut row);
+        assert_eq!(row[latent.noise..], [0.25, 0.0]);
+        let noise = &row[..latent.noise];
+        let moment = |power: i32| noise.iter().map(|v| f64::from(*v).powi(power)).sum::<f64>() / noise.len() as f64;
+        assert!(moment(1).abs() < 0.03 && (moment(2) - 1.0).abs() < 0.04 && (moment(4) - 3.0).abs() < 0.3);
+    }
+
+    #[test]
+    fn widths_are_checked() {
+        let latent = |noise, height, width| Latent { noise, condition: Condition::FirstFrame { height, width } };
+        assert!(latent(0, 4, 4).validate().is_ok());
+        assert!(Latent { noise: 1, condition: Condition::None }.validate().is_ok());
+        assert!(Latent { noise: 0, condition: Condition::None }.validate().is_err());
+        assert!(latent(5, 0, 4).validate().is_err());
+        assert!(latent(5, usize::MAX, 4).validate().is_err());
+    }
+}

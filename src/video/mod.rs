@@ -1,0 +1,33 @@
+//! Reading, writing and judging clips.
+//!
+//! A clip is one row of `F*H*W*C` values in [-1, 1]: frame after frame, each frame row by row, the channels of a pixel
+//! side by side. [`ClipFormat`] gives F, H, W and C. [`read_clip`] brings any clip file or folder of pictures to a
+//! format; [`decode`] does the same for bytes in memory. [`write_gif`], [`write_png_strip`] and [`write_npy`] write
+//! clips, never leaving half a file behind. [`psnr`] and [`ssim`] compare a clip with the one it should be.
+
+mod animation;
+mod clip;
+mod ffmpeg;
+mod frames;
+mod montage;
+mod natural;
+mod npy;
+mod npy_header;
+mod quality;
+mod read;
+mod resize;
+mod stills;
+mod write;
+mod y4m;
+
+pub use clip::{Clip, ClipFormat};
+pub use montage::Montage;
+pub use quality::{psnr, ssim};
+pub use read::{decode, read_clip};
+pub use write::{write_gif, write_npy, write_png_strip};
+
+pub(crate) use frames::plural;
+pub(crate) use natural::natural_order;
+pub(crate) use read::{Kind, kind_of_file};
+pub(crate) use resize::shrink_to_gray;
+pub(crate) use stills::still_names;
