@@ -2,6 +2,8 @@
 #![deny(missing_docs)]
 
 mod atomic;
+#[doc(hidden)]
+pub mod cli;
 pub mod device;
 mod error;
 mod inner;

@@ -1,1 +1,5 @@
-fn main() {}
+//! The `innerloop` command.
+
+fn main() -> std::process::ExitCode {
+    innerloop::cli::main()
+}

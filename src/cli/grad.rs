@@ -1,0 +1,48 @@
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use super::Compute;
+use crate::Result;
+use crate::problem::Problem;
+
+/// Carry out one meta-step of a problem file, to hold innerloop against a program of your own
+///
+/// The problem is a safetensors file with layers.L.weight|bias (or generator.* and discriminator.*), support.x|y|z and
+/// query.x|y|z as [tasks, rows, width], and rates where they are learned; its metadata names the algorithm and its
+/// settings. The answer holds loss, task_loss, grad.* and rates_grad (or generator_loss, discriminator_loss,
+/// generator.grad.*, discriminator.grad.*).
+#[derive(Debug, Args)]
+pub(super) struct Arguments {
+    /// The problem
+    #[arg(value_name = "PROBLEM.safetensors")]
+    problem: PathBuf,
+    /// Where to write the answer
+    #[arg(long, value_name = "ANSWER.safetensors")]
+    out: PathBuf,
+    /// The precision to compute in
+    #[arg(long, default_value = "f64")]
+    precision: Precision,
+    #[command(flatten)]
+    compute: Compute,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+enum Precision {
+    F32,
+    F64,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let problem = Problem::read(&arguments.problem)?;
+    let (device, strategy) = (arguments.compute.device()?, arguments.compute.strategy.0);
+    let answer = match arguments.precision {
+        Precision::F32 => problem.solve::<f32>(device, strategy)?,
+        Precision::F64 => problem.solve::<f64>(device, strategy)?,
+    };
+    answer.write(&arguments.out)?;
+    for (name, tensor) in answer.tensors.iter().filter(|(name, _)| name.ends_with("loss")) {
+        println!("{name}: {}", tensor.values.iter().map(|v| format!("{v:.9}")).collect::<Vec<_>>().join(" "));
+    }
+    Ok(())
+}
