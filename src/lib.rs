@@ -16,7 +16,7 @@ pub mod tasks;
 pub mod video;
 
 pub use error::{Error, Result};
-pub use inner::Strategy;
+pub use inner::{Cost, Strategy};
 pub use meta::{
     Algorithm, InnerConfig, Losses, MetaLearner, MetaOptimizer, Objective, OptimizerState, OuterConfig, OuterKind,
     RateKind, Schedule, Shape, SupervisedConfig, SupervisedRows, Trace, VideoConfig, VideoRows,

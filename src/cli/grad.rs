@@ -1,8 +1,8 @@
 use std::path::PathBuf;
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
-use super::Compute;
+use super::{Compute, Precision};
 use crate::Result;
 use crate::problem::Problem;
 
@@ -25,12 +25,6 @@ pub(super) struct Arguments {
     precision: Precision,
     #[command(flatten)]
     compute: Compute,
-}
-
-#[derive(Clone, Copy, Debug, ValueEnum)]
-enum Precision {
-    F32,
-    F64,
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {

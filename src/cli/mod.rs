@@ -44,6 +44,13 @@ struct Compute {
     strategy: Choice,
 }
 
+/// `--precision`.
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Precision {
+    F32,
+    F64,
+}
+
 /// `--strategy`: a form, or none for the planner's choice.
 #[derive(Clone, Copy, Debug)]
 struct Choice(Option<Strategy>);

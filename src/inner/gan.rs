@@ -21,6 +21,30 @@ pub struct GanSpec {
     pub trace: bool,
 }
 
+impl GanSpec {
+    fn network(&self, mlp: &Mlp) -> NetworkSpec {
+        NetworkSpec::new(mlp, &self.config.inner, self.tasks, &self.shape, self.trace)
+    }
+
+    /// The generator's part.
+    fn generator(&self) -> NetworkSpec {
+        self.network(&self.config.generator)
+    }
+
+    /// The discriminator's part, if it takes part.
+    fn discriminator(&self) -> Option<NetworkSpec> {
+        let blocks = vec![REAL, GENERATED, GENERATED];
+        let spec =
+            || NetworkSpec { forward_blocks: 2, gate_blocks: blocks, ..self.network(&self.config.discriminator) };
+        self.config.adversarial.then(spec)
+    }
+
+    /// Both.
+    pub fn networks(&self) -> Vec<NetworkSpec> {
+        std::iter::once(self.generator()).chain(self.discriminator()).collect()
+    }
+}
+
 /// Blocks of the discriminator.
 const REAL: usize = 0;
 const GENERATED: usize = 1;
@@ -53,16 +77,8 @@ impl<T: Scalar> GanLoop<T> {
     pub fn new(plan: &mut ArenaPlan, spec: GanSpec) -> Self {
         let (config, inner, Shape { shots, queries, .. }) = (&spec.config, &spec.config.inner, spec.shape);
         let rows = inner.minibatch.unwrap_or(shots);
-        let network = |mlp: &Mlp, forward_blocks, gate_blocks: &[usize]| NetworkSpec {
-            forward_blocks,
-            gate_blocks: gate_blocks.to_vec(),
-            ..NetworkSpec::new(mlp, inner, spec.tasks, &spec.shape, spec.trace)
-        };
-        let generator = Network::new(plan, network(&config.generator, 1, &[0]), spec.strategy, inner);
-        let discriminator = config.adversarial.then(|| {
-            let blocks = network(&config.discriminator, 2, &[REAL, GENERATED, GENERATED]);
-            Network::new(plan, blocks, spec.strategy, inner)
-        });
+        let generator = Network::new(plan, spec.generator(), spec.strategy, inner);
+        let discriminator = spec.discriminator().map(|n| Network::new(plan, n, spec.strategy, inner));
         let (clip, tasks) = (config.generator.outputs(), spec.tasks);
         let own = if config.adversarial { 0 } else { clip };
         let through = tasks * rows.max(queries);

@@ -3,6 +3,7 @@
 //! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented,
 //! `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
 
+mod cost;
 mod dual;
 mod gan;
 mod materialised;
@@ -13,7 +14,9 @@ mod tape;
 
 pub use plan::Strategy;
 
-pub use plan::{choose, lanes};
+pub use cost::Cost;
+pub use plan::{choose, cost_of, lanes};
+pub use tape::NetworkSpec;
 
 pub use gan::{GanLoop, GanSpec};
 pub use network::{LoopRows, Network, Rates};

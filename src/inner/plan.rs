@@ -3,8 +3,9 @@ use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-use crate::meta::{InnerConfig, RateKind, Shape};
-use crate::model::Mlp;
+use super::cost::{self, Cost};
+use super::tape::NetworkSpec;
+use crate::meta::{InnerConfig, RateKind};
 use crate::{Error, Result};
 
 /// How adapted weights are represented in the inner loop. Both give the same numbers.
@@ -38,19 +39,36 @@ impl FromStr for Strategy {
     }
 }
 
-/// The cheaper form for these networks.
-pub fn choose(mlps: &[Mlp], inner: &InnerConfig, shape: &Shape) -> Strategy {
-    if inner.rates == RateKind::PerParameter {
-        return Strategy::Materialised;
+/// The cheaper form for these networks, by [`Cost::estimate`].
+pub fn choose(specs: &[NetworkSpec], inner: &InnerConfig) -> Strategy {
+    let total = |form: fn(&NetworkSpec) -> Cost| specs.iter().map(|spec| form(spec).estimate()).sum::<f64>();
+    if inner.rates == RateKind::PerParameter || total(cost::materialised) < total(cost::dual) {
+        Strategy::Materialised
+    } else {
+        Strategy::Dual
     }
-    let _ = (mlps, shape);
-    Strategy::Dual
 }
 
-/// How many lanes the tasks are spread over.
-pub fn lanes(mlps: &[Mlp], inner: &InnerConfig, shape: &Shape, available: usize) -> usize {
+/// What a meta-step costs in that form.
+pub fn cost_of(specs: &[NetworkSpec], strategy: Strategy) -> Cost {
+    specs
+        .iter()
+        .map(|spec| match strategy {
+            Strategy::Dual => cost::dual(spec),
+            Strategy::Materialised => cost::materialised(spec),
+        })
+        .fold(Cost::default(), std::ops::Add::add)
+}
+
+/// How many lanes the tasks are spread over: as many as can run at once when an operation over all tasks is too short to
+/// be worth waking threads for, otherwise one.
+pub fn lanes(specs: &[NetworkSpec], available: usize) -> usize {
+    /// Flop of an operation that takes about as long as waking the threads a hundred times.
     const SMALL: usize = 8_000_000;
-    let rows = shape.tasks * inner.minibatch.unwrap_or(shape.shots).max(shape.queries);
-    let largest = mlps.iter().map(|m| 2 * rows * m.weight_count() / m.layers()).max().unwrap_or(0);
-    if largest > SMALL { 1 } else { available.min(shape.tasks) }
+    let flop = |s: &NetworkSpec| {
+        let rows = s.tasks * s.support_rows.max(s.query_rows) * s.forward_blocks;
+        2 * rows * s.mlp.weight_count() / s.mlp.layers()
+    };
+    let tasks = specs.iter().map(|s| s.tasks).min().unwrap_or(1);
+    if specs.iter().any(|s| flop(s) > SMALL) { 1 } else { available.min(tasks) }
 }

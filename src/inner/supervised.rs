@@ -24,6 +24,17 @@ pub struct SupervisedSpec {
     pub trace: bool,
 }
 
+impl SupervisedSpec {
+    /// The network's part.
+    pub fn network(&self) -> NetworkSpec {
+        let anil = self.inner.algorithm == Algorithm::Anil;
+        NetworkSpec {
+            first_moving: if anil { self.mlp.layers() - 1 } else { 0 },
+            ..NetworkSpec::new(&self.mlp, &self.inner, self.tasks, &self.shape, self.trace)
+        }
+    }
+}
+
 /// The loop's regions.
 pub struct SupervisedLoop<T> {
     pub net: Network<T>,
@@ -46,13 +57,7 @@ impl<T: Scalar> SupervisedLoop<T> {
         let rows = inner.minibatch.unwrap_or(shots);
         let gathers = inner.minibatch.is_some();
         let (inputs, outputs, tasks) = (spec.mlp.inputs(), spec.mlp.outputs(), spec.tasks);
-        let network = NetworkSpec {
-            first_moving: if inner.algorithm == Algorithm::Anil { spec.mlp.layers() - 1 } else { 0 },
-            forward_blocks: 1,
-            gate_blocks: vec![0],
-            ..NetworkSpec::new(&spec.mlp, inner, tasks, &spec.shape, spec.trace)
-        };
-        let net = Network::new(plan, network, spec.strategy, inner);
+        let net = Network::new(plan, spec.network(), spec.strategy, inner);
         let traced = if spec.trace { inner.steps + 1 } else { 0 };
         Self {
             net,

@@ -4,7 +4,7 @@ use super::objective::{LaneShape, Objective};
 use super::outer::host_change;
 use super::{MetaOptimizer, OuterConfig, OuterKind, RateKind};
 use crate::device::{ArenaPlan, Device, OuterStep, Region};
-use crate::inner::{Rates, Strategy};
+use crate::inner::{Cost, Rates, Strategy};
 use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
 
@@ -71,6 +71,9 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     objective: O,
     shape: Shape,
     strategy: Strategy,
+    planned: Strategy,
+    cost: Cost,
+    bytes: usize,
     lanes: Vec<Lane<T, D, O>>,
     phi: Vec<MetaOptimizer<T>>,
     rates: Vec<Rates<T>>,
@@ -121,8 +124,13 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             })?;
         }
         let mlps: Vec<_> = networks.iter().map(|(_, mlp)| (*mlp).clone()).collect();
-        let strategy = inner.strategy.unwrap_or_else(|| crate::inner::choose(&mlps, &inner, &shape));
-        let lanes = crate::inner::lanes(&mlps, &inner, &shape, device.lanes());
+        let whole = LaneShape { tasks: 0..shape.tasks, shape, strategy: Strategy::Dual, trace };
+        let specs = objective.specs(&whole);
+        let planned = crate::inner::choose(&specs, &inner);
+        let strategy = inner.strategy.unwrap_or(planned);
+        let mut bytes = 0;
+        let cost = crate::inner::cost_of(&specs, strategy);
+        let lanes = crate::inner::lanes(&specs, device.lanes());
         let mut moments = Vec::new();
         let lanes = (0..lanes)
             .map(|lane| {
@@ -134,6 +142,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
                     moments.extend(mlps.iter().map(|mlp| [(); 2].map(|()| plan.take(1, mlp.parameter_count()))));
                 }
                 let rows = inner.minibatch.map_or(0, |rows| rows * inner.steps * lane_shape.tasks.len());
+                bytes += plan.elements() * size_of::<T>();
                 let arena = device.arena(plan.elements())?;
                 Ok(Lane { shape: lane_shape, arena, inner: built, indices: vec![0; rows] })
             })
@@ -156,6 +165,9 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             objective,
             shape,
             strategy,
+            planned,
+            cost,
+            bytes,
             lanes,
             phi,
             rates,
@@ -167,6 +179,21 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// The form the inner loop runs in.
     pub fn strategy(&self) -> Strategy {
         self.strategy
+    }
+
+    /// What a meta-step costs, without the outer optimizer.
+    pub fn cost(&self) -> Cost {
+        self.cost
+    }
+
+    /// The form the planner would take.
+    pub fn planned(&self) -> Strategy {
+        self.planned
+    }
+
+    /// Bytes of device memory the learner holds.
+    pub fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The shape of the meta-batches.

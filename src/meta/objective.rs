@@ -5,7 +5,7 @@ use std::ops::Range;
 use super::batch::part;
 use super::{Shape, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows};
 use crate::device::{ArenaPlan, Device, Region};
-use crate::inner::{GanLoop, GanSpec, LoopRows, Network, Rates, Strategy, SupervisedLoop, SupervisedSpec};
+use crate::inner::{GanLoop, GanSpec, LoopRows, Network, NetworkSpec, Rates, Strategy, SupervisedLoop, SupervisedSpec};
 use crate::model::Mlp;
 use crate::{Error, InnerConfig, Result, Scalar};
 
@@ -47,6 +47,8 @@ pub(super) mod sealed {
         fn check(&self, shape: &Shape) -> Result<()>;
         /// The networks and the roles they play.
         fn networks(&self) -> Vec<(&'static str, &Mlp)>;
+        /// What the networks do, for a lane.
+        fn specs(&self, lane: &LaneShape) -> Vec<NetworkSpec>;
         fn build<T: Scalar>(&self, plan: &mut ArenaPlan, lane: &LaneShape) -> Self::Loop<T>;
         fn check_rows<T: Scalar>(&self, shape: &Shape, rows: Self::Rows<'_, T>) -> Result<()>;
         fn run<T: Scalar, D: Device<T>>(
@@ -73,6 +75,20 @@ fn check_lengths(fields: &[(&str, usize, usize)]) -> Result<()> {
     }
 }
 
+impl SupervisedConfig {
+    fn spec(&self, lane: &LaneShape) -> SupervisedSpec {
+        SupervisedSpec {
+            mlp: self.mlp.clone(),
+            loss: self.loss,
+            inner: self.inner.clone(),
+            strategy: lane.strategy,
+            tasks: lane.tasks.len(),
+            shape: lane.shape,
+            trace: lane.trace,
+        }
+    }
+}
+
 impl sealed::Build for SupervisedConfig {
     type Rows<'a, T: Scalar> = SupervisedRows<'a, T>;
     type Loop<T: Scalar> = SupervisedLoop<T>;
@@ -86,17 +102,11 @@ impl sealed::Build for SupervisedConfig {
     fn networks(&self) -> Vec<(&'static str, &Mlp)> {
         vec![("network", &self.mlp)]
     }
+    fn specs(&self, lane: &LaneShape) -> Vec<NetworkSpec> {
+        vec![self.spec(lane).network()]
+    }
     fn build<T: Scalar>(&self, plan: &mut ArenaPlan, lane: &LaneShape) -> Self::Loop<T> {
-        let spec = SupervisedSpec {
-            mlp: self.mlp.clone(),
-            loss: self.loss,
-            inner: self.inner.clone(),
-            strategy: lane.strategy,
-            tasks: lane.tasks.len(),
-            shape: lane.shape,
-            trace: lane.trace,
-        };
-        SupervisedLoop::new(plan, spec)
+        SupervisedLoop::new(plan, self.spec(lane))
     }
     fn check_rows<T: Scalar>(&self, shape: &Shape, rows: Self::Rows<'_, T>) -> Result<()> {
         let (support, query) = (shape.tasks * shape.shots, shape.tasks * shape.queries);
@@ -138,6 +148,18 @@ impl sealed::Build for SupervisedConfig {
     }
 }
 
+impl VideoConfig {
+    fn spec(&self, lane: &LaneShape) -> GanSpec {
+        GanSpec {
+            config: self.clone(),
+            strategy: lane.strategy,
+            tasks: lane.tasks.len(),
+            shape: lane.shape,
+            trace: lane.trace,
+        }
+    }
+}
+
 impl sealed::Build for VideoConfig {
     type Rows<'a, T: Scalar> = VideoRows<'a, T>;
     type Loop<T: Scalar> = GanLoop<T>;
@@ -156,15 +178,11 @@ impl sealed::Build for VideoConfig {
         }
         networks
     }
+    fn specs(&self, lane: &LaneShape) -> Vec<NetworkSpec> {
+        self.spec(lane).networks()
+    }
     fn build<T: Scalar>(&self, plan: &mut ArenaPlan, lane: &LaneShape) -> Self::Loop<T> {
-        let spec = GanSpec {
-            config: self.clone(),
-            strategy: lane.strategy,
-            tasks: lane.tasks.len(),
-            shape: lane.shape,
-            trace: lane.trace,
-        };
-        GanLoop::new(plan, spec)
+        GanLoop::new(plan, self.spec(lane))
     }
     fn check_rows<T: Scalar>(&self, shape: &Shape, rows: Self::Rows<'_, T>) -> Result<()> {
         let (support, query) = (shape.tasks * shape.shots, shape.tasks * shape.queries);

@@ -1,0 +1,154 @@
+//! Counting what a meta-step does: floating-point operations and bytes, from the shapes alone.
+
+use super::tape::{NetworkSpec, Slot};
+
+/// The work of one meta-step, by how fast a device can do it.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Cost {
+    /// Flop in products with weights all tasks share: large matrices.
+    pub shared: f64,
+    /// Flop in the dual form's low-rank corrections: inner products of rows and their application.
+    pub low_rank: f64,
+    /// Flop in products with a task's own weights: a few rows each.
+    pub per_task: f64,
+    /// Elements of per-task weights read and written.
+    pub per_task_elements: f64,
+}
+
+impl Cost {
+    /// All floating-point operations.
+    pub fn flop(&self) -> f64 {
+        self.shared + self.low_rank + self.per_task
+    }
+
+    /// The estimate the planner compares, in units of one flop of a large shared product:
+    /// `shared + 3 low_rank + 3 per_task + 16 per_task_elements`.
+    ///
+    /// The factors are measured on CPUs (`innerloop bench`): corrections and few-row products reach about a third of the
+    /// rate of a large product, and a weight that is streamed costs as much time as about 16 flop.
+    pub fn estimate(&self) -> f64 {
+        self.shared + 3.0 * self.low_rank + 3.0 * self.per_task + 16.0 * self.per_task_elements
+    }
+}
+
+impl std::ops::Add for Cost {
+    type Output = Self;
+    fn add(self, other: Self) -> Self {
+        Self {
+            shared: self.shared + other.shared,
+            low_rank: self.low_rank + other.low_rank,
+            per_task: self.per_task + other.per_task,
+            per_task_elements: self.per_task_elements + other.per_task_elements,
+        }
+    }
+}
+
+/// One layer's shape, and how its rows come.
+struct Layer {
+    inputs: f64,
+    outputs: f64,
+    weights: f64,
+    /// Blocks of the passes: forward, backward (0 where the pass ends above), those with an e cotangent.
+    forward: f64,
+    backward: f64,
+    cotangents: f64,
+    moves: bool,
+    /// Whether a downward adjoint product exists.
+    down: f64,
+}
+
+impl Layer {
+    fn new(spec: &NetworkSpec, index: usize) -> Self {
+        let (inputs, outputs) = (spec.mlp.widths()[index] as f64, spec.mlp.widths()[index + 1] as f64);
+        let (f, b) = (spec.forward_blocks, spec.backward_blocks());
+        let backward = if index > spec.first_moving {
+            b
+        } else if index == 0 {
+            b - f
+        } else {
+            0
+        };
+        Self {
+            inputs,
+            outputs,
+            weights: inputs * outputs,
+            forward: f as f64,
+            backward: backward as f64,
+            cotangents: (b - spec.first_e_block(index)) as f64,
+            moves: spec.moves(index),
+            // To the input only the generated block goes back.
+            down: if index > 0 { f as f64 } else { (b - f) as f64 },
+        }
+    }
+}
+
+/// Rows of all tasks in one block of a pass.
+fn rows(spec: &NetworkSpec, slot: Slot) -> f64 {
+    (spec.tasks * spec.rows(slot)) as f64
+}
+
+/// The dual form's cost.
+pub(super) fn dual(spec: &NetworkSpec) -> Cost {
+    let (steps, support) = (spec.steps, rows(spec, Slot::Step(0)));
+    let query = rows(spec, Slot::Query { after: steps });
+    let history = |s: usize| (s * spec.forward_blocks * spec.support_rows) as f64;
+    let mut cost = Cost::default();
+    for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
+        let Layer { inputs, outputs, weights, forward, backward, cotangents, down, moves } = layer;
+        let query_backward = if backward > 0.0 { backward } else { down };
+        let passes = steps as f64 * support * (forward + backward) + query * (forward + query_backward);
+        cost.shared += 2.0 * weights * passes;
+        // Both the inner products and their application touch every correction row once.
+        let correction = |rows: f64, n: f64| if moves { 2.0 * rows * n * (inputs + outputs) } else { 0.0 };
+        for s in 0..steps {
+            cost.low_rank += correction(support * (forward + backward), history(s));
+        }
+        cost.low_rank += correction(query * (forward + query_backward), history(steps));
+        let mut gradient_rows = forward * query;
+        if spec.second_order {
+            for s in 0..steps {
+                let up = if moves { cotangents } else { 0.0 };
+                cost.shared += 2.0 * weights * support * (up + down);
+                cost.low_rank += correction(support * (up + down), history(s));
+                if moves {
+                    let later = (steps - 1 - s) as f64 * (forward + cotangents) * spec.support_rows as f64
+                        + forward * spec.query_rows as f64;
+                    cost.low_rank += 2.0 * support * forward * later * (inputs + outputs);
+                }
+            }
+            gradient_rows += steps as f64 * support * (forward + cotangents);
+        }
+        cost.shared += 2.0 * weights * gradient_rows;
+    }
+    cost
+}
+
+/// The materialised form's cost.
+pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
+    let (steps, support) = (spec.steps as f64, rows(spec, Slot::Step(0)));
+    let query = rows(spec, Slot::Query { after: spec.steps });
+    let tasks = spec.tasks as f64;
+    let mut cost = Cost::default();
+    for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
+        let Layer { weights, forward, backward, cotangents, down, moves, .. } = layer;
+        let query_backward = if backward > 0.0 { backward } else { down };
+        let streamed = weights * tasks;
+        let passes = steps * support * (forward + backward) + query * (forward + query_backward);
+        cost.per_task += 2.0 * weights * passes;
+        cost.per_task_elements += streamed * 2.0 * (steps + 1.0);
+        if moves {
+            // The update reads the weights and writes new ones.
+            cost.per_task += 2.0 * weights * steps * support * forward;
+            cost.per_task_elements += streamed * 2.0 * steps;
+        }
+        cost.per_task += 2.0 * weights * query * forward;
+        cost.per_task_elements += streamed * 2.0;
+        if spec.second_order {
+            let up = if moves { cotangents + forward } else { 0.0 };
+            cost.per_task += 2.0 * weights * steps * support * (up + 2.0 * down + forward + cotangents);
+            // Weights and direction in both passes, the direction's renewal, the cotangent's update.
+            cost.per_task_elements += streamed * steps * (4.0 + 2.0 + 2.0);
+        }
+    }
+    cost
+}
