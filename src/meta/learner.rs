@@ -324,9 +324,9 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     pub fn update(&mut self, config: &OuterConfig) -> Result<()> {
         let step = self.steps_done + 1;
         let diverged = |what, value| Err(Error::Diverged { what, value, step });
-        for (what, value) in [("loss", self.losses.mean()), ("discriminator loss", self.losses.discriminator_mean())] {
-            if !value.is_finite() && !(value.is_nan() && self.losses.discriminator.is_empty() && what != "loss") {
-                return diverged(what, value);
+        for (what, losses) in [("loss", &self.losses.task), ("discriminator loss", &self.losses.discriminator)] {
+            if let Some(value) = losses.iter().find(|loss| !loss.is_finite()) {
+                return diverged(what, value.to_f64());
             }
         }
         let first = &mut self.lanes[0];
@@ -348,9 +348,9 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         }
         let scale = config.factor(self.steps_done);
         let rate = config.learning_rate * scale;
-        for network in 0..self.phi.len() {
+        for (network, factor) in factors.into_iter().enumerate().take(self.phi.len()) {
             let net = O::network(&first.inner, network);
-            let (parameters, gradient, factor) = (net.parameters, net.gradient, factors[network]);
+            let (parameters, gradient) = (net.parameters, net.gradient);
             let operation = match config.kind {
                 OuterKind::Sgd => OuterStep::Sgd { parameters, gradient, rate, factor },
                 OuterKind::Adam { beta1, beta2, epsilon } => {

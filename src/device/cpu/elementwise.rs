@@ -72,7 +72,7 @@ pub(super) fn gate<T: Scalar>(
         // SAFETY: the tile is this job's own, the values are a declared region.
         let (tile, values) = unsafe { (columns.row(tile, stride, k), columns.of(values, width, k)) };
         for (t, a) in tile.iter_mut().zip(values) {
-            *t = *t * ACT.derivative(*a);
+            *t *= ACT.derivative(*a);
         }
     });
 }
@@ -102,7 +102,7 @@ pub(super) fn adjoint_gate<T: Scalar>(
                 }
             }
             for (t, a) in tile.iter_mut().zip(values) {
-                *t = *t * ACT.derivative(*a);
+                *t *= ACT.derivative(*a);
             }
         }
     });
@@ -185,7 +185,7 @@ pub(super) fn outer_step<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>,
                         let g = g[i] * factor;
                         m[i] = beta1 * m[i] + rest1 * g;
                         v[i] = beta2 * v[i] + rest2 * g * g;
-                        p[i] = p[i] - rate * m[i] / ((v[i] * second_scale).sqrt() + epsilon);
+                        p[i] -= rate * m[i] / ((v[i] * second_scale).sqrt() + epsilon);
                     }
                 });
             });

@@ -132,11 +132,11 @@ fn rate_gradient<T: Scalar>(arena: &mut CpuArena<T>, op: &ReverseUpdate<T>, grad
         match op.rate {
             Rate::Uniform(_) => {
                 let dot: f64 = cotangent.iter().zip(velocity).map(|(c, v)| c.to_f64() * v.to_f64()).sum();
-                gradient[0] = gradient[0] - op.scale * T::from_f64(dot);
+                gradient[0] -= op.scale * T::from_f64(dot);
             }
             Rate::PerParameter(_) => {
                 for i in 0..len {
-                    gradient[i] = gradient[i] - op.scale * cotangent[i] * velocity[i];
+                    gradient[i] -= op.scale * cotangent[i] * velocity[i];
                 }
             }
         }
