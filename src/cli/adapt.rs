@@ -1,11 +1,89 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
 use clap::Args;
 
-use crate::Result;
+use super::Compute;
+use super::run_folder::RunFolder;
+use super::samples::{Comparison, write_comparison};
+use crate::checkpoint::Checkpoint;
+use crate::run::{AdaptationOptions, adapt, video_job};
+use crate::tasks::{ClipFolder, FolderOptions};
+use crate::{Error, Result};
 
-/// Not written yet
+/// Adapt a trained generator to a new subject, from a folder of its clips
+///
+/// Prints the losses before adapting and after each step, on clips that were not adapted with, and writes the adapted
+/// checkpoint and an animation beside it: the clips as they are, as generated before, and after.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// A run's folder, or its checkpoint
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: PathBuf,
+    /// Folder of the clips of ONE subject: DIR/CLIP
+    #[arg(value_name = "DIR")]
+    clips: PathBuf,
+    /// Where to write the adapted checkpoint; the animation is written beside it, as .gif
+    #[arg(long, value_name = "FILE", default_value = "adapted.safetensors")]
+    out: PathBuf,
+    /// Clips to adapt with; the others are judged on [default: as in training]
+    #[arg(long)]
+    shots: Option<usize>,
+    /// Inner steps [default: as in training]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Seed of the choice of clips and of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Where decoded clips are kept; DIR/.innerloop-cache when absent
+    #[arg(long, value_name = "DIR")]
+    cache: Option<PathBuf>,
+    #[command(flatten)]
+    compute: Compute,
+}
 
-pub(super) fn run(_: &Arguments) -> Result<()> {
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let checkpoint = Checkpoint::read(&RunFolder::find_checkpoint(Some(&arguments.checkpoint))?)?;
+    let format = video_job(&checkpoint)?.source.format();
+    let animation = arguments.out.with_extension("gif");
+    if animation == arguments.out {
+        return Err(Error::invalid("--out", arguments.out.display().to_string(), "a name that ends in .safetensors"));
+    }
+    let options = FolderOptions { cache: arguments.cache.clone(), min_clips: 1, progress: true };
+    let folder = ClipFolder::open_single_task(&arguments.clips, format, &options)?;
+    folder.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    let options = AdaptationOptions { shots: arguments.shots, steps: arguments.steps, seed: arguments.seed };
+    let mut checkpoint = checkpoint;
+    if let Some(strategy) = arguments.compute.strategy.0 {
+        checkpoint.config.job.inner_mut().strategy = Some(strategy);
+    }
+    let adapted = adapt(&arguments.compute.device()?, &checkpoint, Arc::new(folder), &options)?;
+    let (shots, queries) = (adapted.batch.shots, adapted.batch.queries);
+    if adapted.judged_on_support {
+        println!("adapting with {shots} clips; none is left to judge on, so these are judged on themselves");
+    } else {
+        println!("adapting with {shots} clips, judging on {queries} others");
+    }
+    println!("{:>5} {:>12} {:>15} {:>9}", "step", "loss", "discriminator", "PSNR dB");
+    for (step, (losses, psnr)) in adapted.trace.losses.iter().zip(&adapted.psnr).enumerate() {
+        let discriminator = losses.discriminator.first().filter(|loss| **loss != 0.0);
+        let discriminator = discriminator.map_or("-".to_owned(), |loss| format!("{loss:.5}"));
+        println!("{step:>5} {:>12.6} {discriminator:>15} {psnr:>9.2}", losses.mean());
+    }
+    if let Some(step) = adapted.psnr.iter().position(|psnr| !psnr.is_finite()) {
+        let expected = "fewer steps, or a checkpoint trained with more inner steps";
+        return Err(Error::invalid("adapting", format!("the loss became NaN after step {step}"), expected));
+    }
+    adapted.checkpoint.write(&arguments.out)?;
+    let comparison = Comparison {
+        format,
+        truth: &adapted.batch.query_x,
+        before: &adapted.trace.outputs[0],
+        after: &adapted.trace.outputs[adapted.trace.outputs.len() - 1],
+        stride: 1,
+    };
+    write_comparison(&animation, &comparison)?;
+    println!("adapted checkpoint: {}", arguments.out.display());
+    println!("truth, before, after: {}", animation.display());
     Ok(())
 }

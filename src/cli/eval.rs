@@ -1,11 +1,223 @@
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
 
-use crate::Result;
+use super::Compute;
+use super::chart::{Chart, Line};
+use super::run_folder::RunFolder;
+use crate::checkpoint::{Checkpoint, Stage};
+use crate::device::Device;
+use crate::run::{ClipSource, Evaluation, Job, Pools, RunConfig, Score, best_uniform_rate, joint_training};
+use crate::{Error, Result};
 
-/// Not written yet
+/// Judge a trained checkpoint on held-out tasks, against what needs no meta-learning
+///
+/// Every contestant adapts to the same episodes: the checkpoint, with its learned rates; ordinary joint training on the
+/// clips of all tasks, with as many steps, clips and the same optimizer as the checkpoint had; and random initialisation.
+/// The two baselines use whichever one rate serves them best on these very episodes. Writes eval.json and eval.svg.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// A run's folder, or its checkpoint; the newest run when absent
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: Option<PathBuf>,
+    /// Inner steps [default: as in training]
+    #[arg(long)]
+    steps: Option<usize>,
+    /// Held-out episodes
+    #[arg(long, default_value_t = 64)]
+    episodes: usize,
+    /// Leave the baselines out
+    #[arg(long)]
+    no_baselines: bool,
+    /// Where the run's clips lie now, if they have moved
+    #[arg(long, value_name = "DIR")]
+    clips: Option<PathBuf>,
+    /// Folder for eval.json and eval.svg; that of the checkpoint when absent
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    #[command(flatten)]
+    compute: Compute,
+}
 
-pub(super) fn run(_: &Arguments) -> Result<()> {
+/// One contestant.
+#[derive(Debug, Serialize)]
+struct Contestant {
+    name: &'static str,
+    /// The rate it adapted with, where it is one number.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rate: Option<f64>,
+    /// After 0, 1, ... steps.
+    scores: Vec<Score>,
+}
+
+#[derive(Debug, Serialize)]
+struct Report<'a> {
+    checkpoint: String,
+    meta_steps: u64,
+    episodes: usize,
+    shots: usize,
+    queries: usize,
+    contestants: &'a [Contestant],
+    config: &'a RunConfig,
+}
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    if arguments.episodes == 0 {
+        return Err(Error::invalid("--episodes", "0", "at least 1"));
+    }
+    let path = RunFolder::find_checkpoint(arguments.checkpoint.as_deref())?;
+    let mut checkpoint = Checkpoint::read(&path)?;
+    if let Stage::Adapted { subject, .. } = &checkpoint.stage {
+        let problem = format!("is adapted to {:?}", subject.name);
+        return Err(Error::file(&path, problem, "name the checkpoint that train wrote"));
+    }
+    if let Some(strategy) = arguments.compute.strategy.0 {
+        checkpoint.config.job.inner_mut().strategy = Some(strategy);
+    }
+    let folder = match &arguments.out {
+        Some(folder) => folder.clone(),
+        None => path.parent().map_or_else(PathBuf::new, Path::to_owned),
+    };
+    std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;
+    let pools = open(&mut checkpoint.config, arguments.clips.as_deref())?;
+    let device = arguments.compute.device()?;
+    let contestants = contestants(&device, &checkpoint, pools.as_ref(), arguments)?;
+    print_table(&contestants);
+    let config = &checkpoint.config;
+    let report = Report {
+        checkpoint: path.display().to_string(),
+        meta_steps: checkpoint.step,
+        episodes: arguments.episodes,
+        shots: config.shape.shots,
+        queries: config.shape.queries,
+        contestants: &contestants,
+        config,
+    };
+    let text = serde_json::to_string_pretty(&report)
+        .map_err(|e| Error::invalid("evaluation", e.to_string(), "what JSON can hold"))?;
+    let (json, svg) = (folder.join("eval.json"), folder.join("eval.svg"));
+    crate::atomic::write(&json, |out| writeln!(out, "{text}"))?;
+    chart(&contestants, config).write(&svg)?;
+    print_verdict(&contestants, config);
+    println!("written: {}, {}", json.display(), svg.display());
     Ok(())
+}
+
+/// The tasks of the run, if they are clips.
+fn open(config: &mut RunConfig, moved: Option<&Path>) -> Result<Option<Pools>> {
+    let min_clips = config.shape.shots.saturating_add(config.shape.queries);
+    match (&mut config.job, moved) {
+        (Job::Video(job), moved) => {
+            match (&mut job.source, moved) {
+                (ClipSource::Folder { path, .. }, Some(moved)) => *path = moved.to_owned(),
+                (ClipSource::MovingShapes { .. }, Some(_)) => {
+                    return Err(Error::invalid("--clips", "given", "none: the run was trained on moving shapes"));
+                }
+                (_, None) => {}
+            }
+            let pools = job.source.open(config.seed, min_clips, true)?;
+            pools.notes.iter().for_each(|note| eprintln!("note: {note}"));
+            Ok(Some(pools))
+        }
+        (Job::Sinusoid(_), Some(_)) => {
+            Err(Error::invalid("--clips", "given", "none: the run was trained on sinusoids"))
+        }
+        (Job::Sinusoid(_), None) => Ok(None),
+    }
+}
+
+fn contestants<D: Device<f32> + Clone>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    pools: Option<&Pools>,
+    arguments: &Arguments,
+) -> Result<Vec<Contestant>> {
+    let config = &checkpoint.config;
+    let steps = arguments.steps.unwrap_or(config.job.inner().steps);
+    let evaluation = Evaluation::draw(config, pools, arguments.episodes)?;
+    let plays = config.adversarial_at(checkpoint.step);
+    let trace = evaluation.trace(device, &checkpoint.parameters, &checkpoint.phi, steps, plays)?;
+    let mut all = vec![Contestant { name: "meta-learned", rate: None, scores: evaluation.scores(&trace)? }];
+    if !arguments.no_baselines {
+        // As long as the checkpoint was trained, which may be shorter than the run was meant to be.
+        let budget = RunConfig { steps: checkpoint.step, ..config.clone() };
+        let bar = ProgressBar::new(budget.steps).with_message("joint training");
+        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
+            bar.set_style(style);
+        }
+        let joint = joint_training(device, &budget, pools, |step| {
+            bar.set_position(step);
+            true
+        });
+        bar.finish_and_clear();
+        for (name, parameters) in [("joint training", joint?), ("random initialisation", config.initial_parameters())] {
+            let best = best_uniform_rate(device, config, &evaluation, &parameters, steps)?;
+            all.push(Contestant { name, rate: Some(best.rate), scores: best.scores });
+        }
+    }
+    Ok(all)
+}
+
+fn print_table(contestants: &[Contestant]) {
+    let steps = contestants[0].scores.len();
+    let header: Vec<String> = (0..steps).map(|step| format!("{:>14}", format!("after {step}"))).collect();
+    println!("{:<22} {:<8}{}", "", "", header.concat());
+    let row = |name: &str, unit: &str, cells: Vec<String>| println!("{name:<22} {unit:<8}{}", cells.concat());
+    for contestant in contestants {
+        let cell =
+            |mean: f64, margin: f64, digits: usize| format!("{:>14}", format!("{mean:.digits$} ±{margin:.digits$}"));
+        let scores = &contestant.scores;
+        let quality = |value: fn(&Score) -> Option<crate::run::Estimate>, digits| -> Option<Vec<String>> {
+            scores.iter().map(|s| value(s).map(|e| cell(e.mean, e.margin, digits))).collect()
+        };
+        if let Some(cells) = quality(|s| s.psnr, 2) {
+            row(contestant.name, "PSNR dB", cells);
+        }
+        if let Some(cells) = quality(|s| s.ssim, 3) {
+            row("", "SSIM", cells);
+        }
+        let name = if scores[0].psnr.is_some() { "" } else { contestant.name };
+        row(name, "loss", scores.iter().map(|s| cell(s.loss.mean, s.loss.margin, 4)).collect());
+    }
+}
+
+fn chart<'a>(contestants: &'a [Contestant], config: &RunConfig) -> Chart<'a> {
+    let clips = matches!(config.job, Job::Video(_));
+    let value = |score: &Score| score.psnr.map_or(score.loss.mean, |psnr| psnr.mean);
+    let lines = contestants
+        .iter()
+        .map(|c| Line {
+            label: c.name,
+            points: c.scores.iter().enumerate().map(|(step, score)| (step as f64, value(score))).collect(),
+        })
+        .collect();
+    Chart {
+        title: if clips {
+            "Quality of held-out tasks while adapting"
+        } else {
+            "Error of held-out tasks while adapting"
+        },
+        x: "inner steps",
+        y: if clips { "query PSNR (dB)" } else { "query mean squared error" },
+        lines,
+        marks: true,
+        logarithmic: !clips,
+    }
+}
+
+fn print_verdict(contestants: &[Contestant], config: &RunConfig) {
+    let last = |c: &Contestant| c.scores[c.scores.len() - 1];
+    let (ours, steps) = (last(&contestants[0]), contestants[0].scores.len() - 1);
+    for other in &contestants[1..] {
+        let theirs = last(other);
+        let rate = other.rate.map_or(String::new(), |rate| format!(" (best rate {rate})"));
+        let against = format!("after {steps} steps on {} examples, against {}{rate}", config.shape.shots, other.name);
+        match (ours.psnr, theirs.psnr) {
+            (Some(ours), Some(theirs)) => println!("{against}: {:+.2} dB", ours.mean - theirs.mean),
+            _ => println!("{against}: loss {:.4} against {:.4}", ours.loss.mean, theirs.loss.mean),
+        }
+    }
 }

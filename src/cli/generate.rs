@@ -1,11 +1,104 @@
+use std::path::{Path, PathBuf};
+
 use clap::Args;
 
-use crate::Result;
+use super::Compute;
+use super::run_folder::RunFolder;
+use super::samples::scale;
+use crate::checkpoint::Checkpoint;
+use crate::run::{VideoJob, conditions_of, generate, own_conditions, video_job};
+use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions};
+use crate::video::{ClipFormat, Montage, read_clip, still_names, write_gif, write_npy, write_png_strip};
+use crate::{Error, Result};
 
-/// Not written yet
+/// Generate clips with a trained or an adapted checkpoint
+///
+/// The generator continues first frames into clips: those of --from, or else, of an adapted checkpoint, the frames of the
+/// clips it was adapted with, of others those of held-out tasks. More clips than frames use each frame again with other
+/// noise.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// A run's folder, or a checkpoint; the newest run when absent
+    #[arg(value_name = "CHECKPOINT")]
+    checkpoint: Option<PathBuf>,
+    /// Where to write: .gif (an animation), .png (a row of frames for each clip) or .npy (N, F, H, W, C)
+    #[arg(long, value_name = "FILE", default_value = "generated.gif")]
+    out: PathBuf,
+    /// How many clips
+    #[arg(long, default_value_t = 8)]
+    count: usize,
+    /// Seed of the noise
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Pictures, clips or folders of clips, whose first frames are continued
+    #[arg(long, value_name = "PATH", num_args = 1..)]
+    from: Vec<PathBuf>,
+    #[command(flatten)]
+    compute: Compute,
+}
 
-pub(super) fn run(_: &Arguments) -> Result<()> {
+/// Clips in a row of an animation.
+const COLUMNS: usize = 8;
+
+pub(super) fn run(arguments: &Arguments) -> Result<()> {
+    let write = writer(&arguments.out)?;
+    let checkpoint = Checkpoint::read(&RunFolder::find_checkpoint(arguments.checkpoint.as_deref())?)?;
+    let job = video_job(&checkpoint)?;
+    let format = job.source.format();
+    let conditions = if job.latent.condition == Condition::None {
+        Vec::new()
+    } else if arguments.from.is_empty() {
+        own_conditions(&checkpoint, arguments.count, || {
+            let pools = job.source.open(checkpoint.config.seed, 1, true);
+            Ok(pools
+                .map_err(|e| Error::invalid("--from", format!("absent, and {e}"), "pictures to continue"))?
+                .held_out)
+        })?
+    } else {
+        let frames = first_frames(job, &arguments.from)?;
+        conditions_of(&checkpoint, frames.iter().map(Vec::as_slice))?
+    };
+    let clips = generate(&arguments.compute.device()?, &checkpoint, &conditions, arguments.count, arguments.seed)?;
+    let clips: Vec<&[f32]> = clips.chunks_exact(format.values()).collect();
+    write(&arguments.out, &format, &clips)?;
+    println!("{} clips of {format}: {}", clips.len(), arguments.out.display());
     Ok(())
+}
+
+type Writer = fn(&Path, &ClipFormat, &[&[f32]]) -> Result<()>;
+
+/// The writer that the file's extension asks for.
+fn writer(path: &Path) -> Result<Writer> {
+    let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
+    match extension.as_str() {
+        "gif" => Ok(|path, format, clips| write_gif(path, &montage(format, clips, COLUMNS))),
+        "png" => Ok(|path, format, clips| write_png_strip(path, &montage(format, clips, 1))),
+        "npy" => Ok(|path, format, clips| write_npy(path, format, clips)),
+        _ => Err(Error::invalid("--out", path.display().to_string(), "a name that ends in .gif, .png or .npy")),
+    }
+}
+
+fn montage<'a>(format: &ClipFormat, clips: &[&'a [f32]], columns: usize) -> Montage<'a> {
+    let rows = clips.chunks(columns).map(<[&[f32]]>::to_vec).collect();
+    Montage { scale: scale(format), background: 255, ..Montage::new(*format, rows) }
+}
+
+/// The first frame of each picture or clip, and of every clip in a folder of clips.
+fn first_frames(job: &VideoJob, paths: &[PathBuf]) -> Result<Vec<Vec<f32>>> {
+    let format = ClipFormat { frames: 1, ..job.source.format() };
+    let mut frames = Vec::new();
+    for path in paths {
+        if path.is_dir() && still_names(path)?.is_empty() {
+            let options = FolderOptions { min_clips: 1, progress: true, ..FolderOptions::default() };
+            let folder = ClipFolder::open_single_task(path, format, &options)?;
+            for clip in 0..folder.clips(0) {
+                let mut frame = vec![0.0; format.values()];
+                folder.read_into(0, clip, &mut frame);
+                frames.push(frame);
+            }
+        } else {
+            frames.push(read_clip(path, &format)?.values);
+        }
+    }
+    Ok(frames)
 }

@@ -2,9 +2,13 @@
 
 mod adapt;
 mod bench;
+mod chart;
 mod eval;
 mod generate;
 mod grad;
+mod run_folder;
+mod samples;
+mod setup;
 mod train;
 
 use std::process::ExitCode;
@@ -25,7 +29,7 @@ struct Arguments {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    Train(train::Arguments),
+    Train(Box<train::Arguments>),
     Adapt(adapt::Arguments),
     Generate(generate::Arguments),
     Eval(eval::Arguments),
@@ -68,15 +72,19 @@ impl Compute {
 /// Runs the command line; errors are one line on standard error and exit code 1.
 pub fn main() -> ExitCode {
     let result = match Arguments::parse().command {
-        Command::Train(arguments) => train::run(&arguments),
+        Command::Train(arguments) => return finish(train::run(&arguments)),
         Command::Adapt(arguments) => adapt::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Grad(arguments) => grad::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
     };
+    finish(result.map(|()| ExitCode::SUCCESS))
+}
+
+fn finish(result: Result<ExitCode>) -> ExitCode {
     match result {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error}");
             ExitCode::FAILURE

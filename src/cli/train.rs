@@ -1,11 +1,343 @@
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Instant;
+
 use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::Result;
+use super::Compute;
+use super::chart::{Chart, Line};
+use super::run_folder::{Metric, Metrics, RunFolder};
+use super::samples::{Comparison, write_comparison};
+use super::setup::Setup;
+use crate::checkpoint::Checkpoint;
+use crate::device::Device;
+use crate::run::{Batches, Evaluation, Job, Pools, RunConfig, Session, SineBatches, StepReport, VideoBatches};
+use crate::{Error, Result};
 
-/// Not written yet
+/// Meta-train on a folder of clips, or on built-in tasks
+///
+/// Writes to a folder of its own (runs/NAME-N): checkpoint.safetensors, metrics.jsonl, loss.svg, sample animations, and
+/// at the end adapted.gif: held-out tasks as they are, as generated before adapting, and after. Ctrl-C leaves a
+/// checkpoint that --resume continues; with the same number of threads the continued run ends bit for bit as it would
+/// have without the stop.
 #[derive(Debug, Args)]
-pub(super) struct Arguments {}
+pub(super) struct Arguments {
+    /// Continue a run: its folder or its checkpoint. Everything but threads and files comes from the checkpoint
+    #[arg(long, value_name = "RUN", conflicts_with = "Setup")]
+    resume: Option<PathBuf>,
+    /// Folder of the run; the next free runs/NAME-N when absent
+    #[arg(long, value_name = "DIR", conflicts_with = "resume")]
+    out: Option<PathBuf>,
+    /// Meta-steps between checkpoints
+    #[arg(long, value_name = "N", default_value_t = 500)]
+    checkpoint_every: u64,
+    /// Meta-steps between sample animations [default: a fifth of the run]
+    #[arg(long, value_name = "N")]
+    sample_every: Option<u64>,
+    /// Meta-steps averaged in a line of metrics [default: a thousandth of the run]
+    #[arg(long, value_name = "N")]
+    log_every: Option<u64>,
+    #[command(flatten)]
+    compute: Compute,
+    #[command(flatten)]
+    setup: Setup,
+}
 
-pub(super) fn run(_: &Arguments) -> Result<()> {
-    Ok(())
+/// Held-out episodes that tell what adapting gains.
+const EPISODES: usize = 64;
+
+pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
+    for (option, value) in [
+        ("--checkpoint-every", Some(arguments.checkpoint_every)),
+        ("--sample-every", arguments.sample_every),
+        ("--log-every", arguments.log_every),
+    ] {
+        if value == Some(0) {
+            return Err(Error::invalid(option, "0", "at least 1"));
+        }
+    }
+    let resumed = match &arguments.resume {
+        Some(path) => {
+            let path = RunFolder::find_checkpoint(Some(path))?;
+            let folder = RunFolder(path.parent().map_or_else(PathBuf::new, Into::into));
+            Some((folder, Checkpoint::read(&path)?))
+        }
+        None => None,
+    };
+    let mut config = match &resumed {
+        Some((_, checkpoint)) => checkpoint.config.clone(),
+        None => arguments.setup.config()?,
+    };
+    if let Some(strategy) = arguments.compute.strategy.0 {
+        config.job.inner_mut().strategy = Some(strategy);
+    }
+    let device = arguments.compute.device()?;
+    let min_clips = config.shape.shots.saturating_add(config.shape.queries);
+    let (job, shape) = (config.job.clone(), config.shape);
+    match &job {
+        Job::Video(video) => {
+            let pools = video.source.open(config.seed, min_clips, true)?;
+            pools.notes.iter().for_each(|note| eprintln!("note: {note}"));
+            let batches = VideoBatches::new(video, &pools, shape)?;
+            let start = Start { arguments, config, resumed, pools: Some(pools) };
+            train(device, start, video.objective.clone(), batches)
+        }
+        Job::Sinusoid(sine) => {
+            let batches = SineBatches::new(sine, shape)?;
+            train(device, Start { arguments, config, resumed, pools: None }, sine.objective.clone(), batches)
+        }
+    }
+}
+
+/// What a run starts from.
+struct Start<'a> {
+    arguments: &'a Arguments,
+    config: RunConfig,
+    resumed: Option<(RunFolder, Checkpoint)>,
+    pools: Option<Pools>,
+}
+
+fn train<D, B>(device: D, start: Start<'_>, objective: B::Objective, batches: B) -> Result<ExitCode>
+where
+    D: Device<f32> + Clone,
+    B: Batches,
+{
+    let Start { arguments, config, resumed, pools } = start;
+    let (mut session, folder) = match resumed {
+        Some((folder, mut checkpoint)) => {
+            checkpoint.config = config.clone();
+            (Session::resume(device.clone(), &checkpoint, objective, batches)?, folder)
+        }
+        None => {
+            let session = Session::new(device.clone(), config.clone(), objective, batches)?;
+            let name = match config.job {
+                Job::Video(_) if arguments.setup.clips.is_none() => "shapes",
+                Job::Video(_) => "clips",
+                Job::Sinusoid(_) => "sinusoid",
+            };
+            let folder = RunFolder::create(arguments.out.as_deref(), name)?;
+            folder.write(&session.checkpoint())?;
+            (session, folder)
+        }
+    };
+    let evaluation = match &pools {
+        Some(pools) if pools.held_out.is_empty() => None,
+        _ => Some(Evaluation::draw(&config, pools.as_ref(), EPISODES)?),
+    };
+    let report = Reporter { device, folder, evaluation };
+    report.announce(&session, pools.as_ref());
+    let stopped = course(&mut session, arguments, &report)?;
+    report.folder.write(&session.checkpoint())?;
+    if stopped {
+        let folder = report.folder.0.display();
+        eprintln!("stopped after meta-step {}; go on with: innerloop train --resume {folder}", session.steps_done());
+        return Ok(ExitCode::from(130));
+    }
+    report.finish(&session)?;
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Runs to the end, or until Ctrl-C: then true.
+fn course<D, B>(session: &mut Session<D, B>, arguments: &Arguments, report: &Reporter<D>) -> Result<bool>
+where
+    D: Device<f32> + Clone,
+    B: Batches,
+{
+    let steps = session.config().steps;
+    let log_every = arguments.log_every.unwrap_or((steps / 1000).max(1));
+    let sample_every = arguments.sample_every.unwrap_or((steps / 5).max(1));
+    let mut metrics = Metrics::open(report.folder.metrics(), session.steps_done())?;
+    let interrupted = interruption();
+    let bar = progress_bar(steps, session.steps_done());
+    let mut window = Window::new();
+    let begun = Instant::now();
+    let first = session.steps_done();
+    while session.steps_done() < steps && !interrupted.load(Ordering::Relaxed) {
+        let step = session.step().inspect_err(|_| bar.abandon())?;
+        window.add(&step);
+        let config = session.config();
+        if step.step.is_multiple_of(log_every) || step.step == steps {
+            let metric = window.close(step.step, config);
+            bar.set_message(message(&metric));
+            metrics.push(metric)?;
+        }
+        bar.set_position(step.step);
+        if step.step < steps && step.step.is_multiple_of(arguments.checkpoint_every) {
+            report.folder.write(&session.checkpoint())?;
+            loss_curve(&metrics, report)?;
+        }
+        if step.step < steps && step.step.is_multiple_of(sample_every) {
+            report.sample(session, &report.folder.sample(step.step))?;
+        }
+    }
+    bar.finish_and_clear();
+    loss_curve(&metrics, report)?;
+    let (done, seconds) = (session.steps_done() - first, begun.elapsed().as_secs_f64());
+    if done > 0 {
+        let tasks = done as f64 * session.config().shape.tasks as f64 / seconds;
+        println!("{done} meta-steps in {seconds:.1} s: {tasks:.0} tasks/s, {} form", session.learner().strategy());
+    }
+    Ok(session.steps_done() < steps)
+}
+
+/// Set by the first Ctrl-C; the second ends the program at once.
+fn interruption() -> Arc<AtomicBool> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let seen = flag.clone();
+    let handler = move || {
+        if seen.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+    };
+    // Without a handler Ctrl-C ends the program at once, as it does everywhere; checkpoints are whole all the same.
+    let _ = ctrlc::set_handler(handler);
+    flag
+}
+
+fn progress_bar(steps: u64, done: u64) -> ProgressBar {
+    let bar = ProgressBar::new(steps).with_position(done);
+    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {elapsed}<{eta} {msg}") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
+
+fn message(metric: &Metric) -> String {
+    let discriminator = metric.discriminator_loss.map_or(String::new(), |loss| format!(" D {loss:.4}"));
+    format!("loss {:.5}{discriminator}, {:.0} tasks/s", metric.loss, metric.tasks_per_second)
+}
+
+fn loss_curve<D>(metrics: &Metrics, report: &Reporter<D>) -> Result<()> {
+    let all = metrics.all();
+    // At most 500 points: more cannot be told apart.
+    let group = all.len().div_ceil(500).max(1);
+    let points = |value: fn(&Metric) -> f64| -> Vec<(f64, f64)> {
+        all.chunks(group)
+            .map(|chunk| {
+                (chunk[chunk.len() - 1].step as f64, chunk.iter().map(value).sum::<f64>() / chunk.len() as f64)
+            })
+            .collect()
+    };
+    let chart = Chart {
+        title: "Query loss after adapting",
+        x: "meta-step",
+        y: "loss",
+        lines: vec![Line { label: "loss", points: points(|m| m.loss) }],
+        marks: false,
+        logarithmic: true,
+    };
+    chart.write(&report.folder.curve())
+}
+
+/// The meta-steps since the last line of metrics.
+struct Window {
+    loss: f64,
+    discriminator: Option<f64>,
+    steps: u64,
+    since: Instant,
+}
+
+impl Window {
+    fn new() -> Self {
+        Self { loss: 0.0, discriminator: None, steps: 0, since: Instant::now() }
+    }
+
+    fn add(&mut self, step: &StepReport) {
+        self.loss += step.loss;
+        self.steps += 1;
+        if let Some(loss) = step.discriminator_loss {
+            *self.discriminator.get_or_insert(0.0) += loss;
+        }
+    }
+
+    fn close(&mut self, step: u64, config: &RunConfig) -> Metric {
+        let count = self.steps as f64;
+        let metric = Metric {
+            step,
+            loss: self.loss / count,
+            discriminator_loss: self.discriminator.map(|loss| loss / count),
+            tasks_per_second: count * config.shape.tasks as f64 / self.since.elapsed().as_secs_f64(),
+            outer_lr: config.outer.learning_rate * config.outer.factor(step - 1),
+        };
+        *self = Self::new();
+        metric
+    }
+}
+
+/// Shows how the run goes.
+struct Reporter<D> {
+    device: D,
+    folder: RunFolder,
+    evaluation: Option<Evaluation>,
+}
+
+impl<D: Device<f32> + Clone> Reporter<D> {
+    fn announce<B: Batches>(&self, session: &Session<D, B>, pools: Option<&Pools>) {
+        let config = session.config();
+        for (name, mlp) in config.job.networks() {
+            let widths: Vec<String> = mlp.widths().iter().map(ToString::to_string).collect();
+            println!("{name}: {}, {} parameters", widths.join("-"), mlp.parameter_count());
+        }
+        if let Some(pools) = pools {
+            println!("tasks: {} to learn from, {} held out", pools.training.len(), pools.held_out.len());
+        }
+        println!("run: {}", self.folder.0.display());
+    }
+
+    /// Writes held-out tasks as they are, before, and after adapting; nothing for sinusoids.
+    fn sample<B: Batches>(&self, session: &Session<D, B>, path: &std::path::Path) -> Result<()>
+where {
+        let Some(evaluation) = &self.evaluation else { return Ok(()) };
+        let Some(clips) = evaluation.clips() else { return Ok(()) };
+        let Job::Video(job) = &session.config().job else { return Ok(()) };
+        let (checkpoint, steps) = (session.checkpoint(), job.objective.inner.steps);
+        let plays = session.config().adversarial_at(session.steps_done());
+        let trace = evaluation.trace(&self.device, &checkpoint.parameters, &checkpoint.phi, steps, plays)?;
+        let format = job.source.format();
+        let comparison = Comparison {
+            format,
+            truth: &clips.query_x,
+            before: &trace.outputs[0],
+            after: &trace.outputs[steps],
+            stride: clips.queries,
+        };
+        write_comparison(path, &comparison)
+    }
+
+    /// The last samples, and what adapting gains.
+    fn finish<B: Batches>(&self, session: &Session<D, B>) -> Result<()>
+where {
+        println!("checkpoint: {}", self.folder.checkpoint().display());
+        let Some(evaluation) = &self.evaluation else {
+            println!("no task was held out, so nothing tells what adapting gains");
+            return Ok(());
+        };
+        if evaluation.clips().is_some() {
+            self.sample(session, &self.folder.adapted())?;
+            println!("truth, before, after adapting: {}", self.folder.adapted().display());
+        }
+        let (config, checkpoint) = (session.config(), session.checkpoint());
+        let steps = config.job.inner().steps;
+        let plays = config.adversarial_at(config.steps);
+        let trace = evaluation.trace(&self.device, &checkpoint.parameters, &checkpoint.phi, steps, plays)?;
+        let scores = evaluation.scores(&trace)?;
+        let (first, last) = (&scores[0], &scores[scores.len() - 1]);
+        let given = format!("{steps} steps on {} examples of a held-out task", config.shape.shots);
+        match (first.psnr, last.psnr) {
+            (Some(before), Some(after)) => println!(
+                "adapting by {given}: query PSNR {:.2} -> {:.2} dB ({:+.2} dB, {EPISODES} tasks)",
+                before.mean,
+                after.mean,
+                after.mean - before.mean
+            ),
+            _ => println!(
+                "adapting by {given}: query loss {:.4} -> {:.4} ({EPISODES} tasks)",
+                first.loss.mean, last.loss.mean
+            ),
+        }
+        Ok(())
+    }
 }

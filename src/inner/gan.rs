@@ -55,6 +55,8 @@ const THROUGH: usize = 2;
 pub struct GanLoop<T> {
     pub generator: Network<T>,
     pub discriminator: Option<Network<T>>,
+    /// Whether the discriminator, if there is one, takes part in the next run.
+    pub plays: bool,
     spec: GanSpec,
     support_x: Region,
     support_z: Region,
@@ -98,8 +100,19 @@ impl<T: Scalar> GanLoop<T> {
             trace_clips: plan.take(traced * tasks * queries, clip),
             generator,
             discriminator,
+            plays: true,
             spec,
         }
+    }
+
+    /// The discriminator, where it takes part.
+    fn player(&self) -> Option<&Network<T>> {
+        self.discriminator.as_ref().filter(|_| self.plays)
+    }
+
+    /// The networks that take part.
+    fn players(&self) -> impl Iterator<Item = &Network<T>> {
+        std::iter::once(&self.generator).chain(self.player())
     }
 
     /// One meta-step: losses in [`GanLoop::generator_loss`] and its twin, the gradients in the networks' regions.
@@ -107,6 +120,11 @@ impl<T: Scalar> GanLoop<T> {
         self.generator.set_rates(device, arena, &rates[0]);
         if let Some(discriminator) = &mut self.discriminator {
             discriminator.set_rates(device, arena, &rates[1]);
+        }
+        if self.player().is_none() {
+            // Nothing comes from the discriminator.
+            device.fill(arena, self.upstream, T::ZERO);
+            device.fill(arena, self.clip_cotangent, T::ZERO);
         }
         if self.spec.config.inner.minibatch.is_some() {
             device.upload(arena, self.support_x, rows.support[1]);
@@ -121,7 +139,7 @@ impl<T: Scalar> GanLoop<T> {
             self.load(device, arena, step, rows);
             self.forward(device, arena, slot, None);
             self.backward(device, arena, slot, None);
-            for net in std::iter::once(&self.generator).chain(&self.discriminator) {
+            for net in self.players() {
                 net.update(device, arena, step);
             }
         }
@@ -135,7 +153,7 @@ impl<T: Scalar> GanLoop<T> {
             self.pull_back(device, arena);
         } else {
             device.pixel_loss(arena, &self.pixel(query, self.upstream, Some(self.generator_loss)));
-            for net in std::iter::once(&self.generator).chain(&self.discriminator) {
+            for net in self.players() {
                 net.displacement(device, arena);
             }
         }
@@ -175,7 +193,7 @@ impl<T: Scalar> GanLoop<T> {
     /// Both players' forward passes, the adversarial losses and the discriminator's top deltas.
     fn forward<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, slot: Slot, losses: Option<(Region, Region)>) {
         self.generator.forward(device, arena, slot);
-        if let Some(net) = &self.discriminator {
+        if let Some(net) = self.player() {
             device.copy(arena, self.generated(slot), net.tape.values_block(0, slot, GENERATED));
             net.forward(device, arena, slot);
             device.adversarial_loss(arena, &self.adversarial(net, slot, losses));
@@ -217,7 +235,7 @@ impl<T: Scalar> GanLoop<T> {
 
     /// Both players' gradients, from the deltas at the discriminator's top; adds to the generator's loss.
     fn backward<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, slot: Slot, generator_loss: Option<Region>) {
-        if let Some(net) = &self.discriminator {
+        if let Some(net) = self.player() {
             net.backward(device, arena, slot);
             let upstream = self.upstream.rows(0, self.generated(slot).rows);
             net.backward_to_input(device, arena, slot, THROUGH, upstream);
@@ -228,19 +246,19 @@ impl<T: Scalar> GanLoop<T> {
 
     /// From the query's gradients back through the joint steps, to the meta-gradient.
     fn pull_back<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
-        for net in std::iter::once(&self.generator).chain(&self.discriminator) {
+        for net in self.players() {
             net.begin_adjoint(device, arena);
         }
         for step in (0..self.spec.config.inner.steps).rev() {
             if self.spec.config.inner.algorithm.is_second_order() {
                 self.adjoint(device, arena, step);
             } else if self.generator.spec.rate_gradient {
-                for net in std::iter::once(&self.generator).chain(&self.discriminator) {
+                for net in self.players() {
                     net.rates_of_step(device, arena, step);
                 }
             }
         }
-        for net in std::iter::once(&self.generator).chain(&self.discriminator) {
+        for net in self.players() {
             net.meta_gradient(device, arena);
         }
     }
@@ -251,7 +269,7 @@ impl<T: Scalar> GanLoop<T> {
         self.generator.adjoint_up(device, arena, step);
         let e_cotangent = self.generator.tape.e(layers, slot);
         let clip_cotangent = self.clip_cotangent.rows(0, e_cotangent.rows);
-        if let Some(net) = &self.discriminator {
+        if let Some(net) = self.player() {
             let top = net.spec.layers();
             // What the generator's gradient asks of the clip's gradient enters the discriminator at its input.
             device.copy(arena, e_cotangent, net.tape.e(0, slot));

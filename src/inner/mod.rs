@@ -5,6 +5,7 @@
 
 mod cost;
 mod dual;
+mod forward;
 mod gan;
 mod materialised;
 mod network;
@@ -15,6 +16,7 @@ mod tape;
 pub use plan::Strategy;
 
 pub use cost::Cost;
+pub use forward::forward;
 pub use plan::{choose, cost_of, lanes};
 pub use tape::NetworkSpec;
 

@@ -1,4 +1,5 @@
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
 use super::objective::{LaneShape, Objective};
 use super::outer::host_change;
@@ -9,7 +10,7 @@ use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
 
 /// The shape of a meta-batch.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Shape {
     /// Tasks, T.
     pub tasks: usize,
@@ -83,7 +84,9 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     phi_moments: Vec<Vec<(f64, f64)>>,
     /// Adam's moments of each network, in the first lane's arena.
     moments: Vec<[Region; 2]>,
+    /// Outer steps in all, and those that each network took part in.
     steps_done: u64,
+    steps_of: Vec<u64>,
     losses: Losses<T>,
     host: Vec<T>,
 }
@@ -173,6 +176,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             rates,
             moments,
             steps_done: 0,
+            steps_of: vec![0; mlps.len()],
         })
     }
 
@@ -243,6 +247,17 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         parameters
     }
 
+    /// Whether the video GAN's discriminator takes part in the coming runs; at first it does. While it does not, the
+    /// adversarial term is left out, and the discriminator, its rates and its optimizer state stay as they are.
+    pub fn set_adversarial(&mut self, plays: bool) {
+        for lane in &mut self.lanes {
+            O::set_adversarial(&mut lane.inner, plays);
+            for network in (0..self.phi.len()).filter(|n| !O::plays(&lane.inner, *n)) {
+                self.device.fill(&mut lane.arena, O::network(&lane.inner, network).gradient, T::ZERO);
+            }
+        }
+    }
+
     /// One network's meta-optimizer.
     pub fn phi(&self, network: usize) -> &MetaOptimizer<T> {
         &self.phi[network]
@@ -280,7 +295,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
                 gradient.fill(T::ZERO);
                 for lane in &mut self.lanes {
                     let net = O::network(&lane.inner, network);
-                    if net.has_rate_gradient() {
+                    if net.has_rate_gradient() && O::plays(&lane.inner, network) {
                         net.rate_gradient(&self.device, &mut lane.arena, gradient);
                     }
                 }
@@ -349,6 +364,11 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let scale = config.factor(self.steps_done);
         let rate = config.learning_rate * scale;
         for (network, factor) in factors.into_iter().enumerate().take(self.phi.len()) {
+            if !O::plays(&first.inner, network) {
+                continue;
+            }
+            self.steps_of[network] += 1;
+            let step = self.steps_of[network];
             let net = O::network(&first.inner, network);
             let (parameters, gradient) = (net.parameters, net.gradient);
             let operation = match config.kind {
@@ -364,10 +384,12 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.broadcast();
         if self.objective.inner().learn_rates && self.objective.inner().algorithm.differentiates_query() {
             let rate = config.phi_learning_rate * scale;
-            for ((phi, gradient), moments) in self.phi.iter_mut().zip(&self.phi_gradient).zip(&mut self.phi_moments) {
-                for ((value, gradient), moments) in phi.values_mut().iter_mut().zip(gradient).zip(moments) {
+            for network in (0..self.phi.len()).filter(|n| O::plays(&self.lanes[0].inner, *n)) {
+                let gradient = &self.phi_gradient[network];
+                let values = self.phi[network].values_mut().iter_mut();
+                for ((value, gradient), moments) in values.zip(gradient).zip(&mut self.phi_moments[network]) {
                     let logarithmic = gradient.to_f64() * value.to_f64();
-                    let change = host_change(config.kind, rate, step, logarithmic, moments);
+                    let change = host_change(config.kind, rate, self.steps_of[network], logarithmic, moments);
                     *value = T::from_f64(value.to_f64() * (-change).exp());
                 }
             }
@@ -444,9 +466,10 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
 
     /// The outer optimizer's state: Adam's moments of each network, those of phi, and the number of steps.
     pub fn optimizer_state(&self) -> OptimizerState<T> {
-        let networks =
-            (0..self.phi.len()).map(|network| self.moments[network].map(|region| self.read(network, region))).collect();
-        OptimizerState { networks, phi: self.phi_moments.clone(), steps: self.steps_done }
+        let read = |(network, regions): (usize, &[Region; 2])| regions.map(|region| self.read(network, region));
+        let networks = self.moments.iter().enumerate().map(read).collect();
+        let phi = self.phi_moments.clone();
+        OptimizerState { networks, phi, steps_of: self.steps_of.clone(), steps: self.steps_done }
     }
 
     /// Continues from a state and from phi.
@@ -456,6 +479,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     pub fn restore(&mut self, state: &OptimizerState<T>, phi: &[MetaOptimizer<T>]) -> Result<()> {
         let fits = state.networks.len() == self.moments.len()
             && state.networks.iter().zip(&self.moments).all(|(n, m)| n[0].values().len() == m[0].len())
+            && state.steps_of.len() == self.steps_of.len()
             && state.phi.iter().map(Vec::len).eq(self.phi_moments.iter().map(Vec::len))
             && phi
                 .iter()
@@ -471,6 +495,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         }
         self.phi_moments.clone_from(&state.phi);
         self.phi = phi.to_vec();
+        self.steps_of.clone_from(&state.steps_of);
         self.steps_done = state.steps;
         Ok(())
     }
@@ -483,7 +508,9 @@ pub struct OptimizerState<T> {
     pub networks: Vec<[Parameters<T>; 2]>,
     /// First and second moments of each network's phi.
     pub phi: Vec<Vec<(f64, f64)>>,
-    /// Steps taken.
+    /// Steps that each network took part in.
+    pub steps_of: Vec<u64>,
+    /// Steps taken in all.
     pub steps: u64,
 }
 

@@ -14,4 +14,5 @@ pub use config::{InnerConfig, SupervisedConfig, VideoConfig};
 pub use learner::{Losses, MetaLearner, OptimizerState, Shape, Trace};
 pub use meta_optimizer::{MetaOptimizer, RateKind};
 pub use objective::Objective;
+pub(crate) use objective::sealed;
 pub use outer::{OuterConfig, OuterKind, Schedule};

@@ -33,7 +33,7 @@ pub struct LossRegions {
     pub trace_output: Region,
 }
 
-pub(super) mod sealed {
+pub(crate) mod sealed {
     use super::*;
 
     /// What a learner asks of an objective.
@@ -61,6 +61,12 @@ pub(super) mod sealed {
             indices: &[u32],
         );
         fn network<T: Scalar>(inner: &Self::Loop<T>, index: usize) -> &Network<T>;
+        /// Whether the discriminator, if there is one, takes part in runs.
+        fn set_adversarial<T: Scalar>(_inner: &mut Self::Loop<T>, _plays: bool) {}
+        /// Whether that network takes part in runs.
+        fn plays<T: Scalar>(_inner: &Self::Loop<T>, _index: usize) -> bool {
+            true
+        }
         fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions;
     }
 }
@@ -216,6 +222,12 @@ impl sealed::Build for VideoConfig {
             Some(discriminator) if index == 1 => discriminator,
             _ => &inner.generator,
         }
+    }
+    fn set_adversarial<T: Scalar>(inner: &mut Self::Loop<T>, plays: bool) {
+        inner.plays = plays;
+    }
+    fn plays<T: Scalar>(inner: &Self::Loop<T>, index: usize) -> bool {
+        index == 0 || inner.plays
     }
     fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions {
         LossRegions {

@@ -72,14 +72,22 @@ impl Latent {
         }
     }
 
+    /// Draws a row's noise anew and leaves its condition as it is.
+    ///
+    /// # Panics
+    /// If `row` is too short.
+    pub fn renew_noise(&self, rng: &mut ChaCha8Rng, row: &mut [f32]) {
+        fill_normal(rng, &mut row[..self.noise]);
+    }
+
     /// Writes the row for `clip` (F*H*W*C values in [-1, 1]) to `out` (`width()` values): standard normal noise from
     /// `rng`, then the condition.
     ///
     /// # Panics
     /// If `clip` or `out` is too short.
     pub fn write(&self, rng: &mut ChaCha8Rng, clip: &[f32], format: &ClipFormat, out: &mut [f32]) {
-        let (noise, condition) = out[..self.width()].split_at_mut(self.noise);
-        fill_normal(rng, noise);
+        self.renew_noise(rng, out);
+        let condition = &mut out[self.noise..self.width()];
         if let Condition::FirstFrame { height, width } = self.condition {
             let frame = &clip[..format.frame_values()];
             shrink_to_gray(frame, (format.height, format.width), format.channels, (height, width), condition);

@@ -70,7 +70,7 @@ impl MovingShapes {
         let looks = Looks::draw(&mut rng, self.format.channels);
         let side = self.format.height.min(self.format.width) as f32;
         let extent = [self.format.width as f32 / side, self.format.height as f32 / side];
-        let arena = Arena { extent, margin: 0.8 * looks.radius };
+        let arena = Arena { extent, margin: 0.55 * looks.radius };
         Subject { looks, law: Law::draw(&mut rng, &arena), arena }
     }
 

@@ -95,11 +95,11 @@ impl Looks {
     pub(super) fn draw(rng: &mut ChaCha8Rng, channels: usize) -> Self {
         let outline = Outline::ALL[rng.random_range(0..Outline::ALL.len())];
         let texture = [Texture::Plain, Texture::Stripes, Texture::Checks, Texture::Gradient][rng.random_range(0..4)];
-        let level = rng.random_range(-1.0..0.2_f32);
+        let level = rng.random_range(-1.0..-0.4_f32);
         let tint: [f32; 3] = std::array::from_fn(|_| rng.random_range(-0.15..0.15));
         let background = tint.map(|t| (level + t).clamp(-1.0, 1.0));
         // The leading channel, of gray clips the only one, is at least 0.7 brighter than the background's level.
-        let bright = rng.random_range(level + 0.7..=1.0_f32);
+        let bright = rng.random_range(level + 1.1..=1.0_f32);
         let mut hue: [f32; 3] = std::array::from_fn(|_| rng.random_range(0.0..1.0));
         hue[rng.random_range(0..channels)] = 1.0;
         let first = hue.map(|h| level + (bright - level) * h);
@@ -109,9 +109,9 @@ impl Looks {
             outline,
             texture,
             frequency: rng.random_range(0.7..1.2),
-            radius: rng.random_range(0.15..0.25),
+            radius: rng.random_range(0.2..0.33),
             angle: rng.random_range(0.0..std::f32::consts::TAU),
-            spin: if rng.random_bool(0.5) { 0.0 } else { rng.random_range(-3.0..3.0) },
+            spin: if rng.random_bool(0.5) { 0.0 } else { rng.random_range(-1.5..1.5) },
             colours: [first, second],
             background,
         }

@@ -4,12 +4,13 @@ use std::f32::consts::PI;
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
 
 use crate::{Error, Result};
 
 /// The family of tasks `y = amplitude * sin(x - phase)`; by default amplitude in [0.1, 5], phase in [0, pi] and x in
 /// [-5, 5], all uniform.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Sinusoids {
     /// Lowest and highest amplitude.
     pub amplitude: (f32, f32),

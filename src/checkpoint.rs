@@ -1,0 +1,306 @@
+//! Checkpoints: a safetensors file with the networks under PyTorch's names, and beside them phi, the outer optimizer's
+//! state, the state of the random numbers and the configuration.
+//!
+//! A network's tensors are named as those of a PyTorch module that keeps its layers in an `nn.Sequential` called `main`:
+//! `generator.main.0.weight` is the first Linear layer's, `generator.main.2.weight` the second's, since the activation
+//! between them counts too. The discriminator's final Sigmoid has no tensors.
+//!
+//! | tensor | shape | |
+//! |---|---|---|
+//! | `generator.main.N.weight`, `.bias` | `[out, in]`, `[out]` F32 | also `discriminator.…`; sinusoids have `network.…` |
+//! | `phi.generator` | `[1]`, `[steps, layers]` or `[parameters]` F32 | inner learning rates |
+//! | `optimizer.generator.first`, `.second` | `[parameters]` F32 | Adam's moments, in the order of the network's tensors |
+//! | `optimizer.phi.generator` | `[rates, 2]` F64 | Adam's moments of each rate |
+//! | `subject.latents` | `[clips, latent]` F32 | of an adapted checkpoint: the rows it was adapted with |
+//!
+//! Metadata: `format`, `config` (JSON), `step`, `rng` (JSON: the seed and the next stream of ChaCha8), `steps_of`
+//! (JSON: outer steps of each network) or `subject` (JSON).
+
+use std::collections::HashMap;
+use std::io::Write;
+use std::path::Path;
+
+use safetensors::SafeTensors;
+use safetensors::tensor::{Dtype, TensorView};
+use serde::{Deserialize, Serialize};
+
+use crate::model::{Activation, Mlp, Parameters};
+use crate::run::RunConfig;
+use crate::{Error, MetaOptimizer, OptimizerState, RateKind, Result};
+
+/// The value of the metadata field `format`.
+const FORMAT: &str = "innerloop checkpoint 1";
+
+/// A state of a run, or a generator adapted to a subject.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Checkpoint {
+    /// What the run follows from.
+    pub config: RunConfig,
+    /// Of each network, in the order of [`crate::run::Job::networks`].
+    pub parameters: Vec<Parameters<f32>>,
+    /// Of each network.
+    pub phi: Vec<MetaOptimizer<f32>>,
+    /// Meta-steps done.
+    pub step: u64,
+    /// What it is for.
+    pub stage: Stage,
+}
+
+/// What a checkpoint is for.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Stage {
+    /// To go on training, or to adapt.
+    Training {
+        /// The outer optimizer's state.
+        optimizer: Box<OptimizerState<f32>>,
+    },
+    /// Adapted to one subject, to generate.
+    Adapted {
+        /// The subject.
+        subject: Subject,
+        /// The latent rows of the clips it was adapted with, `[clips, latent]`.
+        latents: Vec<f32>,
+    },
+}
+
+/// Whom a generator was adapted to.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Subject {
+    /// The task's name.
+    pub name: String,
+    /// How many clips it was adapted with.
+    pub clips: usize,
+    /// How many inner steps were taken.
+    pub steps: usize,
+}
+
+#[derive(Serialize, Deserialize)]
+struct RngState {
+    generator: String,
+    seed: u64,
+    stream: u64,
+}
+
+impl Checkpoint {
+    /// Writes the checkpoint: to a temporary file, synced, then renamed.
+    ///
+    /// # Errors
+    /// A place that cannot be written to, or a full disk; what was there before is left as it was.
+    pub fn write(&self, path: &Path) -> Result<()> {
+        let bytes = self.encode()?;
+        crate::atomic::write(path, |out| out.write_all(&bytes))
+    }
+
+    /// Reads a checkpoint.
+    ///
+    /// # Errors
+    /// A file that is missing, cut short, damaged, not a checkpoint, or of another architecture than it says.
+    pub fn read(path: &Path) -> Result<Self> {
+        let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
+        Self::decode(path, &bytes)
+    }
+
+    /// The file's bytes.
+    ///
+    /// # Errors
+    /// Numbers that safetensors cannot hold.
+    pub fn encode(&self) -> Result<Vec<u8>> {
+        let mut tensors = Tensors::default();
+        let networks = self.config.job.networks();
+        let mut metadata = HashMap::from([
+            ("format".to_owned(), FORMAT.to_owned()),
+            ("config".to_owned(), json(&self.config)?),
+            ("step".to_owned(), self.step.to_string()),
+        ]);
+        for (((name, mlp), parameters), phi) in networks.iter().zip(&self.parameters).zip(&self.phi) {
+            for (layer, prefix) in layer_names(name, mlp).into_iter().enumerate() {
+                let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
+                tensors.push_f32(format!("{prefix}.weight"), vec![outputs, inputs], parameters.weight(layer));
+                tensors.push_f32(format!("{prefix}.bias"), vec![outputs], parameters.bias(layer));
+            }
+            tensors.push_f32(format!("phi.{name}"), phi_shape(phi, mlp), phi.values());
+        }
+        match &self.stage {
+            Stage::Training { optimizer } => {
+                for (((name, mlp), moments), phi) in networks.iter().zip(&optimizer.networks).zip(&optimizer.phi) {
+                    for (moment, order) in moments.iter().zip(["first", "second"]) {
+                        let shape = vec![mlp.parameter_count()];
+                        tensors.push_f32(format!("optimizer.{name}.{order}"), shape, moment.values());
+                    }
+                    let bytes = phi.iter().flat_map(|(m, v)| [m.to_le_bytes(), v.to_le_bytes()]).flatten().collect();
+                    tensors.0.push((format!("optimizer.phi.{name}"), Dtype::F64, vec![phi.len(), 2], bytes));
+                }
+                metadata.insert("steps_of".to_owned(), json(&optimizer.steps_of)?);
+                let state = RngState { generator: "ChaCha8".into(), seed: self.config.seed, stream: self.step + 1 };
+                metadata.insert("rng".to_owned(), json(&state)?);
+            }
+            Stage::Adapted { subject, latents } => {
+                let rows = subject.clips.max(1);
+                tensors.push_f32("subject.latents".to_owned(), vec![rows, latents.len() / rows], latents);
+                metadata.insert("subject".to_owned(), json(subject)?);
+            }
+        }
+        tensors.serialize(metadata)
+    }
+
+    /// A checkpoint from a file's bytes; `path` is what errors call it.
+    ///
+    /// # Errors
+    /// As [`Checkpoint::read`].
+    pub fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let reader = Reader::new(path, bytes)?;
+        let config: RunConfig = reader.json("config")?;
+        config.check().map_err(|e| reader.error(format!("its configuration does not fit together ({e})")))?;
+        let step = reader.json("step")?;
+        let (inner, networks) = (config.job.inner(), config.job.networks());
+        let (mut parameters, mut phi) = (Vec::new(), Vec::new());
+        for (name, mlp) in &networks {
+            let mut values = Vec::with_capacity(mlp.parameter_count());
+            for (layer, prefix) in layer_names(name, mlp).into_iter().enumerate() {
+                let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
+                values.extend(reader.f32(&format!("{prefix}.weight"), Some(&[outputs, inputs]))?);
+                values.extend(reader.f32(&format!("{prefix}.bias"), Some(&[outputs]))?);
+            }
+            parameters.push(reader.fits(Parameters::from_values(mlp, values))?);
+            let values = reader.f32(&format!("phi.{name}"), None)?;
+            phi.push(reader.fits(MetaOptimizer::from_values(inner.rates, mlp, inner.steps, values))?);
+        }
+        let stage = if reader.metadata.contains_key("subject") {
+            let latents = reader.f32("subject.latents", None)?;
+            Stage::Adapted { subject: reader.json("subject")?, latents }
+        } else {
+            let mut optimizer = OptimizerState {
+                networks: Vec::new(),
+                phi: Vec::new(),
+                steps_of: reader.json("steps_of")?,
+                steps: step,
+            };
+            for ((name, mlp), phi) in networks.iter().zip(&phi) {
+                let moment = |order| -> Result<Parameters<f32>> {
+                    let values = reader.f32(&format!("optimizer.{name}.{order}"), Some(&[mlp.parameter_count()]))?;
+                    reader.fits(Parameters::from_values(mlp, values))
+                };
+                optimizer.networks.push([moment("first")?, moment("second")?]);
+                optimizer.phi.push(reader.pairs(&format!("optimizer.phi.{name}"), phi.values().len())?);
+            }
+            Stage::Training { optimizer: Box::new(optimizer) }
+        };
+        Ok(Self { config, parameters, phi, step, stage })
+    }
+}
+
+/// The names of a network's Linear layers in a PyTorch `nn.Sequential` called `main`.
+fn layer_names(network: &str, mlp: &Mlp) -> Vec<String> {
+    let mut index = 0;
+    let mut names = Vec::new();
+    for activation in mlp.activations() {
+        names.push(format!("{network}.main.{index}"));
+        index += if *activation == Activation::Linear { 1 } else { 2 };
+    }
+    names
+}
+
+fn phi_shape(phi: &MetaOptimizer<f32>, mlp: &Mlp) -> Vec<usize> {
+    match phi.kind() {
+        RateKind::PerLayerPerStep => vec![phi.values().len() / mlp.layers(), mlp.layers()],
+        RateKind::Shared | RateKind::PerParameter => vec![phi.values().len()],
+    }
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::invalid("checkpoint", e.to_string(), "what JSON can hold"))
+}
+
+/// Tensors on their way into a file: name, type, shape, little-endian bytes.
+#[derive(Default)]
+struct Tensors(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
+
+impl Tensors {
+    fn push_f32(&mut self, name: String, shape: Vec<usize>, values: &[f32]) {
+        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
+        self.0.push((name, Dtype::F32, shape, bytes));
+    }
+
+    fn serialize(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
+        let failed = |e: safetensors::SafeTensorError| {
+            Error::invalid("checkpoint", e.to_string(), "tensors that safetensors can hold")
+        };
+        let views: Vec<_> = (self.0.iter())
+            .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
+            .collect::<Result<_, _>>()
+            .map_err(failed)?;
+        safetensors::serialize(views, Some(metadata)).map_err(failed)
+    }
+}
+
+/// A safetensors file that is being read.
+struct Reader<'a> {
+    path: &'a Path,
+    file: SafeTensors<'a>,
+    metadata: HashMap<String, String>,
+}
+
+impl<'a> Reader<'a> {
+    fn new(path: &'a Path, bytes: &'a [u8]) -> Result<Self> {
+        let broken = |e: safetensors::SafeTensorError| {
+            let problem = format!("is not a whole checkpoint ({e})");
+            Error::file(path, problem, "name a .safetensors file that innerloop train or adapt wrote, or copy it again")
+        };
+        let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
+        let file = SafeTensors::deserialize(bytes).map_err(broken)?;
+        let metadata = header.metadata().clone().unwrap_or_default();
+        match metadata.get("format").map(String::as_str) {
+            Some(FORMAT) => Ok(Self { path, file, metadata }),
+            Some(other) => Err(Error::file(path, format!("has the format {other:?}"), format!("expected {FORMAT:?}"))),
+            None => {
+                let remedy = "name a file that innerloop train or adapt wrote";
+                Err(Error::file(path, "is a safetensors file, but not a checkpoint of innerloop", remedy))
+            }
+        }
+    }
+
+    fn error(&self, problem: impl Into<String>) -> Error {
+        Error::file(self.path, problem, "take a checkpoint that this version of innerloop wrote")
+    }
+
+    /// An error about a value names the file too.
+    fn fits<V>(&self, result: Result<V>) -> Result<V> {
+        result.map_err(|e| self.error(format!("does not fit its own configuration ({e})")))
+    }
+
+    fn json<V: for<'de> Deserialize<'de>>(&self, field: &str) -> Result<V> {
+        let text = self.metadata.get(field).ok_or_else(|| self.error(format!("has no metadata field {field:?}")))?;
+        serde_json::from_str(text).map_err(|e| self.error(format!("has a metadata field {field:?} that is off ({e})")))
+    }
+
+    fn bytes(&self, name: &str, dtype: Dtype, shape: Option<&[usize]>) -> Result<&[u8]> {
+        let view = self.file.tensor(name).map_err(|_| self.error(format!("has no tensor {name:?}")))?;
+        if view.dtype() != dtype || shape.is_some_and(|shape| view.shape() != shape) {
+            let expected = shape.map_or(String::new(), |shape| format!(" {shape:?}"));
+            let problem =
+                format!("has tensor {name:?} as {:?} {:?}, not {dtype:?}{expected}", view.dtype(), view.shape());
+            return Err(self.error(problem));
+        }
+        Ok(view.data())
+    }
+
+    fn f32(&self, name: &str, shape: Option<&[usize]>) -> Result<Vec<f32>> {
+        let values: Vec<f32> =
+            self.bytes(name, Dtype::F32, shape)?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
+        match values.iter().find(|v| !v.is_finite()) {
+            Some(value) => Err(self.error(format!("has {value} in tensor {name:?}"))),
+            None => Ok(values),
+        }
+    }
+
+    fn pairs(&self, name: &str, count: usize) -> Result<Vec<(f64, f64)>> {
+        let numbers: Vec<f64> = self
+            .bytes(name, Dtype::F64, Some(&[count, 2]))?
+            .as_chunks()
+            .0
+            .iter()
+            .map(|b| f64::from_le_bytes(*b))
+            .collect();
+        Ok(numbers.as_chunks::<2>().0.iter().map(|[first, second]| (*first, *second)).collect())
+    }
+}

@@ -1,0 +1,283 @@
+//! The options that describe a run, and the run they describe.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+
+use crate::model::{Activation, Mlp};
+use crate::objective::{Loss, VideoWeights};
+use crate::run::{ClipSource, Job, RunConfig, SineJob, VideoJob};
+use crate::tasks::{Condition, Latent, Sinusoids};
+use crate::video::ClipFormat;
+use crate::{
+    Algorithm, Error, InnerConfig, OuterConfig, OuterKind, RateKind, Result, Schedule, Shape, SupervisedConfig,
+    VideoConfig,
+};
+
+/// Built-in tasks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum BuiltIn {
+    /// Clips of shapes that move
+    Shapes,
+    /// Sinusoid regression (Finn et al. 2017)
+    Sinusoid,
+}
+
+/// What the generator is told of the clip.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum ConditionKind {
+    /// The clip's first frame, in gray
+    FirstFrame,
+    /// Nothing
+    None,
+}
+
+/// The outer optimizer's rule.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Outer {
+    Adam,
+    Sgd,
+}
+
+/// The course of the outer learning rate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Course {
+    Cosine,
+    Constant,
+}
+
+/// What the inner learning rates are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Rates {
+    PerLayerPerStep,
+    Shared,
+    PerParameter,
+}
+
+/// The options that describe a run. Those without a default depend on the tasks: clips, or sinusoids.
+#[derive(Clone, Debug, Args)]
+pub(super) struct Setup {
+    /// Folder of clips, DIR/TASK/CLIP; a clip is a GIF, an animated PNG, a .y4m, a .npy, a folder of PNG or JPEG frames,
+    /// or, with ffmpeg on PATH, any video. Built-in tasks when absent
+    #[arg(value_name = "DIR")]
+    pub(super) clips: Option<PathBuf>,
+    /// Which built-in tasks
+    #[arg(long, conflicts_with = "clips", default_value = "shapes")]
+    tasks: BuiltIn,
+
+    /// Height and width of the frames
+    #[arg(long, value_name = "HxW", default_value = "16x16", value_parser = parse_size, help_heading = "Clips")]
+    size: (usize, usize),
+    /// Frames in a clip
+    #[arg(long, default_value_t = 8, help_heading = "Clips")]
+    frames: usize,
+    /// RGB rather than gray
+    #[arg(long, help_heading = "Clips")]
+    color: bool,
+    /// Fraction of the folder's tasks that is held out
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.25, help_heading = "Clips")]
+    held_out: f64,
+    /// Where decoded clips are kept; DIR/.innerloop-cache when absent
+    #[arg(long, value_name = "DIR", help_heading = "Clips")]
+    pub(super) cache: Option<PathBuf>,
+
+    /// Hidden widths of the generator, or of the regressor [default: 256,512 or 40,40]
+    #[arg(long, value_delimiter = ',', help_heading = "Networks")]
+    generator_widths: Option<Vec<usize>>,
+    /// Hidden widths of the discriminator
+    #[arg(long, value_delimiter = ',', default_value = "512,256", help_heading = "Networks")]
+    discriminator_widths: Vec<usize>,
+    /// Values of noise in the generator's input
+    #[arg(long, default_value_t = 16, help_heading = "Networks")]
+    noise: usize,
+    /// What the generator is told of the clip
+    #[arg(long, default_value = "first-frame", help_heading = "Networks")]
+    condition: ConditionKind,
+    /// Size the first frame is shrunk to
+    #[arg(long, value_name = "HxW", default_value = "16x16", value_parser = parse_size, help_heading = "Networks")]
+    condition_size: (usize, usize),
+
+    /// Weight of the adversarial term; 0 leaves the discriminator out
+    #[arg(long, default_value_t = 0.005, help_heading = "Losses")]
+    adversarial_weight: f64,
+    /// The discriminator joins after this fraction of the run; before it, reconstruction alone is trained
+    #[arg(long, value_name = "FRACTION", default_value_t = 0.9, help_heading = "Losses")]
+    adversarial_from: f64,
+    /// Weight of the mean squared error of the pixels
+    #[arg(long, default_value_t = 1.0, help_heading = "Losses")]
+    reconstruction_weight: f64,
+    /// Weight of the mean squared error of the differences of successive frames
+    #[arg(long, default_value_t = 0.0, help_heading = "Losses")]
+    motion_weight: f64,
+
+    #[arg(long, default_value = "maml", help_heading = "Inner loop")]
+    algorithm: Algorithm,
+    /// Inner steps [default: 5 or 1]
+    #[arg(long, help_heading = "Inner loop")]
+    inner_steps: Option<usize>,
+    /// Support rows (clips) a task [default: 5 or 10]
+    #[arg(long, help_heading = "Inner loop")]
+    shots: Option<usize>,
+    /// Query rows (clips) a task [default: 5 or 10]
+    #[arg(long, help_heading = "Inner loop")]
+    queries: Option<usize>,
+    /// The inner learning rate, or what the learned ones begin with [default: 2 or 0.01]
+    #[arg(long, help_heading = "Inner loop")]
+    inner_lr: Option<f64>,
+    /// The discriminator's inner learning rate, or what the learned ones begin with
+    #[arg(long, default_value_t = 0.05, help_heading = "Inner loop")]
+    discriminator_lr: f64,
+    /// What the inner learning rates are
+    #[arg(long, default_value = "per-layer-per-step", help_heading = "Inner loop")]
+    rates: Rates,
+    /// Keep the inner learning rates as they begin; they are learned otherwise
+    #[arg(long, help_heading = "Inner loop")]
+    fixed_rates: bool,
+    /// Momentum of the inner optimizer
+    #[arg(long, default_value_t = 0.0, help_heading = "Inner loop")]
+    momentum: f64,
+    /// Support rows an inner step sees, drawn anew for each; all when absent
+    #[arg(long, help_heading = "Inner loop")]
+    minibatch: Option<usize>,
+
+    /// Meta-steps [default: 3000 or 70000]
+    #[arg(long, help_heading = "Outer loop")]
+    steps: Option<u64>,
+    /// Tasks in a meta-batch [default: 8 or 25]
+    #[arg(long, help_heading = "Outer loop")]
+    meta_batch: Option<usize>,
+    /// The outer optimizer
+    #[arg(long, default_value = "adam", help_heading = "Outer loop")]
+    outer: Outer,
+    /// The outer learning rate
+    #[arg(long, default_value_t = 1e-3, help_heading = "Outer loop")]
+    outer_lr: f64,
+    /// The outer learning rate of the inner rates' logarithms
+    #[arg(long, default_value_t = 0.01, help_heading = "Outer loop")]
+    phi_lr: f64,
+    /// The largest norm a network's gradient may have [default: 10, or none]
+    #[arg(long, help_heading = "Outer loop")]
+    clip: Option<f64>,
+    /// The course of the outer learning rates [default: cosine or constant]
+    #[arg(long, help_heading = "Outer loop")]
+    schedule: Option<Course>,
+    /// Seed of everything that is drawn
+    #[arg(long, default_value_t = 0, help_heading = "Outer loop")]
+    seed: u64,
+}
+
+/// `HxW`.
+pub(super) fn parse_size(text: &str) -> Result<(usize, usize)> {
+    let wrong = || Error::invalid("size", format!("{text:?}"), "HEIGHTxWIDTH, e.g. 16x16");
+    let (height, width) = text.split_once('x').ok_or_else(wrong)?;
+    match (height.trim().parse(), width.trim().parse()) {
+        (Ok(height), Ok(width)) if height > 0 && width > 0 => Ok((height, width)),
+        _ => Err(wrong()),
+    }
+}
+
+impl Setup {
+    /// The run that the options describe.
+    pub(super) fn config(&self) -> Result<RunConfig> {
+        let sinusoids = self.clips.is_none() && self.tasks == BuiltIn::Sinusoid;
+        let pick = |clips, sinusoid| if sinusoids { sinusoid } else { clips };
+        let inner_steps = self.inner_steps.unwrap_or(pick(5, 1));
+        let inner = InnerConfig {
+            momentum: self.momentum,
+            minibatch: self.minibatch,
+            rates: match self.rates {
+                Rates::Shared => RateKind::Shared,
+                Rates::PerLayerPerStep => RateKind::PerLayerPerStep,
+                Rates::PerParameter => RateKind::PerParameter,
+            },
+            learn_rates: !self.fixed_rates && self.algorithm.differentiates_query(),
+            ..InnerConfig::new(self.algorithm, inner_steps)
+        };
+        let shape = Shape {
+            tasks: self.meta_batch.unwrap_or(pick(8, 25)),
+            shots: self.shots.unwrap_or(pick(5, 10)),
+            queries: self.queries.unwrap_or(pick(5, 10)),
+        };
+        let steps = self.steps.unwrap_or(if sinusoids { 70_000 } else { 3000 });
+        let inner_lr = self.inner_lr.unwrap_or(if sinusoids { 0.01 } else { 2.0 });
+        let (job, initial_rates) = if sinusoids {
+            (Job::Sinusoid(self.sinusoid(inner)?), vec![inner_lr])
+        } else {
+            let job = self.video(inner, steps)?;
+            let rates = if job.objective.adversarial { vec![inner_lr, self.discriminator_lr] } else { vec![inner_lr] };
+            (Job::Video(job), rates)
+        };
+        let course = self.schedule.unwrap_or(if sinusoids { Course::Constant } else { Course::Cosine });
+        let outer = OuterConfig {
+            kind: match self.outer {
+                Outer::Sgd => OuterKind::Sgd,
+                Outer::Adam => OuterConfig::adam(self.outer_lr).kind,
+            },
+            learning_rate: self.outer_lr,
+            phi_learning_rate: self.phi_lr,
+            schedule: match course {
+                Course::Constant => Schedule::Constant,
+                Course::Cosine => Schedule::Cosine { steps, floor: 0.02 },
+            },
+            clip: self.clip.or(if sinusoids { None } else { Some(10.0) }),
+        };
+        let config = RunConfig { job, shape, outer, steps, seed: self.seed, initial_rates };
+        config.check()?;
+        Ok(config)
+    }
+
+    fn sinusoid(&self, inner: InnerConfig) -> Result<SineJob> {
+        let hidden = self.generator_widths.as_deref().unwrap_or(&[40, 40]);
+        let mlp = Mlp::with_hidden(1, hidden, 1, Activation::Relu, Activation::Linear)?;
+        Ok(SineJob { tasks: Sinusoids::default(), objective: SupervisedConfig { mlp, loss: Loss::Mse, inner } })
+    }
+
+    fn video(&self, inner: InnerConfig, steps: u64) -> Result<VideoJob> {
+        let ((height, width), channels) = (self.size, if self.color { 3 } else { 1 });
+        let format = ClipFormat::new(self.frames, height, width, channels)?;
+        let condition = match self.condition {
+            ConditionKind::None => Condition::None,
+            ConditionKind::FirstFrame => {
+                let (height, width) = self.condition_size;
+                Condition::FirstFrame { height, width }
+            }
+        };
+        let latent = Latent { noise: self.noise, condition };
+        latent.validate()?;
+        if !(0.0..=1.0).contains(&self.adversarial_from) {
+            let problem = self.adversarial_from.to_string();
+            return Err(Error::invalid("--adversarial-from", problem, "a fraction from 0 to 1"));
+        }
+        let source = match &self.clips {
+            None => ClipSource::MovingShapes { format },
+            Some(path) => ClipSource::Folder {
+                path: std::path::absolute(path).map_err(|e| Error::io(path, "read", e))?,
+                format,
+                held_out: self.held_out,
+                cache: self.cache.clone(),
+            },
+        };
+        let hidden = self.generator_widths.as_deref().unwrap_or(&[256, 512]);
+        let clip = format.values();
+        let objective = VideoConfig {
+            generator: Mlp::with_hidden(latent.width(), hidden, clip, Activation::Relu, Activation::Tanh)?,
+            discriminator: Mlp::with_hidden(
+                clip,
+                &self.discriminator_widths,
+                1,
+                Activation::LeakyRelu,
+                Activation::Linear,
+            )?,
+            frames: self.frames,
+            weights: VideoWeights {
+                adversarial: self.adversarial_weight,
+                reconstruction: self.reconstruction_weight,
+                motion: self.motion_weight,
+            },
+            adversarial: self.adversarial_weight > 0.0,
+            inner,
+        };
+        let adversarial_from = (steps as f64 * self.adversarial_from).round() as u64;
+        Ok(VideoJob { source, latent, objective, adversarial_from })
+    }
+}

@@ -1,0 +1,196 @@
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Mlp;
+use crate::tasks::{ClipFolder, ClipTasks, FolderOptions, Latent, MovingShapes, Sinusoids, split};
+use crate::video::ClipFormat;
+use crate::{Error, InnerConfig, OuterConfig, Result, Shape, SupervisedConfig, VideoConfig};
+
+/// Everything that a run follows from. Stored in its checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RunConfig {
+    /// What is trained, on which tasks.
+    pub job: Job,
+    /// The shape of the meta-batches.
+    pub shape: Shape,
+    /// The outer optimizer.
+    pub outer: OuterConfig,
+    /// Length of the run, in meta-steps.
+    pub steps: u64,
+    /// Where all random numbers come from.
+    pub seed: u64,
+    /// The inner learning rate each network begins with.
+    pub initial_rates: Vec<f64>,
+}
+
+/// What is trained, on which tasks.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "snake_case")]
+pub enum Job {
+    /// A video generator and its discriminator, on clips.
+    Video(VideoJob),
+    /// A regressor, on sinusoids.
+    Sinusoid(SineJob),
+}
+
+/// A video generator and its discriminator, on clips.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct VideoJob {
+    /// Where clips come from.
+    pub source: ClipSource,
+    /// The generator's input row.
+    pub latent: Latent,
+    /// The networks, their losses and the inner loop.
+    pub objective: VideoConfig,
+    /// The discriminator takes part from this meta-step on, counted from 0; before it the adversarial term is left out.
+    pub adversarial_from: u64,
+}
+
+/// A regressor, on sinusoids.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct SineJob {
+    /// The family of sinusoids.
+    pub tasks: Sinusoids,
+    /// The network, its loss and the inner loop.
+    pub objective: SupervisedConfig,
+}
+
+/// Where clips come from.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "source", rename_all = "snake_case")]
+pub enum ClipSource {
+    /// The built-in moving shapes; the run's seed makes them.
+    MovingShapes {
+        /// The format of the clips.
+        format: ClipFormat,
+    },
+    /// A folder `DIR/TASK/CLIP`.
+    Folder {
+        /// The folder.
+        path: PathBuf,
+        /// The format clips are brought to.
+        format: ClipFormat,
+        /// The fraction of the tasks that is held out, chosen by the run's seed.
+        held_out: f64,
+        /// Where decoded clips are kept; inside the folder when absent.
+        cache: Option<PathBuf>,
+    },
+}
+
+/// Tasks to learn from, and tasks held out.
+#[derive(Clone)]
+pub struct Pools {
+    /// To learn from.
+    pub training: Arc<dyn ClipTasks>,
+    /// Held out.
+    pub held_out: Arc<dyn ClipTasks>,
+    /// What was passed over, for the user to see.
+    pub notes: Vec<String>,
+}
+
+/// Moving shapes to learn from (as good as endless), held out, and clips of each.
+const SHAPE_TASKS: usize = 1 << 20;
+const SHAPE_TASKS_HELD_OUT: usize = 64;
+const SHAPE_CLIPS: usize = 1 << 10;
+
+impl ClipSource {
+    /// The format of the clips.
+    pub fn format(&self) -> ClipFormat {
+        match self {
+            Self::MovingShapes { format } | Self::Folder { format, .. } => *format,
+        }
+    }
+
+    /// Opens the tasks and holds some out; `min_clips` is the fewest clips a task may have.
+    ///
+    /// # Errors
+    /// As [`ClipFolder::open`] and [`split`].
+    pub fn open(&self, seed: u64, min_clips: usize, progress: bool) -> Result<Pools> {
+        match self {
+            Self::MovingShapes { format } => {
+                // Another seed, so no held-out task can be among those to learn from.
+                let shapes = |seed, tasks| MovingShapes::new(*format, seed, tasks, SHAPE_CLIPS);
+                Ok(Pools {
+                    training: Arc::new(shapes(seed, SHAPE_TASKS)?),
+                    held_out: Arc::new(shapes(!seed, SHAPE_TASKS_HELD_OUT)?),
+                    notes: Vec::new(),
+                })
+            }
+            Self::Folder { path, format, held_out, cache } => {
+                let options = FolderOptions { cache: cache.clone(), min_clips, progress };
+                let folder = ClipFolder::open(path, *format, &options)?;
+                let notes = folder.notes().to_vec();
+                let source: Arc<dyn ClipTasks> = Arc::new(folder);
+                let (training, held_out) = split(&source, *held_out, seed)?;
+                Ok(Pools { training: Arc::new(training), held_out: Arc::new(held_out), notes })
+            }
+        }
+    }
+}
+
+impl Job {
+    /// The inner loop.
+    pub fn inner(&self) -> &InnerConfig {
+        match self {
+            Self::Video(job) => &job.objective.inner,
+            Self::Sinusoid(job) => &job.objective.inner,
+        }
+    }
+
+    /// The inner loop, to change.
+    pub fn inner_mut(&mut self) -> &mut InnerConfig {
+        match self {
+            Self::Video(job) => &mut job.objective.inner,
+            Self::Sinusoid(job) => &mut job.objective.inner,
+        }
+    }
+
+    /// The networks and the names they go by in checkpoints.
+    pub fn networks(&self) -> Vec<(&'static str, &Mlp)> {
+        match self {
+            Self::Video(job) if job.objective.adversarial => {
+                vec![("generator", &job.objective.generator), ("discriminator", &job.objective.discriminator)]
+            }
+            Self::Video(job) => vec![("generator", &job.objective.generator)],
+            Self::Sinusoid(job) => vec![("network", &job.objective.mlp)],
+        }
+    }
+}
+
+impl RunConfig {
+    /// Checks that the parts fit together: what [`crate::MetaLearner`] does not see.
+    ///
+    /// # Errors
+    /// Naming the field at fault.
+    pub fn check(&self) -> Result<()> {
+        self.outer.check()?;
+        let networks = self.job.networks().len();
+        if self.initial_rates.len() != networks {
+            let problem = format!("{} values", self.initial_rates.len());
+            return Err(Error::invalid("initial_rates", problem, format!("{networks}, one for each network")));
+        }
+        if let Some(rate) = self.initial_rates.iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
+            return Err(Error::invalid("inner learning rate", rate.to_string(), "a positive number"));
+        }
+        let Job::Video(job) = &self.job else { return Ok(()) };
+        let format = job.source.format();
+        format.validate()?;
+        job.latent.validate()?;
+        for (field, found, expected) in [
+            ("generator inputs", job.objective.generator.inputs(), job.latent.width()),
+            ("generator outputs", job.objective.generator.outputs(), format.values()),
+            ("frames", job.objective.frames, format.frames),
+        ] {
+            if found != expected {
+                return Err(Error::invalid(field, found.to_string(), format!("{expected}, to fit clips of {format}")));
+            }
+        }
+        if job.latent.condition == crate::tasks::Condition::None && job.objective.weights.reconstruction > 0.0 {
+            let problem = "reconstruction without a condition that says which clip is meant";
+            return Err(Error::invalid("reconstruction weight", problem, "0, or a condition"));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,198 @@
+use serde::Serialize;
+
+use super::batches::{sine_rows, video_rows};
+use super::config::{Job, Pools, RunConfig};
+use super::session::stream;
+use crate::device::Device;
+use crate::model::Parameters;
+use crate::tasks::{Episodes, SineBatch, VideoBatch};
+use crate::video::{ClipFormat, psnr, ssim};
+use crate::{Error, MetaLearner, MetaOptimizer, Objective, Result, Shape, Trace};
+
+/// A mean over episodes and how far it may be off.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Estimate {
+    /// The mean.
+    pub mean: f64,
+    /// Half the width of the 95 % confidence interval: 1.96 standard errors.
+    pub margin: f64,
+}
+
+impl Estimate {
+    /// Of some values, at least one.
+    pub fn of(values: &[f64]) -> Self {
+        let count = values.len() as f64;
+        let mean = values.iter().sum::<f64>() / count;
+        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
+        Self { mean, margin: 1.96 * (variance / count).sqrt() }
+    }
+}
+
+/// How the query sets of all episodes come out after some inner steps.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Score {
+    /// The loss: that of the generator, or the mean squared error of a sinusoid.
+    pub loss: Estimate,
+    /// Peak signal-to-noise ratio of clips, in dB.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub psnr: Option<Estimate>,
+    /// Structural similarity of clips.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ssim: Option<Estimate>,
+}
+
+impl Score {
+    /// What is compared, the higher the better.
+    pub fn merit(&self) -> f64 {
+        self.psnr.map_or(-self.loss.mean, |psnr| psnr.mean)
+    }
+}
+
+/// Episodes of held-out tasks, drawn once, for every contestant the same.
+pub struct Evaluation {
+    config: RunConfig,
+    shape: Shape,
+    episodes: Drawn,
+}
+
+enum Drawn {
+    Clips(Box<VideoBatch>, ClipFormat),
+    Sinusoids(SineBatch<f32>),
+}
+
+/// The stream of the run's seed that held-out episodes are drawn from: far from those of the meta-steps.
+const HELD_OUT_STREAM: u64 = 1 << 40;
+
+impl Evaluation {
+    /// Draws `episodes` episodes of held-out tasks, each with the run's numbers of support and query rows. With fewer
+    /// tasks than episodes the tasks take turns, with other clips each time.
+    ///
+    /// # Errors
+    /// Held-out tasks with too few clips.
+    pub fn draw(config: &RunConfig, pools: Option<&Pools>, episodes: usize) -> Result<Self> {
+        let shape = Shape { tasks: episodes, ..config.shape };
+        let mut rng = stream(config.seed, HELD_OUT_STREAM);
+        let episodes = match (&config.job, pools) {
+            (Job::Video(job), Some(pools)) => {
+                let mut batch = VideoBatch::default();
+                let held_out = pools.held_out.clone();
+                if held_out.is_empty() {
+                    let expected = "a fraction above 0 in train --held-out, so that some tasks are kept back";
+                    return Err(Error::invalid("held-out tasks", "none", expected));
+                }
+                Episodes::new(held_out, job.latent, shape.tasks, shape.shots, shape.queries)?
+                    .draw(&mut rng, &mut batch)?;
+                Drawn::Clips(Box::new(batch), job.source.format())
+            }
+            (Job::Video(_), None) => return Err(Error::invalid("clips", "not opened", "the run's tasks")),
+            (Job::Sinusoid(job), _) => {
+                let mut batch = SineBatch::default();
+                job.tasks.draw_batch(&mut rng, shape.tasks, shape.shots, shape.queries, &mut batch)?;
+                Drawn::Sinusoids(batch)
+            }
+        };
+        Ok(Self { config: config.clone(), shape, episodes })
+    }
+
+    /// The episodes' shape.
+    pub fn shape(&self) -> Shape {
+        self.shape
+    }
+
+    /// The clips of the episodes, where they are clips.
+    pub fn clips(&self) -> Option<&VideoBatch> {
+        match &self.episodes {
+            Drawn::Clips(batch, _) => Some(batch),
+            Drawn::Sinusoids(_) => None,
+        }
+    }
+
+    /// Adapts `parameters` by `phi` to every episode, and returns the query losses and outputs after 0, 1, ..., `steps`
+    /// steps. Steps beyond those of phi use its last rates. `adversarial`: whether the discriminator takes part.
+    ///
+    /// # Errors
+    /// Parameters or phi of another architecture.
+    pub fn trace<D: Device<f32> + Clone>(
+        &self,
+        device: &D,
+        parameters: &[Parameters<f32>],
+        phi: &[MetaOptimizer<f32>],
+        steps: usize,
+        adversarial: bool,
+    ) -> Result<Trace<f32>> {
+        let mut job = self.config.job.clone();
+        job.inner_mut().steps = steps;
+        if let Some(phi) = phi.first() {
+            job.inner_mut().rates = phi.kind();
+        }
+        let phi = phi.iter().map(|phi| phi.with_steps(steps)).collect();
+        let mut rng = stream(self.config.seed, HELD_OUT_STREAM + 1);
+        match (&job, &self.episodes) {
+            (Job::Video(job), Drawn::Clips(batch, _)) => {
+                let mut learner = tracer(device, job.objective.clone(), self.shape, phi, parameters, adversarial)?;
+                learner.trace(video_rows(batch), &mut rng)
+            }
+            (Job::Sinusoid(job), Drawn::Sinusoids(batch)) => {
+                let mut learner = tracer(device, job.objective.clone(), self.shape, phi, parameters, false)?;
+                learner.trace(sine_rows(batch), &mut rng)
+            }
+            _ => Err(Error::invalid("episodes", "of another job", "those of this run")),
+        }
+    }
+
+    /// The scores after 0, 1, ... steps of a trace.
+    ///
+    /// # Errors
+    /// None for a trace of these episodes.
+    pub fn scores(&self, trace: &Trace<f32>) -> Result<Vec<Score>> {
+        (trace.losses.iter().zip(&trace.outputs))
+            .map(|(losses, outputs)| {
+                let losses: Vec<f64> = losses.task.iter().map(|l| f64::from(*l)).collect();
+                let (mut psnr, mut ssim) = (None, None);
+                if let Drawn::Clips(batch, format) = &self.episodes {
+                    let (p, s) = quality(outputs, &batch.query_x, format, self.shape.queries)?;
+                    (psnr, ssim) = (Some(Estimate::of(&p)), Some(Estimate::of(&s)));
+                }
+                Ok(Score { loss: Estimate::of(&losses), psnr, ssim })
+            })
+            .collect()
+    }
+}
+
+/// PSNR and SSIM of each task: means over its clips. A clip met exactly counts as 100 dB.
+pub(crate) fn quality(
+    generated: &[f32],
+    truth: &[f32],
+    format: &ClipFormat,
+    clips_a_task: usize,
+) -> Result<(Vec<f64>, Vec<f64>)> {
+    let (size, count) = (format.values(), clips_a_task as f64);
+    let (mut all_psnr, mut all_ssim) = (Vec::new(), Vec::new());
+    for (generated, truth) in generated.chunks_exact(size * clips_a_task).zip(truth.chunks_exact(size * clips_a_task)) {
+        let (mut p, mut s) = (0.0, 0.0);
+        for (generated, truth) in generated.chunks_exact(size).zip(truth.chunks_exact(size)) {
+            p += psnr(generated, truth)?.min(100.0) / count;
+            s += ssim(generated, truth, format)? / count;
+        }
+        all_psnr.push(p);
+        all_ssim.push(s);
+    }
+    Ok((all_psnr, all_ssim))
+}
+
+/// A learner that only adapts, with its parameters set.
+pub(crate) fn tracer<D: Device<f32> + Clone, O: Objective>(
+    device: &D,
+    objective: O,
+    shape: Shape,
+    phi: Vec<MetaOptimizer<f32>>,
+    parameters: &[Parameters<f32>],
+    adversarial: bool,
+) -> Result<MetaLearner<f32, D, O>> {
+    let mut learner = MetaLearner::tracer(device.clone(), objective, shape, phi)?;
+    for (network, parameters) in parameters.iter().enumerate() {
+        learner.set_parameters(network, parameters)?;
+    }
+    learner.set_adversarial(adversarial);
+    Ok(learner)
+}

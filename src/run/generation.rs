@@ -1,0 +1,81 @@
+use std::sync::Arc;
+
+use super::adaptation::video_job;
+use super::session::stream;
+use crate::checkpoint::{Checkpoint, Stage};
+use crate::device::Device;
+use crate::tasks::{ClipTasks, Condition};
+use crate::{Error, Result, forward};
+
+/// Generates clips from latent rows, `[count, F*H*W*C]`.
+///
+/// `count` rows take turns with the conditions in `conditions` (`[n, latent]`; their noise is not looked at), each row
+/// with noise of its own, drawn from `seed`. Without a condition in the latent, `conditions` may be empty.
+///
+/// # Errors
+/// A checkpoint without a generator, or no condition where one is needed.
+pub fn generate<D: Device<f32>>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    conditions: &[f32],
+    count: usize,
+    seed: u64,
+) -> Result<Vec<f32>> {
+    let job = video_job(checkpoint)?;
+    let width = job.latent.width();
+    if count == 0 {
+        return Err(Error::invalid("count", "0", "at least 1"));
+    }
+    let mut rows = vec![0.0; count * width];
+    let mut rng = stream(seed, 0);
+    for (index, row) in rows.chunks_exact_mut(width).enumerate() {
+        if job.latent.condition != Condition::None {
+            let Some(last) = (conditions.len() / width).checked_sub(1) else {
+                return Err(Error::invalid(
+                    "conditions",
+                    "none",
+                    "at least one first frame, which the generator goes on from",
+                ));
+            };
+            row.copy_from_slice(&conditions[index % (last + 1) * width..][..width]);
+        }
+        job.latent.renew_noise(&mut rng, row);
+    }
+    forward(device, &checkpoint.parameters[0], &rows)
+}
+
+/// The latent rows, `[n, latent]`, that tell the generator of `clips`: each one F*H*W*C values, or its first frame alone.
+///
+/// # Errors
+/// A checkpoint without a generator.
+pub fn conditions_of<'a>(checkpoint: &Checkpoint, clips: impl Iterator<Item = &'a [f32]>) -> Result<Vec<f32>> {
+    let job = video_job(checkpoint)?;
+    let (format, width) = (job.source.format(), job.latent.width());
+    let mut rng = stream(0, 0);
+    let mut rows = Vec::new();
+    for clip in clips {
+        let start = rows.len();
+        rows.resize(start + width, 0.0);
+        job.latent.write(&mut rng, clip, &format, &mut rows[start..]);
+    }
+    Ok(rows)
+}
+
+/// The conditions a checkpoint brings with it: of an adapted one the clips it was adapted with, of others a clip of each
+/// of the first `count` held-out tasks, which `held_out` is asked for.
+///
+/// # Errors
+/// Those of `held_out`.
+pub fn own_conditions(
+    checkpoint: &Checkpoint,
+    count: usize,
+    held_out: impl FnOnce() -> Result<Arc<dyn ClipTasks>>,
+) -> Result<Vec<f32>> {
+    if let Stage::Adapted { latents, .. } = &checkpoint.stage {
+        return Ok(latents.clone());
+    }
+    let tasks = held_out()?;
+    let mut clips = vec![vec![0.0; tasks.format().values()]; count.min(tasks.len())];
+    clips.iter_mut().enumerate().for_each(|(task, clip)| tasks.read_into(task, 0, clip));
+    conditions_of(checkpoint, clips.iter().map(Vec::as_slice))
+}

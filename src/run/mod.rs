@@ -1,0 +1,20 @@
+//! A training run: what it trains on and trains ([`RunConfig`]), its meta-batches, and its course ([`Session`]).
+//!
+//! Everything a run does follows from its configuration: meta-step `n` draws from stream `n` of the run's seed, so a
+//! resumed run sees what the run would have seen.
+
+mod adaptation;
+mod baseline;
+mod batches;
+mod config;
+mod evaluation;
+mod generation;
+mod session;
+
+pub use adaptation::{Adaptation, AdaptationOptions, adapt, video_job};
+pub use baseline::{Baseline, best_uniform_rate, joint_training};
+pub use batches::{Batches, SineBatches, VideoBatches};
+pub use config::{ClipSource, Job, Pools, RunConfig, SineJob, VideoJob};
+pub use evaluation::{Estimate, Evaluation, Score};
+pub use generation::{conditions_of, generate, own_conditions};
+pub use session::{Session, StepReport};
