@@ -98,7 +98,7 @@ pub(super) struct Setup {
     condition_size: (usize, usize),
 
     /// Weight of the adversarial term; 0 leaves the discriminator out
-    #[arg(long, default_value_t = 0.005, help_heading = "Losses")]
+    #[arg(long, default_value_t = 0.001, help_heading = "Losses")]
     adversarial_weight: f64,
     /// The discriminator joins after this fraction of the run; before it, reconstruction alone is trained
     #[arg(long, value_name = "FRACTION", default_value_t = 0.9, help_heading = "Losses")]
@@ -125,7 +125,7 @@ pub(super) struct Setup {
     #[arg(long, help_heading = "Inner loop")]
     inner_lr: Option<f64>,
     /// The discriminator's inner learning rate, or what the learned ones begin with
-    #[arg(long, default_value_t = 0.05, help_heading = "Inner loop")]
+    #[arg(long, default_value_t = 0.01, help_heading = "Inner loop")]
     discriminator_lr: f64,
     /// What the inner learning rates are
     #[arg(long, default_value = "per-layer-per-step", help_heading = "Inner loop")]
@@ -140,7 +140,7 @@ pub(super) struct Setup {
     #[arg(long, help_heading = "Inner loop")]
     minibatch: Option<usize>,
 
-    /// Meta-steps [default: 3000 or 70000]
+    /// Meta-steps [default: 2500 or 70000]
     #[arg(long, help_heading = "Outer loop")]
     steps: Option<u64>,
     /// Tasks in a meta-batch [default: 8 or 25]
@@ -153,7 +153,7 @@ pub(super) struct Setup {
     #[arg(long, default_value_t = 1e-3, help_heading = "Outer loop")]
     outer_lr: f64,
     /// The outer learning rate of the inner rates' logarithms
-    #[arg(long, default_value_t = 0.01, help_heading = "Outer loop")]
+    #[arg(long, default_value_t = 0.03, help_heading = "Outer loop")]
     phi_lr: f64,
     /// The largest norm a network's gradient may have [default: 10, or none]
     #[arg(long, help_heading = "Outer loop")]
@@ -198,7 +198,7 @@ impl Setup {
             shots: self.shots.unwrap_or(pick(5, 10)),
             queries: self.queries.unwrap_or(pick(5, 10)),
         };
-        let steps = self.steps.unwrap_or(if sinusoids { 70_000 } else { 3000 });
+        let steps = self.steps.unwrap_or(if sinusoids { 70_000 } else { 2500 });
         let inner_lr = self.inner_lr.unwrap_or(if sinusoids { 0.01 } else { 2.0 });
         let (job, initial_rates) = if sinusoids {
             (Job::Sinusoid(self.sinusoid(inner)?), vec![inner_lr])

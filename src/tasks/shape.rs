@@ -103,15 +103,15 @@ impl Looks {
         let mut hue: [f32; 3] = std::array::from_fn(|_| rng.random_range(0.0..1.0));
         hue[rng.random_range(0..channels)] = 1.0;
         let first = hue.map(|h| level + (bright - level) * h);
-        let contrast = rng.random_range(0.3..0.7);
+        let contrast = rng.random_range(0.5..0.85);
         let second = first.map(|c| level + (c - level) * contrast);
         Self {
             outline,
             texture,
-            frequency: rng.random_range(0.7..1.2),
-            radius: rng.random_range(0.2..0.33),
+            frequency: rng.random_range(0.5..0.9),
+            radius: rng.random_range(0.22..0.35),
             angle: rng.random_range(0.0..std::f32::consts::TAU),
-            spin: if rng.random_bool(0.5) { 0.0 } else { rng.random_range(-1.5..1.5) },
+            spin: if rng.random_bool(0.5) { 0.0 } else { rng.random_range(-1.2..1.2) },
             colours: [first, second],
             background,
         }
