@@ -101,6 +101,10 @@ impl VideoConfig {
         if weights.iter().any(|w| !(w.is_finite() && *w >= 0.0)) {
             return Err(Error::invalid("loss weights", format!("{weights:?}"), "finite numbers, 0 or above"));
         }
+        if self.inner.algorithm == Algorithm::Anil {
+            // "The last layer" means nothing for two players: refused rather than run as MAML.
+            return Err(Error::invalid("algorithm", "anil", "maml, fomaml or reptile for the video GAN"));
+        }
         if self.inner.rates == RateKind::PerParameter {
             let expected = "per_layer_per_step or one rate for the video GAN";
             return Err(Error::invalid("rates", "per_parameter", expected));
