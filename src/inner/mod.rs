@@ -15,7 +15,7 @@ mod tape;
 pub use plan::Strategy;
 
 pub use cost::Cost;
-pub use plan::{choose, cost_of, lanes};
+pub use plan::{MAX_DUAL_STEPS, choose, cost_of, lanes};
 pub use tape::NetworkSpec;
 
 pub use gan::{GanLoop, GanSpec};
