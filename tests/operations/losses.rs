@@ -167,9 +167,8 @@ fn adversarial_loss() {
             gradient / rows as f64 * first(op.activation, at)
         });
         let mean = |of: &dyn Fn(usize) -> f64| (0..rows).map(of).sum::<f64>() / rows as f64;
-        let discriminator = (0..op.tasks)
-            .map(|t| mean(&|k| softplus(-logit(0, t, k))) + mean(&|k| softplus(logit(1, t, k))))
-            .collect();
+        let discriminator =
+            (0..op.tasks).map(|t| mean(&|k| softplus(-logit(0, t, k))) + mean(&|k| softplus(logit(1, t, k)))).collect();
         let generator = (0..op.tasks).map(|t| weight * mean(&|k| softplus(-logit(1, t, k)))).collect();
         let mut expected = vec![(op.delta, delta)];
         expected.extend(op.discriminator_loss.map(|region| (region, discriminator)));
@@ -289,10 +288,10 @@ fn pixel_curvature() {
             // The loss is quadratic: its Hessian times e is its gradient at e.
             let e: Vec<_> = (0..clip).map(|i| image.at(op.e_cotangent, row, i)).collect();
             let (_, product) = quadratic(&at, rows, &e);
-            for i in 0..clip {
+            for (i, product) in product.into_iter().enumerate() {
                 let before = if accumulate { image.at(op.z_cotangent, row, i) } else { 0.0 };
                 let slope = first(at.activation, image.at(at.prediction, row, i));
-                expected.push(before + slope * (image.at(at.upstream, row, i) + product[i]));
+                expected.push(before + slope * (image.at(at.upstream, row, i) + product));
             }
         }
         let expected = [(op.z_cotangent, expected)];
