@@ -51,7 +51,11 @@ impl Problem {
         Self::decode(path, &bytes)
     }
 
-    fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
+    /// The same from a file's bytes; `path` is only what errors speak of.
+    ///
+    /// # Errors
+    /// As [`Problem::read`], but for the reading.
+    pub fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         let broken = |e: safetensors::SafeTensorError| {
             Error::file(path, format!("not a whole safetensors file ({e})"), "write it again")
         };
@@ -94,6 +98,16 @@ impl Problem {
         if self.metadata.contains_key(name) { self.field(name) } else { Ok(default) }
     }
 
+    /// The numbers of a tensor that must have this shape.
+    fn shaped(&self, name: &str, shape: &[usize]) -> Result<&Vec<f64>> {
+        let tensor = self.tensor(name, shape.len())?;
+        if tensor.shape != shape {
+            let problem = format!("tensor {name:?} has shape {:?}", tensor.shape);
+            return Err(self.error(problem, format!("it must be {shape:?}")));
+        }
+        Ok(&tensor.values)
+    }
+
     /// The network whose tensors begin with `prefix`.
     fn network<T: Scalar>(&self, prefix: &str, activations: &str) -> Result<Parameters<T>> {
         let activations = Activation::parse_list(&self.field::<String>(activations)?)?;
@@ -130,6 +144,17 @@ impl Problem {
         Ok((tensor.shape[0], tensor.shape[1], tensor.values.iter().map(|v| T::from_f64(*v)).collect()))
     }
 
+    /// Numbers that belong, row by row, to those of `to`.
+    fn rows_beside<T: Scalar>(&self, name: &str, to: &str, width: usize) -> Result<Vec<T>> {
+        let (tasks, rows, values) = self.rows(name, width)?;
+        let beside = self.tensor(to, 3)?;
+        if beside.shape[..2] != [tasks, rows] {
+            let problem = format!("{name} is {tasks} x {rows} rows");
+            return Err(self.error(problem, format!("{to} has {} x {}", beside.shape[0], beside.shape[1])));
+        }
+        Ok(values)
+    }
+
     fn shape(&self, support: (usize, usize), query: (usize, usize)) -> Result<Shape> {
         if support.0 != query.0 {
             let problem = format!("{} support and {} query tasks", support.0, query.0);
@@ -142,12 +167,13 @@ impl Problem {
     fn rates<T: Scalar>(&self, kind: RateKind, mlp: &Mlp, steps: usize, rate: f64) -> Result<MetaOptimizer<T>> {
         let values = match kind {
             RateKind::Shared => return MetaOptimizer::uniform(kind, mlp, steps, rate),
-            RateKind::PerLayerPerStep => self.tensor("rates", 2)?.values.clone(),
+            RateKind::PerLayerPerStep => self.shaped("rates", &[steps, mlp.layers()])?.clone(),
             RateKind::PerParameter => {
                 let mut values = Vec::new();
                 for layer in 0..mlp.layers() {
-                    values.extend(&self.tensor(&format!("rates.{layer}.weight"), 2)?.values);
-                    values.extend(&self.tensor(&format!("rates.{layer}.bias"), 1)?.values);
+                    let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
+                    values.extend(self.shaped(&format!("rates.{layer}.weight"), &[outputs, inputs])?);
+                    values.extend(self.shaped(&format!("rates.{layer}.bias"), &[outputs])?);
                 }
                 values
             }
@@ -193,8 +219,8 @@ impl Problem {
         let inner = self.inner(strategy)?;
         let (tasks, shots, support_x) = self.rows::<T>("support.x", mlp.inputs())?;
         let (query_tasks, queries, query_x) = self.rows::<T>("query.x", mlp.inputs())?;
-        let support_y = self.rows::<T>("support.y", mlp.outputs())?.2;
-        let query_y = self.rows::<T>("query.y", mlp.outputs())?.2;
+        let support_y = self.rows_beside::<T>("support.y", "support.x", mlp.outputs())?;
+        let query_y = self.rows_beside::<T>("query.y", "query.x", mlp.outputs())?;
         let phi = self.rates(inner.rates, mlp, inner.steps, self.field_or("inner_lr", 0.0)?)?;
         let config = SupervisedConfig { mlp: mlp.clone(), loss: self.field("loss")?, inner: inner.clone() };
         let shape = self.shape((tasks, shots), (query_tasks, queries))?;
@@ -229,8 +255,8 @@ impl Problem {
         let (latent, clip) = (generator.mlp().inputs(), generator.mlp().outputs());
         let (tasks, shots, support_x) = self.rows::<T>("support.x", clip)?;
         let (query_tasks, queries, query_x) = self.rows::<T>("query.x", clip)?;
-        let support_z = self.rows::<T>("support.z", latent)?.2;
-        let query_z = self.rows::<T>("query.z", latent)?.2;
+        let support_z = self.rows_beside::<T>("support.z", "support.x", latent)?;
+        let query_z = self.rows_beside::<T>("query.z", "query.x", latent)?;
         let config = VideoConfig {
             generator: generator.mlp().clone(),
             discriminator: discriminator.mlp().clone(),

@@ -283,6 +283,10 @@ impl<T: Scalar> Materialised<T> {
 
     pub fn displacement<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena) {
         let spec = &net.spec;
+        if spec.steps == 0 {
+            device.fill(arena, net.gradient, T::ZERO);
+            return;
+        }
         let scale = T::from_f64(spec.task_weight());
         // Differences first, so that nothing cancels: the cotangent's room holds them.
         let adapted = self.weights.rows((spec.steps - 1) % self.weights.rows, 1);

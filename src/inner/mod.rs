@@ -17,7 +17,7 @@ pub use plan::Strategy;
 
 pub use cost::Cost;
 pub use forward::forward;
-pub use plan::{choose, cost_of, lanes};
+pub use plan::{MAX_DUAL_STEPS, choose, cost_of, lanes};
 pub use tape::NetworkSpec;
 
 pub use gan::{GanLoop, GanSpec};

@@ -39,14 +39,14 @@ impl FromStr for Strategy {
     }
 }
 
+/// The dual form keeps a list of all earlier steps for each step: beyond this many the lists alone outgrow everything.
+pub const MAX_DUAL_STEPS: usize = 1000;
+
 /// The cheaper form for these networks, by [`Cost::estimate`].
 pub fn choose(specs: &[NetworkSpec], inner: &InnerConfig) -> Strategy {
     let total = |form: fn(&NetworkSpec) -> Cost| specs.iter().map(|spec| form(spec).estimate()).sum::<f64>();
-    if inner.rates == RateKind::PerParameter || total(cost::materialised) < total(cost::dual) {
-        Strategy::Materialised
-    } else {
-        Strategy::Dual
-    }
+    let impossible = inner.rates == RateKind::PerParameter || inner.steps > MAX_DUAL_STEPS;
+    if impossible || total(cost::materialised) < total(cost::dual) { Strategy::Materialised } else { Strategy::Dual }
 }
 
 /// What a meta-step costs in that form.

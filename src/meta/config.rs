@@ -1,10 +1,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Algorithm, RateKind};
-use crate::inner::Strategy;
+use crate::inner::{MAX_DUAL_STEPS, Strategy};
 use crate::model::Mlp;
 use crate::objective::{Loss, VideoWeights};
 use crate::{Error, Result};
+
+/// More inner steps than this are a slip of the pen, and would only ask for more memory than there is.
+const MAX_STEPS: usize = 10_000;
 
 /// The inner loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -40,6 +43,13 @@ impl InnerConfig {
     }
 
     pub(super) fn check(&self, shots: usize) -> Result<()> {
+        if self.steps > MAX_STEPS {
+            return Err(Error::invalid("inner steps", self.steps.to_string(), format!("at most {MAX_STEPS}")));
+        }
+        if self.steps > MAX_DUAL_STEPS && self.strategy == Some(Strategy::Dual) {
+            let expected = format!("at most {MAX_DUAL_STEPS} in the dual form; materialised (or auto) takes more");
+            return Err(Error::invalid("inner steps", self.steps.to_string(), expected));
+        }
         if !(self.momentum.is_finite() && (0.0..1.0).contains(&self.momentum)) {
             return Err(Error::invalid("momentum", self.momentum.to_string(), "at least 0 and below 1"));
         }
@@ -100,6 +110,10 @@ impl VideoConfig {
         let weights = [self.weights.adversarial, self.weights.reconstruction, self.weights.motion];
         if weights.iter().any(|w| !(w.is_finite() && *w >= 0.0)) {
             return Err(Error::invalid("loss weights", format!("{weights:?}"), "finite numbers, 0 or above"));
+        }
+        if self.inner.algorithm == Algorithm::Anil {
+            // "The last layer" means nothing for two players: refused rather than run as MAML.
+            return Err(Error::invalid("algorithm", "anil", "maml, fomaml or reptile for the video GAN"));
         }
         if self.inner.rates == RateKind::PerParameter {
             let expected = "per_layer_per_step or one rate for the video GAN";

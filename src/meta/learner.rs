@@ -65,7 +65,7 @@ struct Lane<T: Scalar, D: Device<T>, O: Objective> {
 /// Meta-learning of an objective on a device: holds the shared parameters, phi and the outer optimizer's state, and
 /// carries out meta-steps.
 ///
-/// After the first meta-step nothing is allocated. On the CPU small networks run in lanes, a part of the tasks on each
+/// After the first meta-step nothing is allocated (but for the `gemm` crate's packing room). On the CPU small networks run in lanes, a part of the tasks on each
 /// thread; large ones use all threads in every operation.
 pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     device: D,
@@ -277,8 +277,12 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.objective.check_rows(&self.shape, rows)?;
         let inner = self.objective.inner();
         let (steps, learn, shots) = (inner.steps, inner.learn_rates, self.shape.shots);
-        for lane in &mut self.lanes {
-            draw_minibatches(&mut lane.indices, steps, lane.shape.tasks.len(), shots, rng);
+        // Step by step over the whole meta-batch, so that the draws do not depend on the number of lanes.
+        for step in 0..steps {
+            for lane in &mut self.lanes {
+                let rows = lane.indices.len() / steps;
+                draw_minibatches(&mut lane.indices[step * rows..][..rows], lane.shape.tasks.len(), shots, rng);
+            }
         }
         for (phi, rates) in self.phi.iter().zip(&mut self.rates) {
             phi.expand(steps, rates);
@@ -514,14 +518,14 @@ pub struct OptimizerState<T> {
     pub steps: u64,
 }
 
-/// For each step and task, some of the support rows, each at most once (Fisher-Yates, as far as needed).
-fn draw_minibatches(indices: &mut [u32], steps: usize, tasks: usize, shots: usize, rng: &mut impl Rng) {
+/// For each task, some of the support rows, each at most once (Fisher-Yates, as far as needed).
+fn draw_minibatches(indices: &mut [u32], tasks: usize, shots: usize, rng: &mut impl Rng) {
     if indices.is_empty() {
         return;
     }
-    let rows = indices.len() / (steps * tasks);
-    for (i, chosen) in indices.chunks_mut(rows).enumerate() {
-        let first = (i % tasks * shots) as u32;
+    let rows = indices.len() / tasks;
+    for (task, chosen) in indices.chunks_mut(rows).enumerate() {
+        let first = (task * shots) as u32;
         for k in 0..rows {
             // Draw the next of the rows not chosen yet: shift the draw past the chosen ones, in order.
             let mut draw = rng.random_range(0..(shots - k) as u32);

@@ -1,0 +1,8 @@
+//! Every operation of the CPU device against its contract, written out in double precision as plainly as it reads.
+
+mod case;
+mod elementwise;
+mod losses;
+mod low_rank;
+mod products;
+mod updates;

@@ -1,0 +1,141 @@
+//! The materialised form's update with its transpose, and the outer optimizer.
+
+use innerloop::Scalar;
+use innerloop::device::{Device, InnerUpdate, Linear, OuterStep, Rate, Region, ReverseUpdate};
+
+use crate::case::{Case, Image, for_seeds};
+
+/// The rate of parameter `i` of a layer.
+fn rate<T: Scalar>(image: &Image, rate: Rate<T>, i: usize) -> f64 {
+    match rate {
+        Rate::Uniform(rate) => rate.to_f64(),
+        Rate::PerParameter(layer) => image.0[layer.weight + i],
+    }
+}
+
+#[test]
+fn inner_update() {
+    fn check<T: Scalar>(seed: u64) {
+        let mut case = Case::<T>::new(seed);
+        let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
+        let (shared, per_parameter) = (case.coin(), case.coin());
+        // Without a place for the velocity there is neither momentum nor a rate for each parameter.
+        let keeps = per_parameter || case.coin();
+        let had = keeps && case.coin();
+        let rates = case.layer(1, inputs, outputs, true, false);
+        let velocity = case.layer(tasks, inputs, outputs, false, false);
+        let new_velocity = case.layer(tasks, inputs, outputs, false, true);
+        let op = InnerUpdate {
+            tasks,
+            rows,
+            delta: case.random(blocks * tasks * rows, outputs),
+            values: case.random(blocks * tasks * rows, inputs),
+            from: case.layer(tasks, inputs, outputs, shared, false),
+            to: case.layer(tasks, inputs, outputs, false, true),
+            rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(T::from_f64(0.2)) },
+            momentum: T::from_f64(0.7),
+            velocity: had.then_some(velocity),
+            new_velocity: keeps.then_some(new_velocity),
+        };
+        let image = case.image();
+        let mut expected = Vec::new();
+        for task in 0..tasks {
+            let from = image.of(case.region_of(&op.from, if shared { 0 } else { task }));
+            let mut v = vec![0.0; outputs * (inputs + 1)];
+            if had {
+                let before = image.of(case.region_of(&velocity, task));
+                v.iter_mut().zip(before).for_each(|(v, b)| *v = op.momentum.to_f64() * b);
+            }
+            for row in (0..blocks * tasks * rows).filter(|row| row / rows % tasks == task) {
+                for o in 0..outputs {
+                    let delta = image.at(op.delta, row, o);
+                    for i in 0..inputs {
+                        v[o * inputs + i] += delta * image.at(op.values, row, i);
+                    }
+                    v[outputs * inputs + o] += delta;
+                }
+            }
+            let to = (0..v.len()).map(|i| from[i] - rate(&image, op.rate, i) * v[i]).collect();
+            expected.push((case.region_of(&op.to, task), to));
+            if keeps {
+                expected.push((case.region_of(&new_velocity, task), v));
+            }
+        }
+        case.judge("inner_update", 3e-6, &expected, |d, arena| d.inner_update(arena, &op));
+    }
+    for_seeds!(75, check);
+}
+
+#[test]
+fn reverse_update() {
+    fn check<T: Scalar>(seed: u64) {
+        let mut case = Case::<T>::new(seed);
+        let ((tasks, ..), (inputs, outputs)) = (case.rows(), case.widths());
+        let (per_parameter, accumulate, learns) = (case.coin(), case.coin(), case.coin());
+        let parameters = outputs * (inputs + 1);
+        let rates = case.layer(1, inputs, outputs, true, false);
+        let velocity = case.layer(tasks, inputs, outputs, false, false);
+        let rate_gradient = case.random(1, if per_parameter { parameters } else { 1 });
+        let op = ReverseUpdate {
+            tasks,
+            weight_cotangent: case.layer(tasks, inputs, outputs, false, false),
+            direction: case.layer(tasks, inputs, outputs, false, !accumulate),
+            accumulate,
+            momentum: T::from_f64(case.pick(&[0.0, 0.7])),
+            rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(T::from_f64(0.2)) },
+            velocity: learns.then_some(velocity),
+            rate_gradient: learns.then_some(rate_gradient),
+            scale: T::from_f64(0.25),
+        };
+        let image = case.image();
+        let (mut expected, mut gradient) = (Vec::new(), image.of(rate_gradient).to_vec());
+        let of = |layer: &Linear, task| image.of(case.region_of(layer, task));
+        for task in 0..tasks {
+            let (cotangent, velocity) = (of(&op.weight_cotangent, task), of(&velocity, task));
+            let direction = (0..parameters)
+                .map(|i| {
+                    let before = if accumulate { of(&op.direction, task)[i] } else { 0.0 };
+                    op.momentum.to_f64() * before - rate(&image, op.rate, i) * cotangent[i]
+                })
+                .collect();
+            expected.push((case.region_of(&op.direction, task), direction));
+            for i in 0..parameters {
+                gradient[if per_parameter { i } else { 0 }] -= op.scale.to_f64() * cotangent[i] * velocity[i];
+            }
+        }
+        if learns {
+            expected.push((rate_gradient, gradient));
+        }
+        case.judge("reverse_update", 3e-6, &expected, |d, arena| d.reverse_update(arena, &op));
+    }
+    for_seeds!(75, check);
+}
+
+/// Adam as its paper writes it, from the moments that are there.
+#[test]
+fn outer_step() {
+    fn check<T: Scalar>(seed: u64) {
+        let mut case = Case::<T>::new(seed);
+        let len = case.pick(&[1, 17, 257, 20_001]);
+        let [parameters, gradient, first]: [Region; 3] = std::array::from_fn(|_| case.random(1, len));
+        let second = case.filled(1, len, |rng| rand::RngExt::random_range(rng, 0.0..1.0));
+        let (rate, factor, (beta1, beta2), epsilon) = (0.05, 0.5, (0.9, 0.99), 1e-3);
+        let step = case.pick(&[1, 2, 1000]);
+        let adam =
+            OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas: (beta1, beta2), epsilon, step };
+        let image = case.image();
+        let [p, g, m, v] = [parameters, gradient, first, second].map(|region| image.of(region));
+        let m: Vec<f64> = (0..len).map(|i| beta1 * m[i] + (1.0 - beta1) * (factor * g[i])).collect();
+        let v: Vec<f64> = (0..len).map(|i| beta2 * v[i] + (1.0 - beta2) * (factor * g[i]).powi(2)).collect();
+        let unbiased = |moment: f64, beta: f64| moment / (1.0 - beta.powf(step as f64));
+        let moved =
+            (0..len).map(|i| p[i] - rate * unbiased(m[i], beta1) / (unbiased(v[i], beta2).sqrt() + epsilon)).collect();
+        let expected = [(parameters, moved), (first, m), (second, v)];
+        case.judge("adam", 1e-6, &expected, |d, arena| d.outer_step(arena, &adam));
+
+        let sgd = OuterStep::Sgd { parameters, gradient, rate, factor };
+        let moved = (0..len).map(|i| p[i] - rate * factor * g[i]).collect();
+        case.judge("sgd", 1e-6, &[(parameters, moved)], |d, arena| d.outer_step(arena, &sgd));
+    }
+    for_seeds!(24, check);
+}

@@ -1,0 +1,130 @@
+//! Both forms give the same numbers, on any number of threads.
+
+use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::objective::Loss;
+use innerloop::{
+    Algorithm, InnerConfig, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy, SupervisedConfig,
+    VideoConfig,
+};
+use proptest::prelude::{ProptestConfig, TestCaseError, prop_assert, prop_assert_eq, proptest};
+
+use crate::problems::{Kind, Outcome, Problem, distance, supervised, video};
+
+/// Both agree in everything, to `tolerance`.
+fn hold(got: &Outcome, want: &Outcome, tolerance: f64) -> Result<(), TestCaseError> {
+    let near = |what: &str, got: &[f64], want: &[f64]| {
+        let error = distance(got, want);
+        prop_assert!(error <= tolerance, "{what} differ by {error:e}: {got:?} and {want:?}");
+        Ok(())
+    };
+    let losses = |what: &str, got: &Losses<f64>, want: &Losses<f64>| {
+        near(what, &got.task, &want.task)?;
+        near(what, &got.discriminator, &want.discriminator)
+    };
+    losses("losses", &got.losses, &want.losses)?;
+    for (what, got, want) in [
+        ("gradients", &got.gradient, &want.gradient),
+        ("rate gradients", &got.rate_gradient, &want.rate_gradient),
+        ("traced outputs", &got.trace_outputs, &want.trace_outputs),
+    ] {
+        prop_assert_eq!(got.len(), want.len());
+        got.iter().zip(want).try_for_each(|(g, w)| near(what, g, w))?;
+    }
+    for (got, want) in got.adapted.iter().flatten().zip(want.adapted.iter().flatten()) {
+        near("adapted parameters", got, want)?;
+    }
+    prop_assert_eq!(got.trace_losses.len(), want.trace_losses.len());
+    got.trace_losses.iter().zip(&want.trace_losses).try_for_each(|(g, w)| losses("traced losses", g, w))
+}
+
+fn check(problem: &Problem) -> Result<(), TestCaseError> {
+    let dual_exists = problem.inner().rates != RateKind::PerParameter;
+    let materialised = problem.solve(Strategy::Materialised, 1);
+    hold(&problem.solve(Strategy::Materialised, 3), &materialised, 1e-12)?;
+    if dual_exists {
+        let dual = problem.solve(Strategy::Dual, 1);
+        hold(&dual, &materialised, 1e-10)?;
+        hold(&problem.solve(Strategy::Dual, 3), &dual, 1e-12)?;
+    }
+    // The trace's end is the meta-step's query loss.
+    let last = materialised.trace_losses.last().unwrap();
+    prop_assert!(distance(&last.task, &materialised.losses.task) <= 1e-12);
+    prop_assert!(distance(&last.discriminator, &materialised.losses.discriminator) <= 1e-12);
+    let learns = problem.inner().learn_rates && problem.inner().algorithm.differentiates_query();
+    prop_assert!(learns || materialised.rate_gradient.iter().flatten().all(|g| *g == 0.0));
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn supervised_forms_agree(
+        problem in supervised(20, 4, false, vec![RateKind::Shared, RateKind::PerLayerPerStep, RateKind::PerParameter])
+    ) {
+        check(&problem)?;
+    }
+
+    #[test]
+    fn video_forms_agree(problem in video(16, 4, false)) {
+        check(&problem)?;
+    }
+}
+
+/// Large enough for one lane, with all threads in every operation.
+#[test]
+fn large_networks_agree() {
+    use Activation::{Relu, Tanh};
+    let mlp = Mlp::new(&[33, 300, 310, 17], &[Relu, Tanh, Activation::Linear]).unwrap();
+    let wave = |n: usize, by: f64| (0..n).map(|i| (i as f64 * by).sin()).collect::<Vec<_>>();
+    let mut values = wave(mlp.parameter_count(), 1.7);
+    values.iter_mut().for_each(|v| *v *= 0.1);
+    let inner = InnerConfig {
+        rates: RateKind::Shared,
+        learn_rates: true,
+        momentum: 0.5,
+        ..InnerConfig::new(Algorithm::Maml, 2)
+    };
+    let problem = Problem {
+        shape: Shape { tasks: 17, shots: 7, queries: 5 },
+        rows: [wave(17 * 7 * 33, 0.7), wave(17 * 7 * 17, 0.3), wave(17 * 5 * 33, 0.9), wave(17 * 5 * 17, 1.1)],
+        parameters: vec![Parameters::from_values(&mlp, values).unwrap()],
+        rates: vec![vec![0.05]],
+        kind: Kind::Supervised(SupervisedConfig { mlp, loss: Loss::Mse, inner }),
+        seed: 0,
+    };
+    check(&problem).unwrap();
+}
+
+#[test]
+fn the_video_gan_has_no_anil() {
+    let linear = [Activation::Linear];
+    let (generator, discriminator) = (Mlp::new(&[2, 4], &linear).unwrap(), Mlp::new(&[4, 1], &linear).unwrap());
+    let inner = InnerConfig { rates: RateKind::Shared, ..InnerConfig::new(Algorithm::Anil, 1) };
+    let phi = [&generator, &discriminator].map(|m| MetaOptimizer::uniform(RateKind::Shared, m, 1, 0.1).unwrap());
+    let weights = innerloop::objective::VideoWeights { adversarial: 1.0, reconstruction: 1.0, motion: 1.0 };
+    let config = VideoConfig { generator, discriminator, frames: 2, weights, adversarial: true, inner };
+    let device = innerloop::device::cpu::CpuDevice::new(1).unwrap();
+    let shape = Shape { tasks: 1, shots: 1, queries: 1 };
+    let error = MetaLearner::<f64, _, _>::new(device, config, shape, phi.to_vec()).map(|_| ()).unwrap_err().to_string();
+    assert!(error.contains("algorithm") && error.contains("anil"), "{error}");
+}
+
+/// The tables of the dual form grow with the square of the steps: too many are refused, and the planner knows.
+#[test]
+fn absurd_numbers_of_steps_are_refused() {
+    let mlp = Mlp::new(&[1024, 1024], &[Activation::Linear]).unwrap();
+    let shape = Shape { tasks: 1, shots: 1, queries: 1 };
+    let build = |steps: usize, strategy: Option<Strategy>| {
+        let inner = InnerConfig { rates: RateKind::Shared, strategy, ..InnerConfig::new(Algorithm::Reptile, steps) };
+        let phi = MetaOptimizer::uniform(RateKind::Shared, &mlp, steps, 0.1).unwrap();
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+        let device = innerloop::device::cpu::CpuDevice::new(1).unwrap();
+        MetaLearner::<f32, _, _>::new(device, config, shape, vec![phi]).map(|l| l.strategy()).map_err(|e| e.to_string())
+    };
+    for steps in [10_001, usize::MAX] {
+        assert!(build(steps, None).unwrap_err().contains("inner steps"));
+    }
+    assert!(build(1001, Some(Strategy::Dual)).unwrap_err().contains("inner steps"));
+    assert_eq!(build(1001, None), Ok(Strategy::Materialised));
+}

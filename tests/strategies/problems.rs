@@ -1,0 +1,240 @@
+//! Random meta-learning problems, and everything a learner says about one.
+
+use innerloop::device::cpu::CpuDevice;
+use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::objective::{Loss, VideoWeights};
+use innerloop::{
+    Algorithm, InnerConfig, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy as Form, SupervisedConfig,
+    SupervisedRows, VideoConfig, VideoRows,
+};
+use proptest::collection::vec;
+use proptest::option;
+use proptest::prelude::*;
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// An objective with its numbers.
+#[derive(Clone, Debug)]
+pub struct Problem {
+    pub kind: Kind,
+    pub shape: Shape,
+    /// Inputs and targets of the support set, then of the query set.
+    pub rows: [Vec<f64>; 4],
+    pub parameters: Vec<Parameters<f64>>,
+    pub rates: Vec<Vec<f64>>,
+    /// Of the minibatches.
+    pub seed: u64,
+}
+
+#[derive(Clone, Debug)]
+pub enum Kind {
+    Supervised(SupervisedConfig),
+    Video(VideoConfig),
+}
+
+/// What a learner answers; every list has one entry a network, or one a task.
+#[derive(Debug)]
+pub struct Outcome {
+    pub losses: Losses<f64>,
+    pub gradient: Vec<Vec<f64>>,
+    pub rate_gradient: Vec<Vec<f64>>,
+    /// By network, then by task.
+    pub adapted: Vec<Vec<Vec<f64>>>,
+    pub trace_losses: Vec<Losses<f64>>,
+    pub trace_outputs: Vec<Vec<f64>>,
+}
+
+impl Problem {
+    pub fn inner(&self) -> &InnerConfig {
+        match &self.kind {
+            Kind::Supervised(config) => &config.inner,
+            Kind::Video(config) => &config.inner,
+        }
+    }
+
+    pub fn inner_mut(&mut self) -> &mut InnerConfig {
+        match &mut self.kind {
+            Kind::Supervised(config) => &mut config.inner,
+            Kind::Video(config) => &mut config.inner,
+        }
+    }
+
+    pub fn networks(&self) -> Vec<Mlp> {
+        match &self.kind {
+            Kind::Supervised(config) => vec![config.mlp.clone()],
+            Kind::Video(config) if config.adversarial => vec![config.generator.clone(), config.discriminator.clone()],
+            Kind::Video(config) => vec![config.generator.clone()],
+        }
+    }
+
+    /// Runs the meta-step, and the trace, in that form on so many threads.
+    pub fn solve(&self, form: Form, threads: usize) -> Outcome {
+        let mut problem = self.clone();
+        problem.inner_mut().strategy = Some(form);
+        let [a, b, c, d] = &self.rows;
+        match &problem.kind {
+            Kind::Supervised(config) => {
+                let rows = SupervisedRows { support_x: a, support_y: b, query_x: c, query_y: d };
+                problem.carry_out(config, rows, threads)
+            }
+            Kind::Video(config) => {
+                let rows = VideoRows { support_z: a, support_x: b, query_z: c, query_x: d };
+                problem.carry_out(config, rows, threads)
+            }
+        }
+    }
+
+    fn carry_out<O: innerloop::Objective>(&self, config: &O, rows: O::Rows<'_, f64>, threads: usize) -> Outcome {
+        let networks = self.networks();
+        let phi: Vec<_> = networks
+            .iter()
+            .zip(&self.rates)
+            .map(|(mlp, rates)| {
+                MetaOptimizer::from_values(self.inner().rates, mlp, self.inner().steps, rates.clone()).unwrap()
+            })
+            .collect();
+        let device = CpuDevice::new(threads).unwrap();
+        let mut learner = MetaLearner::new(device.clone(), config.clone(), self.shape, phi.clone()).unwrap();
+        let mut tracer = MetaLearner::tracer(device, config.clone(), self.shape, phi).unwrap();
+        for (i, parameters) in self.parameters.iter().enumerate() {
+            learner.set_parameters(i, parameters).unwrap();
+            tracer.set_parameters(i, parameters).unwrap();
+        }
+        let draws = || ChaCha8Rng::seed_from_u64(self.seed);
+        // Twice: the second run must not see what the first has left behind.
+        learner.run(rows, &mut ChaCha8Rng::seed_from_u64(self.seed + 1)).unwrap();
+        let losses = learner.run(rows, &mut draws()).unwrap().clone();
+        let trace = tracer.trace(rows, &mut draws()).unwrap();
+        let all = 0..networks.len();
+        let gradient = all.clone().map(|i| learner.gradient(i).values().to_vec()).collect();
+        let rate_gradient = all.clone().map(|i| learner.phi_gradient(i).to_vec()).collect();
+        let mut adapted = Vec::new();
+        for i in all {
+            let tasks = 0..self.shape.tasks;
+            let of_learner: Vec<_> = tasks.clone().map(|t| learner.adapted(i, t).unwrap().values().to_vec()).collect();
+            let of_tracer: Vec<_> = tasks.map(|t| tracer.adapted(i, t).unwrap().values().to_vec()).collect();
+            let error = distance(&of_learner.concat(), &of_tracer.concat());
+            assert!(error <= 1e-12, "a tracer adapts otherwise than a learner: {error:e}");
+            adapted.push(of_learner);
+        }
+        Outcome { losses, gradient, rate_gradient, adapted, trace_losses: trace.losses, trace_outputs: trace.outputs }
+    }
+}
+
+/// The norm of the difference over the norm; what is 0 but for rounding in numbers of order 1 counts as 0.
+pub fn distance(got: &[f64], want: &[f64]) -> f64 {
+    assert_eq!(got.len(), want.len());
+    let norm = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>().sqrt();
+    let difference = norm(&mut got.iter().zip(want).map(|(g, w)| g - w));
+    difference / norm(&mut want.iter().copied()).max(1e-3)
+}
+
+fn activation(smooth: bool) -> impl Strategy<Value = Activation> {
+    use Activation::{LeakyRelu, Linear, Relu, Sigmoid, Tanh};
+    prop::sample::select(if smooth { vec![Tanh, Sigmoid] } else { vec![Linear, Relu, LeakyRelu, Tanh, Sigmoid] })
+}
+
+/// From `inputs` to `outputs` in up to `depth` layers.
+fn mlp(
+    inputs: impl Strategy<Value = usize>,
+    outputs: impl Strategy<Value = usize>,
+    width: usize,
+    depth: usize,
+    smooth: bool,
+) -> impl Strategy<Value = Mlp> {
+    let hidden = vec((1..=width, activation(smooth)), 0..depth);
+    (inputs, hidden, outputs, activation(smooth)).prop_map(|(inputs, hidden, outputs, last)| {
+        let widths: Vec<_> = std::iter::once(inputs).chain(hidden.iter().map(|h| h.0)).chain([outputs]).collect();
+        let activations: Vec<_> = hidden.iter().map(|h| h.1).chain([last]).collect();
+        Mlp::new(&widths, &activations).unwrap()
+    })
+}
+
+fn shape() -> impl Strategy<Value = Shape> {
+    (1..=4usize, 1..=6usize, 1..=6usize).prop_map(|(tasks, shots, queries)| Shape { tasks, shots, queries })
+}
+
+/// Inner loops, with the algorithms and the kinds of rates given.
+fn inner(algorithms: Vec<Algorithm>, rates: Vec<RateKind>, shots: usize) -> impl Strategy<Value = InnerConfig> {
+    let momentum = prop_oneof![Just(0.0), 0.1..0.9];
+    let minibatch = option::of(1..=shots);
+    (prop::sample::select(algorithms), 0..=4usize, momentum, minibatch, prop::sample::select(rates), any::<bool>())
+        .prop_map(|(algorithm, steps, momentum, minibatch, rates, learn_rates)| InnerConfig {
+            momentum,
+            minibatch,
+            rates,
+            learn_rates,
+            ..InnerConfig::new(algorithm, steps)
+        })
+}
+
+/// Fills in the numbers.
+fn problem(kind: Kind, shape: Shape, seed: u64) -> Problem {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let (inputs, outputs) = match &kind {
+        Kind::Supervised(config) => (config.mlp.inputs(), config.mlp.outputs()),
+        Kind::Video(config) => (config.generator.inputs(), config.generator.outputs()),
+    };
+    let mut uniform =
+        |n: usize, from: f64, to: f64| -> Vec<f64> { (0..n).map(|_| rng.random_range(from..to)).collect() };
+    let (support, query) = (shape.tasks * shape.shots, shape.tasks * shape.queries);
+    let mut targets = |rows: usize| match &kind {
+        Kind::Supervised(SupervisedConfig { loss: Loss::BceWithLogits, .. }) => uniform(rows * outputs, 0.0, 1.0),
+        Kind::Supervised(SupervisedConfig { loss: Loss::CrossEntropy, .. }) => {
+            let mut values = uniform(rows * outputs, 0.01, 1.0);
+            for row in values.chunks_mut(outputs) {
+                let total: f64 = row.iter().sum();
+                row.iter_mut().for_each(|v| *v /= total);
+            }
+            values
+        }
+        _ => uniform(rows * outputs, -1.0, 1.0),
+    };
+    let (support_y, query_y) = (targets(support), targets(query));
+    let rows = [uniform(support * inputs, -1.5, 1.5), support_y, uniform(query * inputs, -1.5, 1.5), query_y];
+    let mut problem = Problem { kind, shape, rows, parameters: Vec::new(), rates: Vec::new(), seed };
+    for mlp in problem.networks() {
+        problem.parameters.push(Parameters::initialise(&mlp, &mut rng));
+        let count = match problem.inner().rates {
+            RateKind::Shared => 1,
+            RateKind::PerLayerPerStep => problem.inner().steps * mlp.layers(),
+            RateKind::PerParameter => mlp.parameter_count(),
+        };
+        problem.rates.push((0..count).map(|_| rng.random_range(0.02..0.3)).collect());
+    }
+    problem
+}
+
+/// Supervised problems.
+pub fn supervised(width: usize, depth: usize, smooth: bool, rates: Vec<RateKind>) -> impl Strategy<Value = Problem> {
+    use Algorithm::{Anil, FirstOrderMaml, Maml, Reptile};
+    let loss = prop::sample::select(vec![Loss::Mse, Loss::BceWithLogits, Loss::CrossEntropy]);
+    let inner =
+        move |shape: Shape| (Just(shape), inner(vec![Maml, FirstOrderMaml, Anil, Reptile], rates.clone(), shape.shots));
+    (mlp(1..=width, 1..=width, width, depth, smooth), loss, shape().prop_flat_map(inner), any::<u64>()).prop_map(
+        |(mlp, loss, (shape, inner), seed)| {
+            problem(Kind::Supervised(SupervisedConfig { mlp, loss, inner }), shape, seed >> 1)
+        },
+    )
+}
+
+/// Video problems.
+pub fn video(width: usize, depth: usize, smooth: bool) -> impl Strategy<Value = Problem> {
+    use Algorithm::{FirstOrderMaml, Maml, Reptile};
+    let rates = vec![RateKind::Shared, RateKind::PerLayerPerStep];
+    let weights = (0.0..1.0, prop_oneof![Just(0.0), 0.2..2.0], prop_oneof![Just(0.0), 0.2..2.0])
+        .prop_map(|(adversarial, reconstruction, motion)| VideoWeights { adversarial, reconstruction, motion });
+    let players = (1..=4usize, 1..=5usize).prop_flat_map(move |(frames, frame)| {
+        let clip = frames * frame;
+        let generator = mlp(1..=width, Just(clip), width, depth, smooth);
+        (Just(frames), generator, mlp(Just(clip), Just(1), width, depth, smooth))
+    });
+    let inner =
+        move |shape: Shape| (Just(shape), inner(vec![Maml, FirstOrderMaml, Reptile], rates.clone(), shape.shots));
+    (players, weights, any::<bool>(), shape().prop_flat_map(inner), any::<u64>()).prop_map(
+        |((frames, generator, discriminator), weights, adversarial, (shape, inner), seed)| {
+            let config = VideoConfig { generator, discriminator, frames, weights, adversarial, inner };
+            problem(Kind::Video(config), shape, seed >> 1)
+        },
+    )
+}
