@@ -27,7 +27,7 @@ pub(super) unsafe fn transpose<T: Scalar>(from: Matrix<T>, rows: usize, columns:
                     let square: [[T; SIDE]; SIDE] =
                         std::array::from_fn(|r| *from.add(r * row_stride).cast::<[T; SIDE]>());
                     for c in 0..SIDE {
-                        *to.add(c * rows).cast::<[T; SIDE]>() = std::array::from_fn(|r| square[r][c]);
+                        *to.add(c * rows).cast::<[T; SIDE]>() = square.map(|row| row[c]);
                     }
                 } else {
                     for r in 0..SIDE.min(rows - r) {
