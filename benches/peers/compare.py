@@ -182,22 +182,30 @@ def main():
         "date": datetime.date.today().isoformat(), "machine": machine(), "commit": commit(), "threads": args.threads,
         "rounds": args.rounds, "seconds": args.seconds, "precision": "f32",
     }
-    rows = []
+    version = subprocess.run([args.innerloop, "--version"], stdout=subprocess.PIPE, text=True).stdout.split()[-1]
+    result["versions"] = {"innerloop": version, "python": platform.python_version()}
+    result["rows"], result["scaling"] = [], []
+
+    def save():
+        """After every shape, so that a run that is cut short leaves what it has."""
+        text = markdown(result)
+        if args.out:
+            pathlib.Path(f"{args.out}.json").write_text(json.dumps(result, indent=1) + "\n")
+            pathlib.Path(f"{args.out}.md").write_text(text)
+        return text
+
     for name, shape, target in SHAPES:
         if not args.only or args.only in name:
             row, peer = compare(name, shape, target, args)
-            rows.append(row)
+            result["rows"].append(row)
+            result["versions"]["jax"] = peer["jax"]
+            save()
             print(f"{name}, T = {shape['tasks']}, S = {shape['steps']}: {row['ratio']}x", file=sys.stderr, flush=True)
-    if not rows:
+    if not result["rows"]:
         sys.exit(f"error: no shape has {args.only!r} in its name; leave --only out to run all")
-    version = subprocess.run([args.innerloop, "--version"], stdout=subprocess.PIPE, text=True).stdout.split()[-1]
-    result["versions"] = {"innerloop": version, "jax": peer["jax"], "python": platform.python_version()}
-    result["rows"], result["scaling"] = rows, [] if args.only else scaling(args)
-    text = markdown(result)
-    print(text)
-    if args.out:
-        pathlib.Path(f"{args.out}.json").write_text(json.dumps(result, indent=1) + "\n")
-        pathlib.Path(f"{args.out}.md").write_text(text)
+    if not args.only:
+        result["scaling"] = scaling(args)
+    print(save())
 
 
 if __name__ == "__main__":
