@@ -110,10 +110,10 @@ impl<T: Scalar> Apply<'_, T> {
     }
 }
 
-/// The rows of one task's corrections.
-struct Rows<'a, T> {
-    base: Base<T>,
-    offsets: &'a [usize],
+/// Rows that lie anywhere in the arena: one task's corrections, or one weight's.
+pub(super) struct Rows<'a, T> {
+    pub base: Base<T>,
+    pub offsets: &'a [usize],
 }
 
 /// `tile[K, width] += coefficients[K, n] @ rows[n, width]`.
@@ -188,19 +188,22 @@ pub(super) fn gram<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &
                 }
                 let x = base.at(op.x.offset + item * rows * width).cast_const();
                 let out = base.at(op.output.offset + item * rows * n);
-                dispatch(Products { x, rows, width, y: Rows { base, offsets }, out });
+                let y = Rows { base, offsets };
+                dispatch(Products { x, rows, width, y, out, out_stride: n, accumulate: false });
             }
         });
     });
 }
 
-/// `out[rows, y.len()] = x y^T`.
-struct Products<'a, T> {
-    x: *const T,
-    rows: usize,
-    width: usize,
-    y: Rows<'a, T>,
-    out: *mut T,
+/// `out[rows, y.len()] (+)= x y^T`.
+pub(super) struct Products<'a, T> {
+    pub x: *const T,
+    pub rows: usize,
+    pub width: usize,
+    pub y: Rows<'a, T>,
+    pub out: *mut T,
+    pub out_stride: usize,
+    pub accumulate: bool,
 }
 
 impl<T: Scalar> Kernel for Products<'_, T> {
@@ -216,13 +219,14 @@ impl<T: Scalar> Kernel for Products<'_, T> {
                 // SAFETY: rows `row..row + size` of x and of the output exist; every y has `width` elements.
                 unsafe {
                     let x = self.x.add(row * self.width);
-                    let out = self.out.add(row * n + column);
+                    let out = self.out.add(row * self.out_stride + column);
+                    let out = Sums { out, stride: self.out_stride, accumulate: self.accumulate };
                     match size {
-                        1 => patch::<T, 1, FMA>(x, self.width, &y, out, n),
-                        2 => patch::<T, 2, FMA>(x, self.width, &y, out, n),
-                        3 => patch::<T, 3, FMA>(x, self.width, &y, out, n),
-                        4 => patch::<T, 4, FMA>(x, self.width, &y, out, n),
-                        _ => patch::<T, 5, FMA>(x, self.width, &y, out, n),
+                        1 => patch::<T, 1, FMA>(x, self.width, &y, &out),
+                        2 => patch::<T, 2, FMA>(x, self.width, &y, &out),
+                        3 => patch::<T, 3, FMA>(x, self.width, &y, &out),
+                        4 => patch::<T, 4, FMA>(x, self.width, &y, &out),
+                        _ => patch::<T, 5, FMA>(x, self.width, &y, &out),
                     }
                 }
             }
@@ -231,20 +235,30 @@ impl<T: Scalar> Kernel for Products<'_, T> {
     }
 }
 
+/// Where inner products go.
+struct Sums<T> {
+    out: *mut T,
+    stride: usize,
+    accumulate: bool,
+}
+
+/// The sum of 16 numbers, by halves.
+#[inline(always)]
+fn sum_of<T: Scalar>(v: [T; 16]) -> T {
+    let v: [T; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
+    let v: [T; 4] = std::array::from_fn(|i| v[i] + v[i + 4]);
+    (v[0] + v[2]) + (v[1] + v[3])
+}
+
 /// Up to K x 4 inner products at once.
 #[inline(always)]
-unsafe fn patch<T: Scalar, const K: usize, const FMA: bool>(
-    x: *const T,
-    width: usize,
-    y: &Rows<'_, T>,
-    out: *mut T,
-    out_stride: usize,
-) {
+unsafe fn patch<T: Scalar, const K: usize, const FMA: bool>(x: *const T, width: usize, y: &Rows<'_, T>, out: &Sums<T>) {
     const W: usize = 16;
     // A missing column repeats the last one: its products are computed and dropped.
     let last = y.offsets.len() - 1;
     let y: [*const T; 4] = std::array::from_fn(|i| y.base.at(y.offsets[i.min(last)]).cast_const());
     let mut sums = [[[T::ZERO; W]; 4]; K];
+    let accumulate = out.accumulate;
     let whole = width - width % W;
     // SAFETY: the caller's promise.
     unsafe {
@@ -261,11 +275,12 @@ unsafe fn patch<T: Scalar, const K: usize, const FMA: bool>(
         }
         for (k, sum) in sums.iter().enumerate() {
             for i in 0..=last {
-                let mut total = sum[i].iter().copied().sum::<T>();
+                let mut total = sum_of(sum[i]);
                 for c in whole..width {
                     total += *x.add(k * width + c) * *y[i].add(c);
                 }
-                *out.add(k * out_stride + i) = total;
+                let out = out.out.add(k * out.stride + i);
+                *out = if accumulate { *out + total } else { total };
             }
         }
     }

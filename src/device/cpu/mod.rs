@@ -13,6 +13,7 @@ mod pixel;
 mod product;
 mod scratch;
 mod supervised;
+mod transpose;
 mod update;
 
 use std::sync::Arc;

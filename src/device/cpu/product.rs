@@ -1,9 +1,10 @@
 //! The four products with a layer's weights, each with everything that follows it fused into the tile.
 
 use super::elementwise::{Columns, activate, adjoint_gate, gate};
-use super::low_rank::{self, Apply};
+use super::low_rank::{self, Apply, Products, Rows};
 use super::matrix::{Kernel, Matrix, dispatch, multiply};
 use super::scratch::scratch;
+use super::transpose::transpose;
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{
     AdjointBackward, AdjointForward, Corrections, Gate, Linear, LinearBackward, LinearForward, Region,
@@ -14,6 +15,12 @@ use crate::scalar::Scalar;
 const TILE_ROWS: usize = 512;
 /// Columns of a tile at most.
 const TILE_COLUMNS: usize = 128;
+/// Rows of a transposed piece of a weight at most: with [`TILE_COLUMNS`] it stays there as well.
+const PANEL_ROWS: usize = 512;
+/// Rows a task up to which a product with its own transposed weights is made of inner products.
+const FEW_ROWS: usize = 16;
+/// Inner dimension from which inner products are worth their final sums, and transposing is worth its own pass.
+const LONG: usize = 64;
 
 /// A product that is added to the blocks from `first_block` on.
 #[derive(Clone, Copy)]
@@ -28,15 +35,14 @@ struct Source {
 }
 
 impl Source {
-    /// The factor `[k, columns]` to the right, from column `column` on.
-    fn weights<T: Scalar>(&self, base: Base<T>, task: usize, column: usize) -> Matrix<T> {
+    /// Where the factor to the right begins, from column `column` on: `[k, columns]`, or `[columns, k]` if transposed.
+    fn weights(&self, task: usize, column: usize) -> usize {
         let start = self.layer.weight + task * self.layer.task_stride;
-        let stride = self.layer.inputs;
-        if self.transposed {
-            Matrix::rows(base.at(start + column * stride), stride).transposed()
-        } else {
-            Matrix::rows(base.at(start + column), stride)
-        }
+        start + if self.transposed { column * self.layer.inputs } else { column }
+    }
+
+    fn is_long_transposed(&self) -> bool {
+        self.transposed && self.input.width >= LONG
     }
 }
 
@@ -93,8 +99,12 @@ impl<T: Scalar> Product<'_, T> {
             let span = Span { tasks, columns: (column, self.width.min(column + columns)) };
             let width = span.columns.1 - span.columns.0;
             let room = if self.target.is_some() { 0 } else { self.blocks * (tasks.1 - tasks.0) * self.rows * width };
-            scratch(room, |offsets, own| {
-                dispatch(Tile { product: self, base, span, own: own.as_mut_ptr(), offsets, finish: &finish });
+            let panel = |s: &Source| if s.is_long_transposed() { s.input.width.min(PANEL_ROWS) * width } else { 0 };
+            let panel = self.sources.iter().flatten().map(panel).max().unwrap_or(0);
+            scratch(room + panel, |offsets, own| {
+                let (own, panel) = own.split_at_mut(room);
+                let (own, panel) = (own.as_mut_ptr(), panel.as_mut_ptr());
+                dispatch(Tile { product: self, base, span, own, panel, offsets, finish: &finish });
             });
         });
     }
@@ -106,6 +116,8 @@ struct Tile<'a, T, F> {
     base: Base<T>,
     span: Span,
     own: *mut T,
+    /// Room for a transposed piece of a weight.
+    panel: *mut T,
     offsets: &'a mut Vec<usize>,
     finish: &'a F,
 }
@@ -127,8 +139,48 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
         }
     }
 
-    /// The products, without corrections.
-    fn multiply(&self) {
+    /// One product: `rows` rows of a source from `(block, task)` on, with that task's weights.
+    #[inline(always)]
+    fn multiply<const FMA: bool>(
+        &mut self,
+        source: &Source,
+        (block, task): (usize, usize),
+        rows: usize,
+        accumulate: bool,
+    ) {
+        let product = self.product;
+        let (from, to) = self.span.columns;
+        let (k, width) = (source.input.width, to - from);
+        let row = ((block - source.first_block) * product.tasks + task) * product.rows;
+        let left = self.base.at(source.input.offset + row * k);
+        let (start, stride) = (source.weights(task, from), source.layer.inputs);
+        let (out, out_stride) = self.place(block, task);
+        // SAFETY: the operands are declared regions of these shapes, tile and panel are this job's own.
+        unsafe {
+            if source.is_long_transposed() && !source.layer.is_shared() && rows <= FEW_ROWS {
+                self.offsets.clear();
+                self.offsets.extend((0..width).map(|column| start + column * stride));
+                let y = Rows { base: self.base, offsets: self.offsets };
+                Products { x: left.cast_const(), rows, width: k, y, out, out_stride, accumulate }.run::<FMA>();
+            } else if source.is_long_transposed() {
+                for first in (0..k).step_by(PANEL_ROWS) {
+                    let count = PANEL_ROWS.min(k - first);
+                    transpose(Matrix::rows(self.base.at(start + first), stride), width, count, self.panel);
+                    let left = Matrix::rows(left.add(first).cast_const(), k);
+                    let right = Matrix::rows(self.panel.cast_const(), width);
+                    multiply((rows, count, width), left, right, T::ONE, out, out_stride, accumulate || first > 0);
+                }
+            } else {
+                let (left, right) = (Matrix::rows(left.cast_const(), k), Matrix::rows(self.base.at(start), stride));
+                let right = if source.transposed { right.transposed() } else { right };
+                multiply((rows, k, width), left, right, T::ONE, out, out_stride, accumulate);
+            }
+        }
+    }
+
+    /// All products, without corrections.
+    #[inline(always)]
+    fn products<const FMA: bool>(&mut self) {
         let product = self.product;
         let Span { tasks: (first, last), columns: (from, to) } = self.span;
         let (count, width) = (last - first, to - from);
@@ -136,24 +188,17 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
         for source in product.sources.iter().flatten() {
             let blocks = source.input.rows / (product.tasks * product.rows);
             let range = source.first_block..source.first_block + blocks;
-            let k = source.input.width;
-            let call = |block: usize, task: usize, rows: usize, accumulate: bool| {
-                let row = ((block - source.first_block) * product.tasks + task) * product.rows;
-                let left = Matrix::rows(self.base.at(source.input.offset + row * k), k);
-                let right = source.weights(self.base, task, from);
-                let (out, stride) = self.place(block, task);
-                // SAFETY: the operands are declared regions of these shapes, the tile is this job's own.
-                unsafe { multiply((rows, k, width), left, right, T::ONE, out, stride, accumulate) };
-            };
             let whole = count == product.tasks && source.layer.is_shared();
             if whole && range.clone().all(|b| !begun[b]) {
-                call(range.start, 0, blocks * count * product.rows, false);
+                self.multiply::<FMA>(source, (range.start, 0), blocks * count * product.rows, false);
             } else {
                 for block in range.clone() {
                     if source.layer.is_shared() {
-                        call(block, first, count * product.rows, begun[block]);
+                        self.multiply::<FMA>(source, (block, first), count * product.rows, begun[block]);
                     } else {
-                        (first..last).for_each(|task| call(block, task, product.rows, begun[block]));
+                        for task in first..last {
+                            self.multiply::<FMA>(source, (block, task), product.rows, begun[block]);
+                        }
                     }
                 }
             }
@@ -192,8 +237,8 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
 
 impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Kernel for Tile<'_, T, F> {
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        self.multiply();
+    fn run<const FMA: bool>(mut self) {
+        self.products::<FMA>();
         let product = self.product;
         let (from, to) = self.span.columns;
         for block in 0..product.blocks {

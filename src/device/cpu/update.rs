@@ -5,6 +5,9 @@ use super::{Base, CpuArena, CpuDevice};
 use crate::device::{InnerUpdate, Linear, Rate, Region, ReverseUpdate};
 use crate::scalar::Scalar;
 
+/// Elements of a weight that are copied and updated at a time.
+const PIECE: usize = 1 << 15;
+
 /// Weight and bias of one task, as one run of elements: they lie one after the other.
 fn task_range(layer: &Linear, task: usize) -> (usize, usize) {
     debug_assert_eq!(layer.bias, layer.weight + layer.inputs * layer.outputs);
@@ -29,10 +32,18 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
         // SAFETY: declared regions; each job writes its own task's weights.
         let (from, to) = unsafe { (base.slice(from, len), base.slice_mut(to, len)) };
         let Some(kept) = op.new_velocity else {
-            // Nothing else needs the gradient: it goes straight into the weights.
-            to.copy_from_slice(from);
+            // Nothing else needs the gradient: it goes straight into the weights, a piece that stays in the cache at a time.
             let Rate::Uniform(rate) = op.rate else { unreachable!("per-parameter rates keep the velocity") };
-            add_gradient(base, op, task, -rate, to.as_mut_ptr());
+            let Linear { inputs, outputs, .. } = op.to;
+            let step = (PIECE / inputs).max(1);
+            for first in (0..outputs).step_by(step) {
+                let last = outputs.min(first + step);
+                let piece = first * inputs..last * inputs;
+                to[piece.clone()].copy_from_slice(&from[piece]);
+                add_weight_gradient(base, op, task, -rate, to.as_mut_ptr(), (first, last));
+            }
+            to[inputs * outputs..].copy_from_slice(&from[inputs * outputs..]);
+            add_bias_gradient(base, op, task, -rate, to.as_mut_ptr());
             return;
         };
         // SAFETY: as above.
@@ -45,7 +56,8 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             }
             None => velocity.fill(T::ZERO),
         }
-        add_gradient(base, op, task, T::ONE, velocity.as_mut_ptr());
+        add_weight_gradient(base, op, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs));
+        add_bias_gradient(base, op, task, T::ONE, velocity.as_mut_ptr());
         match op.rate {
             Rate::Uniform(rate) => {
                 for i in 0..len {
@@ -63,23 +75,41 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
     });
 }
 
-/// `out += scale * delta^T [a, 1]`, weight then bias.
-fn add_gradient<T: Scalar>(base: Base<T>, op: &InnerUpdate<T>, task: usize, scale: T, out: *mut T) {
+/// `out += scale * delta^T a`, the outputs `first..last` of a task's weight.
+fn add_weight_gradient<T: Scalar>(
+    base: Base<T>,
+    op: &InnerUpdate<T>,
+    task: usize,
+    scale: T,
+    out: *mut T,
+    (first, last): (usize, usize),
+) {
     let Linear { inputs, outputs, .. } = op.to;
     let per_block = op.tasks * op.rows;
     for block in 0..op.delta.rows / per_block {
-        let first = block * per_block + task * op.rows;
-        let delta = base.at(op.delta.offset + first * outputs);
-        let values = base.at(op.values.offset + first * inputs);
+        let row = block * per_block + task * op.rows;
+        let delta = Matrix::rows(base.at(op.delta.offset + row * outputs + first).cast_const(), outputs);
+        let values = Matrix::rows(base.at(op.values.offset + row * inputs).cast_const(), inputs);
         // SAFETY: declared regions; `out` is this job's own.
         unsafe {
-            let left = Matrix::rows(delta.cast_const(), outputs).transposed();
-            multiply((outputs, op.rows, inputs), left, Matrix::rows(values, inputs), scale, out, inputs, true);
-            let bias = std::slice::from_raw_parts_mut(out.add(inputs * outputs), outputs);
-            for k in 0..op.rows {
-                let row = std::slice::from_raw_parts(delta.add(k * outputs), outputs);
-                bias.iter_mut().zip(row).for_each(|(b, d)| *b += scale * *d);
-            }
+            let out = out.add(first * inputs);
+            multiply((last - first, op.rows, inputs), delta.transposed(), values, scale, out, inputs, true);
+        }
+    }
+}
+
+/// `out += scale * delta^T 1`, a task's bias; `out` begins with its weight.
+fn add_bias_gradient<T: Scalar>(base: Base<T>, op: &InnerUpdate<T>, task: usize, scale: T, out: *mut T) {
+    let Linear { inputs, outputs, .. } = op.to;
+    let per_block = op.tasks * op.rows;
+    // SAFETY: declared regions; `out` is this job's own.
+    let bias = unsafe { std::slice::from_raw_parts_mut(out.add(inputs * outputs), outputs) };
+    for block in 0..op.delta.rows / per_block {
+        for row in 0..op.rows {
+            let row = block * per_block + task * op.rows + row;
+            // SAFETY: a declared region that is only read.
+            let delta = unsafe { base.slice(op.delta.offset + row * outputs, outputs) };
+            bias.iter_mut().zip(delta).for_each(|(b, d)| *b += scale * *d);
         }
     }
 }

@@ -1,0 +1,318 @@
+#!/usr/bin/env python3
+"""The meta-step of `innerloop bench`, as JAX does it: jit(value_and_grad(mean over tasks of vmap(inner loop))).
+
+Needs jax only (and safetensors for --check). Runs on whatever device JAX finds. Every measurement is a process of its
+own, so that its peak memory (VmHWM) is its own.
+
+    python jax_maml.py --tasks 16,64 --steps 1,5 --json
+    python jax_maml.py --widths 1,40,40,1 --activations relu,relu,linear --tasks 25 --shots 10 --queries 10
+    python jax_maml.py --widths 272,256,512,2048 --discriminator-widths 512,256 --tasks 16 --steps 5
+    python jax_maml.py --check tests/golden/maml_mse_5step.safetensors
+"""
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+
+
+def numbers(text):
+    return [int(part) for part in text.split(",")]
+
+
+def arguments():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--widths", type=numbers, default=[128, 256, 512, 4096], help="inputs, hidden, outputs")
+    parser.add_argument("--activations", help="one a layer; relu, and tanh at the end when absent")
+    parser.add_argument("--discriminator-widths", type=numbers, help="makes it the video GAN: its hidden widths")
+    parser.add_argument("--frames", type=int, default=8, help="frames in a clip, for the video GAN")
+    parser.add_argument("--algorithm", choices=["maml", "fomaml", "anil"], default="maml")
+    parser.add_argument("--loss", choices=["mse", "bce_with_logits", "cross_entropy"], default="mse")
+    parser.add_argument("--tasks", type=numbers, default=[16, 64])
+    parser.add_argument("--steps", type=numbers, default=[1, 5])
+    parser.add_argument("--shots", type=int, default=5)
+    parser.add_argument("--queries", type=int, default=5)
+    parser.add_argument("--learn-rates", action="store_true", help="also the gradient of the [steps, layers] rates")
+    parser.add_argument("--loop", choices=["unroll", "scan"], default="unroll", help="how the inner loop is written")
+    parser.add_argument("--precision", choices=["f32", "f64"], default="f32")
+    parser.add_argument("--seconds", type=float, default=1.0, help="a measurement takes at least so long")
+    parser.add_argument("--threads", type=int, default=0, help="cores the process may use; 0 for all")
+    parser.add_argument("--json", action="store_true", help="also print one JSON object a measurement")
+    parser.add_argument("--check", metavar="PROBLEM", nargs="+", help="compare with the answers in problem files")
+    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def model(precision):
+    """Everything that needs JAX, imported late: the parent of the measurements never starts it."""
+    import jax
+    import jax.numpy as jnp
+
+    if precision == "f64":
+        jax.config.update("jax_enable_x64", True)
+
+    activations = {
+        "linear": lambda z: z,
+        "relu": jax.nn.relu,
+        # Not jax.nn.leaky_relu, whose derivative at 0 is taken from the right.
+        "leaky_relu": lambda z: jnp.where(z > 0, z, 0.2 * z),
+        "tanh": jnp.tanh,
+        "sigmoid": jax.nn.sigmoid,
+    }
+
+    def mlp(names):
+        def apply(layers, x):
+            for (w, b), name in zip(layers, names):
+                x = activations[name](x @ w.T + b)
+            return x
+
+        return apply
+
+    def loss_of(name):
+        return {
+            "mse": lambda p, y: jnp.mean((p - y) ** 2),
+            "bce_with_logits": lambda p, y: jnp.mean(jax.nn.softplus(p) - y * p),
+            "cross_entropy": lambda p, y: -jnp.mean(jnp.sum(y * jax.nn.log_softmax(p), axis=-1)),
+        }[name]
+
+    def inner_loop(gradient, parameters, rates, steps, loop, algorithm, momentum=0.0):
+        """`steps` steps of gradient descent; `rates` is a list over networks of [steps, layers]."""
+
+        def step(carry, rates):
+            (at, velocity) = carry
+            g = gradient(at)
+            if algorithm == "fomaml":
+                g = jax.lax.stop_gradient(g)
+            if momentum:
+                g = jax.tree.map(lambda v, g: momentum * v + g, velocity, g)
+            at = [
+                [jax.tree.map(lambda w, d: w - rate[i] * d, layer, d)
+                 if algorithm != "anil" or i == len(network) - 1 else layer
+                 for i, (layer, d) in enumerate(zip(network, change))]
+                for network, change, rate in zip(at, g, rates)
+            ]
+            return (at, g if momentum else velocity), None
+
+        carry = (parameters, jax.tree.map(jnp.zeros_like, parameters) if momentum else None)
+        if loop == "scan":
+            carry, _ = jax.lax.scan(step, carry, rates)
+        else:
+            for s in range(steps):
+                carry, _ = step(carry, [r[s] for r in rates])
+        return carry[0]
+
+    def supervised(names, loss, steps, algorithm="maml", loop="unroll", learn_rates=False, momentum=0.0):
+        """(parameters, rates, sx, sy, qx, qy) -> ((loss, task losses), gradient[, rates' gradient])."""
+        apply, compare = mlp(names), loss_of(loss)
+
+        def task(parameters, rates, sx, sy, qx, qy):
+            gradient = jax.grad(lambda p: compare(apply(p[0], sx), sy))
+            adapted = inner_loop(gradient, parameters, rates, steps, loop, algorithm, momentum)
+            return compare(apply(adapted[0], qx), qy)
+
+        def meta(parameters, rates, *rows):
+            losses = jax.vmap(lambda *rows: task(parameters, rates, *rows))(*rows)
+            return jnp.mean(losses), losses
+
+        return jax.jit(jax.value_and_grad(meta, argnums=(0, 1) if learn_rates else 0, has_aux=True))
+
+    def video(names, critic_names, frames, weights, steps, algorithm="maml", loop="unroll", learn_rates=False):
+        """(parameters, rates, sz, sx, qz, qx) -> ((_, (generator losses, discriminator losses)), gradients)."""
+        generate, judge = mlp(names), mlp(critic_names)
+        adversarial, reconstruction, motion = weights
+
+        def generator_loss(g, d, z, x):
+            fake = generate(g, z)
+            difference = (fake - x).reshape(len(x), frames, -1)
+            return (
+                adversarial * jnp.mean(jax.nn.softplus(-judge(d, fake)))
+                + reconstruction * jnp.mean(difference**2)
+                + motion * jnp.mean((difference[:, 1:] - difference[:, :-1]) ** 2)
+            )
+
+        def discriminator_loss(g, d, z, x):
+            return jnp.mean(jax.nn.softplus(-judge(d, x))) + jnp.mean(jax.nn.softplus(judge(d, generate(g, z))))
+
+        def both(p, z, x):
+            """Each player's loss, with a gradient to its own parameters only."""
+            hold = jax.lax.stop_gradient
+            return generator_loss(p[0], hold(p[1]), z, x), discriminator_loss(hold(p[0]), p[1], z, x)
+
+        def task(parameters, rates, sz, sx, qz, qx):
+            def gradient(p):
+                own = jax.grad(generator_loss, argnums=0)(*p, sz, sx)
+                return [own, jax.grad(discriminator_loss, argnums=1)(*p, sz, sx)]
+
+            return both(inner_loop(gradient, parameters, rates, steps, loop, algorithm), qz, qx)
+
+        def meta(parameters, rates, *rows):
+            losses = jax.vmap(lambda *rows: task(parameters, rates, *rows))(*rows)
+            return jnp.mean(losses[0]) + jnp.mean(losses[1]), losses
+
+        return jax.jit(jax.value_and_grad(meta, argnums=(0, 1) if learn_rates else 0, has_aux=True))
+
+    return jax, jnp, supervised, video
+
+
+def peak_memory_mb():
+    with open("/proc/self/status") as status:
+        for line in status:
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) / 1024
+
+
+def measure(args):
+    """One measurement, in this process: a dictionary."""
+    if args.threads:
+        # XLA sizes its thread pool by the cores it may run on.
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+    jax, jnp, supervised, video = model(args.precision)
+    import numpy as np
+
+    kind = np.float32 if args.precision == "f32" else np.float64
+    random = np.random.default_rng(0)
+    tasks, steps = args.tasks[0], args.steps[0]
+    uniform = lambda *shape: jnp.asarray(random.uniform(-1, 1, shape).astype(kind))
+
+    def network(widths):
+        shapes = list(zip(widths, widths[1:]))
+        return [(uniform(o, i) / np.sqrt(i).astype(kind), uniform(o) / np.sqrt(i).astype(kind)) for i, o in shapes]
+
+    names = args.activations.split(",") if args.activations else ["relu"] * (len(args.widths) - 2) + ["tanh"]
+    inputs = lambda rows: uniform(tasks, rows, args.widths[0])
+    outputs = lambda rows: uniform(tasks, rows, args.widths[-1])
+    networks = [args.widths]
+    if args.discriminator_widths:
+        networks.append([args.widths[-1], *args.discriminator_widths, 1])
+        critic = ["leaky_relu"] * len(args.discriminator_widths) + ["linear"]
+        weights = (0.1, 1.0, 1.0)
+        step = video(names, critic, args.frames, weights, steps, args.algorithm, args.loop, args.learn_rates)
+    else:
+        step = supervised(names, args.loss, steps, args.algorithm, args.loop, args.learn_rates)
+    parameters = [network(widths) for widths in networks]
+    rates = [jnp.full((steps, len(widths) - 1), 0.01, kind) for widths in networks]
+    rows = (inputs(args.shots), outputs(args.shots), inputs(args.queries), outputs(args.queries))
+    before = peak_memory_mb()
+    start = time.perf_counter()
+    for _ in range(2):
+        jax.block_until_ready(step(parameters, rates, *rows))
+    warm_up = time.perf_counter() - start
+    times = []
+    begun = time.perf_counter()
+    while len(times) < 3 or time.perf_counter() - begun < args.seconds:
+        start = time.perf_counter()
+        jax.block_until_ready(step(parameters, rates, *rows))
+        times.append((time.perf_counter() - start) * 1e3)
+    median = statistics.median(times)
+    return {
+        "tasks": tasks, "steps": steps, "shots": args.shots, "queries": args.queries, "widths": args.widths,
+        "discriminator_widths": args.discriminator_widths, "algorithm": args.algorithm, "loop": args.loop,
+        "learn_rates": args.learn_rates, "precision": args.precision, "threads": len(os.sched_getaffinity(0)),
+        "median_ms": median, "min_ms": min(times), "repeats": len(times), "tasks_per_second": tasks / median * 1e3,
+        "warm_up_seconds": warm_up, "idle_memory_mb": before, "peak_memory_mb": peak_memory_mb(),
+        "device": jax.devices()[0].device_kind, "jax": jax.__version__,
+    }
+
+
+def measure_all(args):
+    print(f"{'tasks':>6} {'steps':>5} {'ms':>10} {'tasks/s':>9} {'peak MB':>8}", flush=True)
+    for tasks in args.tasks:
+        for steps in args.steps:
+            command = [sys.executable, __file__, *sys.argv[1:], f"--tasks={tasks}", f"--steps={steps}", "--one"]
+            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
+            m = json.loads(line)
+            rate, peak = m["tasks_per_second"], m["peak_memory_mb"]
+            print(f"{tasks:>6} {steps:>5} {m['median_ms']:>10.3f} {rate:>9.0f} {peak:>8.0f}", flush=True)
+            if args.json:
+                print(line, flush=True)
+
+
+def check(path, args):
+    """The largest relative error against the answers in a problem file, over the groups of tensors."""
+    from safetensors import safe_open
+
+    jax, jnp, supervised, video = model(args.precision)
+    import numpy as np
+
+    kind = np.float32 if args.precision == "f32" else np.float64
+    with safe_open(path, "numpy") as file:
+        fields = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    if fields["algorithm"] == "reptile" or fields.get("rates") == "per_parameter":
+        return None
+    of = lambda name: jnp.asarray(tensors[name].astype(kind))
+    steps = int(fields["inner_steps"])
+
+    def network(prefix, names):
+        return [(of(f"{prefix}.{i}.weight"), of(f"{prefix}.{i}.bias")) for i in range(len(names))]
+
+    def uniform(field, names):
+        return jnp.full((steps, len(names)), float(fields[field]), kind)
+
+    if fields["problem"] == "gan":
+        g = fields["generator_activations"].split(",")
+        d = fields["discriminator_activations"].split(",")
+        weights = [float(fields[f"{name}_weight"]) for name in ("adversarial", "reconstruction", "motion")]
+        step = video(g, d, int(fields["frames"]), weights, steps, fields["algorithm"], args.loop)
+        rows = [of(name) for name in ("support.z", "support.x", "query.z", "query.x")]
+        parameters = [network("generator", g), network("discriminator", d)]
+        rates = [uniform("generator_lr", g), uniform("discriminator_lr", d)]
+        (_, losses), gradients = step(parameters, rates, *rows)
+        answers = {"generator_loss": losses[0], "discriminator_loss": losses[1]}
+        prefixes = ["generator.grad", "discriminator.grad"]
+    else:
+        names = fields["activations"].split(",")
+        learned = fields["rates"] == "per_layer_per_step"
+        momentum = float(fields["momentum"])
+        step = supervised(names, fields["loss"], steps, fields["algorithm"], args.loop, learned, momentum)
+        rows = [of(name) for name in ("support.x", "support.y", "query.x", "query.y")]
+        rates = [of("rates") if learned else uniform("inner_lr", names)]
+        (loss, losses), gradients = step([network("layers", names)], rates, *rows)
+        answers = {"loss": loss[None], "task_loss": losses}
+        if learned:
+            gradients, rates = gradients
+            answers["rates_grad"] = rates[0]
+        prefixes = ["grad"]
+    for prefix, gradient in zip(prefixes, gradients):
+        for i, (w, b) in enumerate(gradient):
+            answers[f"{prefix}.{i}.weight"], answers[f"{prefix}.{i}.bias"] = w, b
+    groups = {}
+    for name, value in answers.items():
+        expected = tensors[f"expected.{name}"].astype(np.float64)
+        sums = groups.setdefault(name.split(".grad.")[0].split("grad.")[0], [0.0, 0.0])
+        sums[0] += np.sum((np.asarray(value, np.float64) - expected) ** 2)
+        sums[1] += np.sum(expected**2)
+    return max(float(np.sqrt(difference / norm)) for difference, norm in groups.values())
+
+
+def check_all(args):
+    tolerance = 2e-5 if args.precision == "f32" else 1e-9
+    wrong = 0
+    for path in args.check:
+        error = check(path, args)
+        name = os.path.basename(path)
+        if error is None:
+            print(f"{name}: not done here")
+            continue
+        met = error <= tolerance
+        wrong += not met
+        print(f"{name}: relative error {error:.1e}, {'within' if met else 'BEYOND'} {tolerance:.0e}")
+    return 1 if wrong else 0
+
+
+def main():
+    args = arguments()
+    if args.check:
+        return check_all(args)
+    if args.one:
+        print(json.dumps(measure(args)))
+    else:
+        measure_all(args)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
