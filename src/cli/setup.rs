@@ -205,7 +205,7 @@ impl Setup {
         } else {
             let job = self.video(inner, steps)?;
             let rates = if job.objective.adversarial { vec![inner_lr, self.discriminator_lr] } else { vec![inner_lr] };
-            (Job::Video(job), rates)
+            (Job::Video(Box::new(job)), rates)
         };
         let course = self.schedule.unwrap_or(if sinusoids { Course::Constant } else { Course::Cosine });
         let outer = OuterConfig {

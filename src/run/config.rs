@@ -30,7 +30,7 @@ pub struct RunConfig {
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Job {
     /// A video generator and its discriminator, on clips.
-    Video(VideoJob),
+    Video(Box<VideoJob>),
     /// A regressor, on sinusoids.
     Sinusoid(SineJob),
 }
