@@ -13,8 +13,9 @@
 //! | `optimizer.phi.generator` | `[rates, 2]` F64 | Adam's moments of each rate |
 //! | `subject.latents` | `[clips, latent]` F32 | of an adapted checkpoint: the rows it was adapted with |
 //!
-//! Metadata: `format`, `config` (JSON), `step`, `rng` (JSON: the seed and the next stream of ChaCha8), `steps_of`
-//! (JSON: outer steps of each network) or `subject` (JSON).
+//! The metadata field `innerloop` holds the rest as JSON: `format`, `config`, `step`, `rng` (the seed and the next stream
+//! of ChaCha8), and `steps_of` (outer steps of each network) or `subject`. One field, so that equal checkpoints are equal
+//! byte for byte.
 
 use std::collections::HashMap;
 use std::io::Write;
@@ -28,8 +29,9 @@ use crate::model::{Activation, Mlp, Parameters};
 use crate::run::RunConfig;
 use crate::{Error, MetaOptimizer, OptimizerState, RateKind, Result};
 
-/// The value of the metadata field `format`.
-const FORMAT: &str = "innerloop checkpoint 1";
+/// The metadata field, and the format's number.
+const FIELD: &str = "innerloop";
+const FORMAT: u32 = 1;
 
 /// A state of a run, or a generator adapted to a subject.
 #[derive(Clone, Debug, PartialEq)]
@@ -74,6 +76,20 @@ pub struct Subject {
     pub steps: usize,
 }
 
+/// What the metadata field holds.
+#[derive(Serialize, Deserialize)]
+struct Header {
+    format: u32,
+    config: RunConfig,
+    step: u64,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    rng: Option<RngState>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    steps_of: Option<Vec<u64>>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    subject: Option<Subject>,
+}
+
 #[derive(Serialize, Deserialize)]
 struct RngState {
     generator: String,
@@ -107,11 +123,14 @@ impl Checkpoint {
     pub fn encode(&self) -> Result<Vec<u8>> {
         let mut tensors = Tensors::default();
         let networks = self.config.job.networks();
-        let mut metadata = HashMap::from([
-            ("format".to_owned(), FORMAT.to_owned()),
-            ("config".to_owned(), json(&self.config)?),
-            ("step".to_owned(), self.step.to_string()),
-        ]);
+        let mut header = Header {
+            format: FORMAT,
+            config: self.config.clone(),
+            step: self.step,
+            rng: None,
+            steps_of: None,
+            subject: None,
+        };
         for (((name, mlp), parameters), phi) in networks.iter().zip(&self.parameters).zip(&self.phi) {
             for (layer, prefix) in layer_names(name, mlp).into_iter().enumerate() {
                 let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
@@ -130,17 +149,19 @@ impl Checkpoint {
                     let bytes = phi.iter().flat_map(|(m, v)| [m.to_le_bytes(), v.to_le_bytes()]).flatten().collect();
                     tensors.0.push((format!("optimizer.phi.{name}"), Dtype::F64, vec![phi.len(), 2], bytes));
                 }
-                metadata.insert("steps_of".to_owned(), json(&optimizer.steps_of)?);
-                let state = RngState { generator: "ChaCha8".into(), seed: self.config.seed, stream: self.step + 1 };
-                metadata.insert("rng".to_owned(), json(&state)?);
+                let stream = self.step + 1;
+                header.rng = Some(RngState { generator: "ChaCha8".into(), seed: self.config.seed, stream });
+                header.steps_of = Some(optimizer.steps_of.clone());
             }
             Stage::Adapted { subject, latents } => {
                 let rows = subject.clips.max(1);
                 tensors.push_f32("subject.latents".to_owned(), vec![rows, latents.len() / rows], latents);
-                metadata.insert("subject".to_owned(), json(subject)?);
+                header.subject = Some(subject.clone());
             }
         }
-        tensors.serialize(metadata)
+        let header = serde_json::to_string(&header)
+            .map_err(|e| Error::invalid("checkpoint", e.to_string(), "what JSON can hold"))?;
+        tensors.serialize(HashMap::from([(FIELD.to_owned(), header)]))
     }
 
     /// A checkpoint from a file's bytes; `path` is what errors call it.
@@ -149,9 +170,8 @@ impl Checkpoint {
     /// As [`Checkpoint::read`].
     pub fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         let reader = Reader::new(path, bytes)?;
-        let config: RunConfig = reader.json("config")?;
+        let Header { config, step, steps_of, subject, .. } = reader.header()?;
         config.check().map_err(|e| reader.error(format!("its configuration does not fit together ({e})")))?;
-        let step = reader.json("step")?;
         let (inner, networks) = (config.job.inner(), config.job.networks());
         let (mut parameters, mut phi) = (Vec::new(), Vec::new());
         for (name, mlp) in &networks {
@@ -165,16 +185,11 @@ impl Checkpoint {
             let values = reader.f32(&format!("phi.{name}"), None)?;
             phi.push(reader.fits(MetaOptimizer::from_values(inner.rates, mlp, inner.steps, values))?);
         }
-        let stage = if reader.metadata.contains_key("subject") {
-            let latents = reader.f32("subject.latents", None)?;
-            Stage::Adapted { subject: reader.json("subject")?, latents }
+        let stage = if let Some(subject) = subject {
+            Stage::Adapted { subject, latents: reader.f32("subject.latents", None)? }
         } else {
-            let mut optimizer = OptimizerState {
-                networks: Vec::new(),
-                phi: Vec::new(),
-                steps_of: reader.json("steps_of")?,
-                steps: step,
-            };
+            let steps_of = steps_of.ok_or_else(|| reader.error("does not say how many steps its networks took"))?;
+            let mut optimizer = OptimizerState { networks: Vec::new(), phi: Vec::new(), steps_of, steps: step };
             for ((name, mlp), phi) in networks.iter().zip(&phi) {
                 let moment = |order| -> Result<Parameters<f32>> {
                     let values = reader.f32(&format!("optimizer.{name}.{order}"), Some(&[mlp.parameter_count()]))?;
@@ -207,10 +222,6 @@ fn phi_shape(phi: &MetaOptimizer<f32>, mlp: &Mlp) -> Vec<usize> {
     }
 }
 
-fn json(value: &impl Serialize) -> Result<String> {
-    serde_json::to_string(value).map_err(|e| Error::invalid("checkpoint", e.to_string(), "what JSON can hold"))
-}
-
 /// Tensors on their way into a file: name, type, shape, little-endian bytes.
 #[derive(Default)]
 struct Tensors(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
@@ -237,7 +248,7 @@ impl Tensors {
 struct Reader<'a> {
     path: &'a Path,
     file: SafeTensors<'a>,
-    metadata: HashMap<String, String>,
+    header: String,
 }
 
 impl<'a> Reader<'a> {
@@ -248,10 +259,8 @@ impl<'a> Reader<'a> {
         };
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
         let file = SafeTensors::deserialize(bytes).map_err(broken)?;
-        let metadata = header.metadata().clone().unwrap_or_default();
-        match metadata.get("format").map(String::as_str) {
-            Some(FORMAT) => Ok(Self { path, file, metadata }),
-            Some(other) => Err(Error::file(path, format!("has the format {other:?}"), format!("expected {FORMAT:?}"))),
+        match header.metadata().as_ref().and_then(|metadata| metadata.get(FIELD)) {
+            Some(header) => Ok(Self { path, file, header: header.clone() }),
             None => {
                 let remedy = "name a file that innerloop train or adapt wrote";
                 Err(Error::file(path, "is a safetensors file, but not a checkpoint of innerloop", remedy))
@@ -268,9 +277,18 @@ impl<'a> Reader<'a> {
         result.map_err(|e| self.error(format!("does not fit its own configuration ({e})")))
     }
 
-    fn json<V: for<'de> Deserialize<'de>>(&self, field: &str) -> Result<V> {
-        let text = self.metadata.get(field).ok_or_else(|| self.error(format!("has no metadata field {field:?}")))?;
-        serde_json::from_str(text).map_err(|e| self.error(format!("has a metadata field {field:?} that is off ({e})")))
+    fn header(&self) -> Result<Header> {
+        /// The one field that every format has.
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let broken = |e: serde_json::Error| self.error(format!("has a header that cannot be read ({e})"));
+        let Format { format } = serde_json::from_str(&self.header).map_err(broken)?;
+        if format != FORMAT {
+            return Err(self.error(format!("has format {format}, this version reads format {FORMAT}")));
+        }
+        serde_json::from_str(&self.header).map_err(broken)
     }
 
     fn bytes(&self, name: &str, dtype: Dtype, shape: Option<&[usize]>) -> Result<&[u8]> {

@@ -60,15 +60,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let adapted = adapt(&arguments.compute.device()?, &checkpoint, Arc::new(folder), &options)?;
     let (shots, queries) = (adapted.batch.shots, adapted.batch.queries);
     if adapted.judged_on_support {
-        println!("adapting with {shots} clips; none is left to judge on, so these are judged on themselves");
+        say!("adapting with {shots} clips; none is left to judge on, so these are judged on themselves");
     } else {
-        println!("adapting with {shots} clips, judging on {queries} others");
+        say!("adapting with {shots} clips, judging on {queries} others");
     }
-    println!("{:>5} {:>12} {:>15} {:>9}", "step", "loss", "discriminator", "PSNR dB");
+    say!("{:>5} {:>12} {:>15} {:>9}", "step", "loss", "discriminator", "PSNR dB");
     for (step, (losses, psnr)) in adapted.trace.losses.iter().zip(&adapted.psnr).enumerate() {
         let discriminator = losses.discriminator.first().filter(|loss| **loss != 0.0);
         let discriminator = discriminator.map_or("-".to_owned(), |loss| format!("{loss:.5}"));
-        println!("{step:>5} {:>12.6} {discriminator:>15} {psnr:>9.2}", losses.mean());
+        say!("{step:>5} {:>12.6} {discriminator:>15} {psnr:>9.2}", losses.mean());
     }
     if let Some(step) = adapted.psnr.iter().position(|psnr| !psnr.is_finite()) {
         let expected = "fewer steps, or a checkpoint trained with more inner steps";
@@ -83,7 +83,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         stride: 1,
     };
     write_comparison(&animation, &comparison)?;
-    println!("adapted checkpoint: {}", arguments.out.display());
-    println!("truth, before, after: {}", animation.display());
+    say!("adapted checkpoint: {}", arguments.out.display());
+    say!("truth, before, after: {}", animation.display());
     Ok(())
 }

@@ -79,10 +79,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 fn run_in<T: Scalar>(arguments: &Arguments) -> Result<()> {
     let device = arguments.compute.device()?;
     let ceiling = matrix_rate::<T>(&device)?;
-    println!("large-matrix rate: {:.0} GFLOP/s, {} threads, {}", ceiling / 1e9, device.threads(), T::NAME);
-    println!(
+    say!("large-matrix rate: {:.0} GFLOP/s, {} threads, {}", ceiling / 1e9, device.threads(), T::NAME);
+    say!(
         "{:>6} {:>5} {:>13} {:>10} {:>12} {:>11} {:>9} {:>6}",
-        "tasks", "steps", "form", "ms", "meta-steps/s", "tasks/s", "GFLOP/s", "%"
+        "tasks",
+        "steps",
+        "form",
+        "ms",
+        "meta-steps/s",
+        "tasks/s",
+        "GFLOP/s",
+        "%"
     );
     let chosen = arguments.compute.strategy.0;
     let forms = chosen.map_or(vec![Strategy::Dual, Strategy::Materialised], |form| vec![form]);
@@ -93,7 +100,7 @@ fn run_in<T: Scalar>(arguments: &Arguments) -> Result<()> {
                 let m = measure::<T>(arguments, device.clone(), shape, steps, form)?;
                 let seconds = m.median.as_secs_f64();
                 let rate = m.flop / seconds;
-                println!(
+                say!(
                     "{tasks:>6} {steps:>5} {:>13} {:>10.3} {:>12.1} {:>11.0} {:>9.1} {:>6.1}",
                     format!("{form}{}", if m.planned == form { "*" } else { " " }),
                     seconds * 1e3,
@@ -112,12 +119,12 @@ fn run_in<T: Scalar>(arguments: &Arguments) -> Result<()> {
                         "flop": m.flop, "flop_per_second": rate, "matrix_flop_per_second": ceiling,
                         "arena_mb": m.bytes as f64 / 1e6, "peak_memory_mb": peak_memory_mb(),
                     });
-                    println!("{line}");
+                    say!("{line}");
                 }
             }
         }
     }
-    println!("* the planner's choice");
+    say!("* the planner's choice");
     Ok(())
 }
 

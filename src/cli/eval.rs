@@ -102,7 +102,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     crate::atomic::write(&json, |out| writeln!(out, "{text}"))?;
     chart(&contestants, config).write(&svg)?;
     print_verdict(&contestants, config);
-    println!("written: {}, {}", json.display(), svg.display());
+    say!("written: {}, {}", json.display(), svg.display());
     Ok(())
 }
 
@@ -164,8 +164,8 @@ fn contestants<D: Device<f32> + Clone>(
 fn print_table(contestants: &[Contestant]) {
     let steps = contestants[0].scores.len();
     let header: Vec<String> = (0..steps).map(|step| format!("{:>14}", format!("after {step}"))).collect();
-    println!("{:<22} {:<8}{}", "", "", header.concat());
-    let row = |name: &str, unit: &str, cells: Vec<String>| println!("{name:<22} {unit:<8}{}", cells.concat());
+    say!("{:<22} {:<8}{}", "", "", header.concat());
+    let row = |name: &str, unit: &str, cells: Vec<String>| say!("{name:<22} {unit:<8}{}", cells.concat());
     for contestant in contestants {
         let cell =
             |mean: f64, margin: f64, digits: usize| format!("{:>14}", format!("{mean:.digits$} ±{margin:.digits$}"));
@@ -216,8 +216,8 @@ fn print_verdict(contestants: &[Contestant], config: &RunConfig) {
         let rate = other.rate.map_or(String::new(), |rate| format!(" (best rate {rate})"));
         let against = format!("after {steps} steps on {} examples, against {}{rate}", config.shape.shots, other.name);
         match (ours.psnr, theirs.psnr) {
-            (Some(ours), Some(theirs)) => println!("{against}: {:+.2} dB", ours.mean - theirs.mean),
-            _ => println!("{against}: loss {:.4} against {:.4}", ours.loss.mean, theirs.loss.mean),
+            (Some(ours), Some(theirs)) => say!("{against}: {:+.2} dB", ours.mean - theirs.mean),
+            _ => say!("{against}: loss {:.4} against {:.4}", ours.loss.mean, theirs.loss.mean),
         }
     }
 }

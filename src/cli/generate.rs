@@ -61,7 +61,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let clips = generate(&arguments.compute.device()?, &checkpoint, &conditions, arguments.count, arguments.seed)?;
     let clips: Vec<&[f32]> = clips.chunks_exact(format.values()).collect();
     write(&arguments.out, &format, &clips)?;
-    println!("{} clips of {format}: {}", clips.len(), arguments.out.display());
+    say!("{} clips of {format}: {}", clips.len(), arguments.out.display());
     Ok(())
 }
 

@@ -1,5 +1,12 @@
 //! The command line: one file a command.
 
+/// Prints a line; results are in files as well, so that nobody reads along is no failure.
+macro_rules! say {
+    ($($text:tt)*) => {{
+        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)));
+    }};
+}
+
 mod adapt;
 mod bench;
 mod chart;

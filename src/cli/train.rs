@@ -24,6 +24,7 @@ use crate::{Error, Result};
 /// checkpoint that --resume continues; with the same number of threads the continued run ends bit for bit as it would
 /// have without the stop.
 #[derive(Debug, Args)]
+#[command(allow_negative_numbers = true)]
 pub(super) struct Arguments {
     /// Continue a run: its folder or its checkpoint. Everything but threads and files comes from the checkpoint
     #[arg(long, value_name = "RUN", conflicts_with = "Setup")]
@@ -178,7 +179,7 @@ where
     let (done, seconds) = (session.steps_done() - first, begun.elapsed().as_secs_f64());
     if done > 0 {
         let tasks = done as f64 * session.config().shape.tasks as f64 / seconds;
-        println!("{done} meta-steps in {seconds:.1} s: {tasks:.0} tasks/s, {} form", session.learner().strategy());
+        say!("{done} meta-steps in {seconds:.1} s: {tasks:.0} tasks/s, {} form", session.learner().strategy());
     }
     Ok(session.steps_done() < steps)
 }
@@ -279,12 +280,12 @@ impl<D: Device<f32> + Clone> Reporter<D> {
         let config = session.config();
         for (name, mlp) in config.job.networks() {
             let widths: Vec<String> = mlp.widths().iter().map(ToString::to_string).collect();
-            println!("{name}: {}, {} parameters", widths.join("-"), mlp.parameter_count());
+            say!("{name}: {}, {} parameters", widths.join("-"), mlp.parameter_count());
         }
         if let Some(pools) = pools {
-            println!("tasks: {} to learn from, {} held out", pools.training.len(), pools.held_out.len());
+            say!("tasks: {} to learn from, {} held out", pools.training.len(), pools.held_out.len());
         }
-        println!("run: {}", self.folder.0.display());
+        say!("run: {}", self.folder.0.display());
     }
 
     /// Writes held-out tasks as they are, before, and after adapting; nothing for sinusoids.
@@ -310,14 +311,14 @@ where {
     /// The last samples, and what adapting gains.
     fn finish<B: Batches>(&self, session: &Session<D, B>) -> Result<()>
 where {
-        println!("checkpoint: {}", self.folder.checkpoint().display());
+        say!("checkpoint: {}", self.folder.checkpoint().display());
         let Some(evaluation) = &self.evaluation else {
-            println!("no task was held out, so nothing tells what adapting gains");
+            say!("no task was held out, so nothing tells what adapting gains");
             return Ok(());
         };
         if evaluation.clips().is_some() {
             self.sample(session, &self.folder.adapted())?;
-            println!("truth, before, after adapting: {}", self.folder.adapted().display());
+            say!("truth, before, after adapting: {}", self.folder.adapted().display());
         }
         let (config, checkpoint) = (session.config(), session.checkpoint());
         let steps = config.job.inner().steps;
@@ -327,15 +328,16 @@ where {
         let (first, last) = (&scores[0], &scores[scores.len() - 1]);
         let given = format!("{steps} steps on {} examples of a held-out task", config.shape.shots);
         match (first.psnr, last.psnr) {
-            (Some(before), Some(after)) => println!(
+            (Some(before), Some(after)) => say!(
                 "adapting by {given}: query PSNR {:.2} -> {:.2} dB ({:+.2} dB, {EPISODES} tasks)",
                 before.mean,
                 after.mean,
                 after.mean - before.mean
             ),
-            _ => println!(
+            _ => say!(
                 "adapting by {given}: query loss {:.4} -> {:.4} ({EPISODES} tasks)",
-                first.loss.mean, last.loss.mean
+                first.loss.mean,
+                last.loss.mean
             ),
         }
         Ok(())

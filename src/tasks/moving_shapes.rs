@@ -13,7 +13,7 @@ use crate::{Error, Result};
 
 /// Tasks whose clips show one shape that moves by one law.
 ///
-/// A task has its own outline, size, turning, colours or brightness, texture, background and [`Law`] with all its
+/// A task has its own outline, size, angle, colours or brightness, texture, background and [`Law`] with all its
 /// parameters; a clip has only its own start. So a few clips of a task are enough to continue the first frame of
 /// another, and none are not. Everything follows from (seed, task, clip) alone; nothing is stored.
 #[derive(Clone, Debug)]
@@ -120,7 +120,7 @@ impl ClipTasks for MovingShapes {
         let start = self.start(&subject, task, clip);
         for (frame, values) in out.chunks_exact_mut(self.format.frame_values()).enumerate() {
             let t = self.time(frame);
-            subject.looks.render(subject.law.at(start, t, &subject.arena), t, &self.format, values);
+            subject.looks.render(subject.law.at(start, t, &subject.arena), &self.format, values);
         }
     }
 }

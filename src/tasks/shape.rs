@@ -20,6 +20,9 @@ pub(super) enum Outline {
 /// No outline reaches farther from its centre than this, in radii.
 const REACH: f32 = 1.2;
 
+/// Pixels over which a shape fades into the background.
+const EDGE: f32 = 1.5;
+
 impl Outline {
     const ALL: [Self; 7] =
         [Self::Disc, Self::Square, Self::Triangle, Self::Ring, Self::Cross, Self::Bar, Self::HalfDisc];
@@ -82,9 +85,8 @@ pub(super) struct Looks {
     frequency: f32,
     /// In units of the frame's shorter side.
     pub(super) radius: f32,
-    /// Radians at the first frame, and radians it turns in a clip.
+    /// Radians.
     angle: f32,
-    spin: f32,
     /// Two colours and the background, in [-1, 1]; gray clips use the first channel.
     colours: [[f32; 3]; 2],
     background: [f32; 3],
@@ -111,24 +113,23 @@ impl Looks {
             frequency: rng.random_range(0.5..0.9),
             radius: rng.random_range(0.22..0.35),
             angle: rng.random_range(0.0..std::f32::consts::TAU),
-            spin: if rng.random_bool(0.5) { 0.0 } else { rng.random_range(-1.2..1.2) },
             colours: [first, second],
             background,
         }
     }
 
-    /// Draws one frame of H*W*C values: the shape at `centre` (in units of the shorter side) at time `t` in [0, 1].
-    pub(super) fn render(&self, centre: [f32; 2], t: f32, format: &ClipFormat, frame: &mut [f32]) {
+    /// Draws one frame of H*W*C values: the shape at `centre` (in units of the shorter side).
+    pub(super) fn render(&self, centre: [f32; 2], format: &ClipFormat, frame: &mut [f32]) {
         let ClipFormat { height, width, channels, .. } = *format;
         match channels {
             1 => frame.fill(self.background[0]),
             _ => frame.chunks_exact_mut(3).for_each(|pixel| pixel.copy_from_slice(&self.background)),
         }
         let pixels = height.min(width) as f32;
-        let (sin, cos) = (self.angle + self.spin * t).sin_cos();
+        let (sin, cos) = self.angle.sin_cos();
         let radius = self.radius * pixels;
         let span = |centre: f32, limit: usize| {
-            let reach = REACH * radius + 1.0;
+            let reach = REACH * radius + EDGE;
             let first = (centre * pixels - reach).max(0.0) as usize;
             first.min(limit)..((centre * pixels + reach).max(0.0).ceil() as usize).min(limit)
         };
@@ -139,7 +140,7 @@ impl Looks {
             for column in columns.clone() {
                 let dx = (column as f32 + 0.5 - centre[0] * pixels) / radius;
                 let (x, y) = (cos * dx + sin * dy, cos * dy - sin * dx);
-                let cover = (0.5 - self.outline.distance(x, y) * radius).clamp(0.0, 1.0);
+                let cover = (0.5 - self.outline.distance(x, y) * radius / EDGE).clamp(0.0, 1.0);
                 if cover > 0.0 {
                     let share = self.texture.share(x, y, self.frequency);
                     for (c, value) in line[column * channels..][..channels].iter_mut().enumerate() {

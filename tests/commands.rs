@@ -1,0 +1,290 @@
+//! `train`, `adapt`, `generate` and `eval` as a user meets them, on tiny networks.
+
+mod fixtures;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use innerloop::checkpoint::{Checkpoint, Stage};
+use innerloop::tasks::{ClipTasks, MovingShapes};
+use innerloop::video::{ClipFormat, Montage, write_gif};
+
+/// Options of a run that takes well under a second.
+const TINY: &str = "--size 6x8 --frames 3 --condition-size 3x4 --noise 2 --generator-widths 9,7 --discriminator-widths 8 \
+                    --meta-batch 3 --shots 2 --queries 2 --inner-steps 2 --inner-lr 0.5 --threads 2";
+
+fn innerloop(folder: &Path, arguments: &str) -> Output {
+    command(folder, arguments).output().unwrap()
+}
+
+fn command(folder: &Path, arguments: &str) -> Command {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_innerloop"));
+    command.current_dir(folder).args(arguments.split_whitespace());
+    command
+}
+
+fn succeed(folder: &Path, arguments: &str) -> String {
+    let output = innerloop(folder, arguments);
+    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
+    assert!(output.status.success(), "innerloop {arguments}\n{out}\n{err}");
+    out.into_owned()
+}
+
+/// The command must fail with one line that says all of `parts`.
+fn fail(folder: &Path, arguments: &str, parts: &[&str]) {
+    let output = innerloop(folder, arguments);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "innerloop {arguments}\n{text}");
+    let errors: Vec<&str> = text.lines().filter(|line| !line.starts_with("note: ")).collect();
+    assert!(errors.len() == 1 && errors[0].starts_with("error: "), "innerloop {arguments}\n{text}");
+    for part in parts {
+        assert!(errors[0].contains(part), "{part:?} is missing in: {}", errors[0]);
+    }
+}
+
+/// Writes `tasks` folders of `clips` GIFs each.
+fn clip_folders(folder: &Path, tasks: usize, clips: usize) {
+    let shapes = MovingShapes::new(ClipFormat::new(4, 12, 16, 1).unwrap(), 5, tasks, clips).unwrap();
+    for task in 0..tasks {
+        let subject = folder.join(format!("subject{task}"));
+        fs::create_dir_all(&subject).unwrap();
+        for clip in 0..clips {
+            let mut values = vec![0.0; shapes.format().values()];
+            shapes.read_into(task, clip, &mut values);
+            let montage = Montage { padding: 0, ..Montage::new(shapes.format(), vec![vec![&values]]) };
+            write_gif(subject.join(format!("{clip}.gif")), &montage).unwrap();
+        }
+    }
+}
+
+#[test]
+fn the_main_job_on_built_in_tasks() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let text = succeed(at, &format!("train {TINY} --steps 40 --adversarial-from 0.5 --log-every 4 --sample-every 25"));
+    assert!(text.contains("query PSNR") && text.contains("runs/shapes-1"), "{text}");
+    let run = at.join("runs/shapes-1");
+    for file in ["checkpoint.safetensors", "config.json", "loss.svg", "adapted.gif", "samples/step-000025.gif"] {
+        assert!(run.join(file).metadata().unwrap().len() > 100, "{file}");
+    }
+    let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();
+    let lines: Vec<serde_json::Value> = metrics.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(lines.len(), 10);
+    assert!(lines.iter().all(|line| line["loss"].as_f64().unwrap() > 0.0));
+    // The discriminator joined half way.
+    let plays: Vec<bool> = lines.iter().map(|line| line.get("discriminator_loss").is_some()).collect();
+    assert_eq!(plays, [[false; 5], [true; 5]].concat());
+    let begun = Checkpoint::read(&run.join("checkpoint.safetensors")).unwrap();
+    let Stage::Training { optimizer } = &begun.stage else { panic!("not a training checkpoint") };
+    assert_eq!((begun.step, optimizer.steps_of.as_slice()), (40, [40, 20].as_slice()));
+
+    let text = succeed(at, "eval --episodes 6 --steps 3");
+    assert!(text.contains("joint training") && text.contains("random initialisation"), "{text}");
+    let report: serde_json::Value = serde_json::from_slice(&fs::read(run.join("eval.json")).unwrap()).unwrap();
+    let contestants = report["contestants"].as_array().unwrap();
+    assert_eq!(contestants.len(), 3);
+    for contestant in contestants {
+        let scores = contestant["scores"].as_array().unwrap();
+        assert_eq!(scores.len(), 4);
+        assert!(scores.iter().all(|s| s["psnr"]["mean"].as_f64().unwrap() > 0.0 && s["ssim"]["mean"].is_f64()));
+    }
+    assert!(fs::read_to_string(run.join("eval.svg")).unwrap().contains("joint training"));
+
+    clip_folders(at, 1, 5);
+    let text = succeed(at, "adapt runs/shapes-1 subject0 --out new.safetensors --steps 4");
+    assert!(text.contains("adapting with 2 clips, judging on 3 others"), "{text}");
+    assert_eq!(text.lines().filter(|line| line.trim_start().starts_with(|c: char| c.is_ascii_digit())).count(), 5);
+    assert!(at.join("new.gif").exists());
+    let adapted = Checkpoint::read(&at.join("new.safetensors")).unwrap();
+    assert!(adapted.parameters != begun.parameters);
+    fail(at, "adapt new.safetensors subject0 --out again.safetensors", &["adapted already", "subject0"]);
+    fail(at, "train --resume new.safetensors", &["optimizer state"]);
+    fail(at, "eval new.safetensors", &["new.safetensors", "adapted"]);
+
+    for out in ["a.gif", "a.png", "a.npy"] {
+        succeed(at, &format!("generate new.safetensors --count 3 --out {out}"));
+        succeed(at, &format!("generate --count 2 --seed 4 --out other-{out}"));
+        assert!(at.join(out).exists() && at.join(format!("other-{out}")).exists());
+    }
+    let npy = fs::read(at.join("a.npy")).unwrap();
+    assert!(String::from_utf8_lossy(&npy[..128]).contains("(3, 3, 6, 8, 1)"));
+    succeed(at, "generate new.safetensors --from subject0/0.gif subject0 --out from.npy --count 3");
+    succeed(at, "generate new.safetensors --count 3 --out same.npy");
+    assert!(npy == fs::read(at.join("same.npy")).unwrap(), "the same seed gives the same clips");
+    succeed(at, "generate new.safetensors --count 3 --seed 1 --out seed.npy");
+    assert!(npy != fs::read(at.join("seed.npy")).unwrap(), "another seed gives others");
+}
+
+#[test]
+fn a_resumed_run_ends_bit_identical_to_one_never_stopped() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let options = format!("train {TINY} --steps 4000 --checkpoint-every 100 --out");
+    succeed(at, &format!("{options} whole"));
+    let mut child =
+        command(at, &format!("{options} parts")).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let (checkpoint, metrics) = (at.join("parts/checkpoint.safetensors"), at.join("parts/metrics.jsonl"));
+    while fs::read_to_string(&metrics).is_ok_and(|text| text.lines().count() < 30) || !metrics.exists() {
+        assert!(child.try_wait().unwrap().is_none(), "ended before it could be stopped");
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    Command::new("kill").args(["-INT", &child.id().to_string()]).status().unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("go on with: innerloop train --resume parts"));
+    let stopped = Checkpoint::read(&checkpoint).unwrap();
+    assert!((100..4000).contains(&stopped.step), "stopped at {}", stopped.step);
+    succeed(at, "train --resume parts --threads 2");
+    let same = fs::read(&checkpoint).unwrap() == fs::read(at.join("whole/checkpoint.safetensors")).unwrap();
+    assert!(same, "the checkpoints differ");
+    let steps = |run: &str| -> Vec<u64> {
+        let text = fs::read_to_string(at.join(run).join("metrics.jsonl")).unwrap();
+        text.lines().map(|l| serde_json::from_str::<serde_json::Value>(l).unwrap()["step"].as_u64().unwrap()).collect()
+    };
+    assert_eq!(steps("parts"), steps("whole"));
+    fail(at, &format!("{options} whole"), &["whole", "already holds a run", "--resume"]);
+}
+
+#[test]
+fn folders_of_clips() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    clip_folders(&at.join("clips"), 5, 4);
+    let text = succeed(at, &format!("train clips {TINY} --steps 6 --held-out 0.4"));
+    assert!(text.contains("3 to learn from, 2 held out"), "{text}");
+    assert!(at.join("clips/.innerloop-cache").is_dir());
+    succeed(at, "eval --episodes 5");
+    fs::rename(at.join("clips"), at.join("moved")).unwrap();
+    fail(at, "eval --episodes 5", &["clips", "check the path"]);
+    succeed(at, "eval --episodes 5 --clips moved");
+    fail(at, "generate", &["--from", "clips"]);
+    succeed(at, "generate --from moved/subject1");
+    // Fewer clips than in training are all adapted with, and judged on themselves.
+    fs::remove_file(at.join("moved/subject1/0.gif")).unwrap();
+    fs::remove_file(at.join("moved/subject1/1.gif")).unwrap();
+    let text = succeed(at, "adapt runs/clips-1 moved/subject1");
+    assert!(text.contains("judged on themselves"), "{text}");
+    fail(at, &format!("train moved {TINY} --steps 6"), &["subject1", "2 clips of the 4 needed"]);
+    fail(at, "adapt runs/clips-1 moved/subject1 --shots 3", &["shots: 3", "1 to 2"]);
+    fail(at, "adapt runs/clips-1 moved", &["folder of tasks", "subject0"]);
+    fs::write(at.join("moved/subject2/1.gif"), b"GIF89a").unwrap();
+    fail(at, "adapt runs/clips-1 moved/subject2", &["1.gif"]);
+}
+
+#[test]
+fn sinusoids_and_every_algorithm() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    succeed(at, "train --tasks sinusoid --generator-widths 8 --steps 30 --inner-steps 2");
+    let text = succeed(at, "eval --steps 4 --episodes 20");
+    assert!(text.contains("loss") && !text.contains("PSNR"), "{text}");
+    fail(at, "generate", &["sinusoids"]);
+    for (index, algorithm) in ["fomaml", "reptile"].iter().enumerate() {
+        succeed(at, &format!("train {TINY} --steps 4 --algorithm {algorithm} --out run{index}"));
+    }
+    let sinusoid = "train --tasks sinusoid --generator-widths 8 --steps 4";
+    for (index, options) in [
+        "--algorithm anil",
+        "--rates per-parameter",
+        "--rates shared --outer sgd",
+        "--fixed-rates --momentum 0.5",
+        "--minibatch 3 --inner-steps 3",
+    ]
+    .iter()
+    .enumerate()
+    {
+        succeed(at, &format!("{sinusoid} {options} --out sine{index}"));
+        succeed(at, &format!("eval sine{index} --episodes 3"));
+    }
+}
+
+#[test]
+fn bad_options_name_themselves() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    for (options, parts) in [
+        ("--inner-lr -1", ["inner learning rate", "positive"]),
+        ("--outer-lr 0", ["outer learning rate", "positive"]),
+        ("--frames 0", ["frames", "at least 1"]),
+        ("--shots 0", ["shots", "at least 1"]),
+        ("--minibatch 9", ["minibatch", "1 to 2"]),
+        ("--momentum 1.5", ["momentum", "below 1"]),
+        ("--adversarial-from 2", ["--adversarial-from", "0 to 1"]),
+        ("--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
+        ("--algorithm anil", ["algorithm", "maml"]),
+        ("--rates per-parameter", ["rates", "per_layer_per_step"]),
+        ("--condition none", ["reconstruction weight", "condition"]),
+        ("--generator-widths 0", ["widths", "at least 1"]),
+        ("--out /proc/nowhere", ["/proc/nowhere", "create"]),
+    ] {
+        let kept: Vec<&str> = TINY.split_whitespace().collect();
+        let option = options.split(' ').next().unwrap();
+        let tiny = kept.chunks(2).filter(|pair| pair[0] != option).flatten().copied().collect::<Vec<_>>().join(" ");
+        fail(at, &format!("train {tiny} --steps 4 {options}"), &parts);
+    }
+    assert!(!at.join("runs").join("shapes-1/checkpoint.safetensors").exists());
+    fail(at, "train missing", &["missing", "check the path"]);
+    fail(at, "eval", &["runs", "innerloop train"]);
+    fail(at, "generate missing.safetensors", &["missing.safetensors", "check the path"]);
+    fail(at, "generate --out clip.avi", &["clip.avi", ".gif, .png or .npy"]);
+    assert_eq!(innerloop(at, "train clips --resume run").status.code(), Some(2), "a resumed run takes no options");
+}
+
+#[test]
+fn a_run_that_diverges_stops_and_keeps_its_checkpoint() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let output = innerloop(at, &format!("train {TINY} --steps 400 --outer sgd --outer-lr 1e30 --clip 1e30 --out run"));
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    assert!(text.contains("at meta-step") && text.contains("lower the inner or outer learning rate"), "{text}");
+    Checkpoint::read(&at.join("run/checkpoint.safetensors")).unwrap();
+}
+
+/// A file-size limit stands for a full disk: the write fails half way.
+#[cfg(unix)]
+#[test]
+fn a_write_that_fails_leaves_what_was_there() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    succeed(at, &format!("train {TINY} --steps 4 --out run"));
+    let checkpoint = at.join("run/checkpoint.safetensors");
+    clip_folders(at, 1, 4);
+    fs::copy(&checkpoint, at.join("kept.safetensors")).unwrap();
+    let before = fs::read(&checkpoint).unwrap();
+    let script = "trap '' XFSZ; ulimit -f 4; exec \"$0\" adapt run subject0 --out kept.safetensors --cache cache";
+    let output =
+        Command::new("sh").current_dir(at).args(["-c", script, env!("CARGO_BIN_EXE_innerloop")]).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(1), "{text}");
+    let errors: Vec<&str> = text.lines().filter(|line| !line.starts_with("note: ")).collect();
+    assert!(errors.len() == 1 && errors[0].contains("kept.safetensors: cannot write"), "{text}");
+    assert!(fs::read(at.join("kept.safetensors")).unwrap() == before, "the file was touched");
+    assert!(fs::read_dir(at).unwrap().all(|e| !e.unwrap().file_name().to_string_lossy().contains(".part")));
+}
+
+#[test]
+fn damaged_checkpoints_are_told_in_one_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    succeed(at, &format!("train {TINY} --steps 4 --out run"));
+    let whole = fs::read(at.join("run/checkpoint.safetensors")).unwrap();
+    let damaged = at.join("damaged.safetensors");
+    for end in (0..whole.len()).step_by(997) {
+        fs::write(&damaged, &whole[..end]).unwrap();
+        assert!(Checkpoint::read(&damaged).unwrap_err().to_string().contains("damaged.safetensors"), "cut at {end}");
+    }
+    fail(at, "generate damaged.safetensors", &["damaged.safetensors", "not a whole checkpoint"]);
+    for place in (0..whole.len()).step_by(31) {
+        let mut bytes = whole.clone();
+        bytes[place] ^= 0x55;
+        // Either it is noticed, in one line, or only a number has changed.
+        if let Err(error) = Checkpoint::decode(&damaged, &bytes) {
+            let text = error.to_string();
+            assert!(text.contains("damaged.safetensors") && !text.contains('\n'), "{text}");
+        }
+    }
+    let problem = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/maml_mse_1step.safetensors");
+    fail(at, &format!("generate {problem}"), &["not a checkpoint of innerloop"]);
+}
