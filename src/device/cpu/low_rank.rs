@@ -136,6 +136,10 @@ unsafe fn strip<T: Scalar, const K: usize, const FMA: bool>(
             columns_of::<T, K, 16, FMA>(tile.add(c), stride, c, coefficients, rows);
             c += 16;
         }
+        if c + 8 <= width {
+            columns_of::<T, K, 8, FMA>(tile.add(c), stride, c, coefficients, rows);
+            c += 8;
+        }
         while c < width {
             columns_of::<T, K, 1, FMA>(tile.add(c), stride, c, coefficients, rows);
             c += 1;

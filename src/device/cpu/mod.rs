@@ -12,6 +12,7 @@ mod outer_product;
 mod pixel;
 mod product;
 mod scratch;
+mod small;
 mod supervised;
 mod transpose;
 mod update;

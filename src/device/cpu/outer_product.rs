@@ -1,6 +1,7 @@
 //! The weight gradient of many rows at once: `sum_t P_t^T Q_t`.
 
-use super::matrix::{Matrix, multiply};
+use super::matrix::Matrix;
+use super::small::multiply_any;
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{Linear, OuterProduct, OuterTerm, Region};
 use crate::scalar::Scalar;
@@ -44,7 +45,7 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
             let out = base.at(op.layer.weight + row * inputs + column);
             let accumulate = op.accumulate || i > 0;
             // SAFETY: declared regions; each job writes its own tile.
-            unsafe { multiply((rows, term.p.rows, columns), p, q, term.scale, out, inputs, accumulate) };
+            unsafe { multiply_any((rows, term.p.rows, columns), p, q, term.scale, (out, inputs), accumulate) };
         }
         if column == 0 {
             // SAFETY: the job of the first column owns these biases.
@@ -82,7 +83,7 @@ fn add_task<T: Scalar>(base: Base<T>, op: &OuterProduct<'_, T>, term: &OuterTerm
         let right = Matrix::rows(base.at(q.offset), inputs);
         // SAFETY: declared regions; each job writes its own task's weights.
         let bias = unsafe {
-            multiply((outputs, rows, inputs), left, right, term.scale, out, inputs, accumulate);
+            multiply_any((outputs, rows, inputs), left, right, term.scale, (out, inputs), accumulate);
             base.slice_mut(op.layer.bias + task * op.layer.task_stride, outputs)
         };
         if !accumulate {

@@ -2,8 +2,9 @@
 
 use super::elementwise::{Columns, activate, adjoint_gate, gate};
 use super::low_rank::{self, Apply, Products, Rows};
-use super::matrix::{Kernel, Matrix, dispatch, multiply};
+use super::matrix::{Kernel, Matrix, dispatch};
 use super::scratch::scratch;
+use super::small::multiply_any;
 use super::transpose::transpose;
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{
@@ -41,8 +42,9 @@ impl Source {
         start + if self.transposed { column * self.layer.inputs } else { column }
     }
 
-    fn is_long_transposed(&self) -> bool {
-        self.transposed && self.input.width >= LONG
+    /// Whether the weight is transposed in a pass of its own; the `gemm` crate copes with short ones of each task.
+    fn needs_panel(&self) -> bool {
+        self.transposed && (self.layer.is_shared() || self.input.width >= LONG)
     }
 }
 
@@ -99,7 +101,7 @@ impl<T: Scalar> Product<'_, T> {
             let span = Span { tasks, columns: (column, self.width.min(column + columns)) };
             let width = span.columns.1 - span.columns.0;
             let room = if self.target.is_some() { 0 } else { self.blocks * (tasks.1 - tasks.0) * self.rows * width };
-            let panel = |s: &Source| if s.is_long_transposed() { s.input.width.min(PANEL_ROWS) * width } else { 0 };
+            let panel = |s: &Source| if s.needs_panel() { s.input.width.min(PANEL_ROWS) * width } else { 0 };
             let panel = self.sources.iter().flatten().map(panel).max().unwrap_or(0);
             scratch(room + panel, |offsets, own| {
                 let (own, panel) = own.split_at_mut(room);
@@ -157,23 +159,24 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
         let (out, out_stride) = self.place(block, task);
         // SAFETY: the operands are declared regions of these shapes, tile and panel are this job's own.
         unsafe {
-            if source.is_long_transposed() && !source.layer.is_shared() && rows <= FEW_ROWS {
+            if source.needs_panel() && !source.layer.is_shared() && rows <= FEW_ROWS {
                 self.offsets.clear();
                 self.offsets.extend((0..width).map(|column| start + column * stride));
                 let y = Rows { base: self.base, offsets: self.offsets };
                 Products { x: left.cast_const(), rows, width: k, y, out, out_stride, accumulate }.run::<FMA>();
-            } else if source.is_long_transposed() {
+            } else if source.needs_panel() && width > 1 {
                 for first in (0..k).step_by(PANEL_ROWS) {
                     let count = PANEL_ROWS.min(k - first);
                     transpose(Matrix::rows(self.base.at(start + first), stride), width, count, self.panel);
                     let left = Matrix::rows(left.add(first).cast_const(), k);
                     let right = Matrix::rows(self.panel.cast_const(), width);
-                    multiply((rows, count, width), left, right, T::ONE, out, out_stride, accumulate || first > 0);
+                    let (shape, out) = ((rows, count, width), (out, out_stride));
+                    multiply_any(shape, left, right, T::ONE, out, accumulate || first > 0);
                 }
             } else {
                 let (left, right) = (Matrix::rows(left.cast_const(), k), Matrix::rows(self.base.at(start), stride));
                 let right = if source.transposed { right.transposed() } else { right };
-                multiply((rows, k, width), left, right, T::ONE, out, out_stride, accumulate);
+                multiply_any((rows, k, width), left, right, T::ONE, (out, out_stride), accumulate);
             }
         }
     }

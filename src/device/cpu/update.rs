@@ -1,6 +1,7 @@
 //! The materialised form's inner update and its transpose.
 
-use super::matrix::{Matrix, multiply};
+use super::matrix::Matrix;
+use super::small::multiply_any;
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{InnerUpdate, Linear, Rate, Region, ReverseUpdate};
 use crate::scalar::Scalar;
@@ -93,7 +94,7 @@ fn add_weight_gradient<T: Scalar>(
         // SAFETY: declared regions; `out` is this job's own.
         unsafe {
             let out = out.add(first * inputs);
-            multiply((last - first, op.rows, inputs), delta.transposed(), values, scale, out, inputs, true);
+            multiply_any((last - first, op.rows, inputs), delta.transposed(), values, scale, (out, inputs), true);
         }
     }
 }
