@@ -143,12 +143,12 @@ fn contestants<D: Device<f32> + Clone>(
     let mut all = vec![Contestant { name: "meta-learned", rate: None, scores: evaluation.scores(&trace)? }];
     if !arguments.no_baselines {
         // As long as the checkpoint was trained, which may be shorter than the run was meant to be.
-        let budget = RunConfig { steps: checkpoint.step, ..config.clone() };
-        let bar = ProgressBar::new(budget.steps).with_message("joint training");
+        let steps_given = config.pretraining + checkpoint.step;
+        let bar = ProgressBar::new(steps_given).with_message("joint training");
         if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
             bar.set_style(style);
         }
-        let joint = joint_training(device, &budget, pools, |step| {
+        let joint = joint_training(device, config, pools, steps_given, |step| {
             bar.set_position(step);
             true
         });
@@ -163,12 +163,12 @@ fn contestants<D: Device<f32> + Clone>(
 
 fn print_table(contestants: &[Contestant]) {
     let steps = contestants[0].scores.len();
-    let header: Vec<String> = (0..steps).map(|step| format!("{:>14}", format!("after {step}"))).collect();
+    let header: Vec<String> = (0..steps).map(|step| format!("{:>17}", format!("after {step}"))).collect();
     say!("{:<22} {:<8}{}", "", "", header.concat());
     let row = |name: &str, unit: &str, cells: Vec<String>| say!("{name:<22} {unit:<8}{}", cells.concat());
     for contestant in contestants {
         let cell =
-            |mean: f64, margin: f64, digits: usize| format!("{:>14}", format!("{mean:.digits$} ±{margin:.digits$}"));
+            |mean: f64, margin: f64, digits: usize| format!("{:>17}", format!("{mean:.digits$} ±{margin:.digits$}"));
         let scores = &contestant.scores;
         let quality = |value: fn(&Score) -> Option<crate::run::Estimate>, digits| -> Option<Vec<String>> {
             scores.iter().map(|s| value(s).map(|e| cell(e.mean, e.margin, digits))).collect()

@@ -143,6 +143,9 @@ pub(super) struct Setup {
     /// Meta-steps [default: 2500 or 70000]
     #[arg(long, help_heading = "Outer loop")]
     steps: Option<u64>,
+    /// Steps of ordinary joint training, before the first meta-step [default: a quarter of the run, or none]
+    #[arg(long, value_name = "N", help_heading = "Outer loop")]
+    pretraining: Option<u64>,
     /// Tasks in a meta-batch [default: 8 or 25]
     #[arg(long, help_heading = "Outer loop")]
     meta_batch: Option<usize>,
@@ -221,7 +224,8 @@ impl Setup {
             },
             clip: self.clip.or(if sinusoids { None } else { Some(10.0) }),
         };
-        let config = RunConfig { job, shape, outer, steps, seed: self.seed, initial_rates };
+        let pretraining = self.pretraining.unwrap_or(if sinusoids { 0 } else { steps / 4 });
+        let config = RunConfig { job, shape, outer, steps, pretraining, seed: self.seed, initial_rates };
         config.check()?;
         Ok(config)
     }

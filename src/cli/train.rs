@@ -1,6 +1,5 @@
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
@@ -14,7 +13,10 @@ use super::samples::{Comparison, write_comparison};
 use super::setup::Setup;
 use crate::checkpoint::Checkpoint;
 use crate::device::Device;
-use crate::run::{Batches, Evaluation, Job, Pools, RunConfig, Session, SineBatches, StepReport, VideoBatches};
+use crate::model::Parameters;
+use crate::run::{
+    Batches, Evaluation, Job, Pools, RunConfig, Session, SineBatches, StepReport, VideoBatches, joint_training,
+};
 use crate::{Error, Result};
 
 /// Meta-train on a folder of clips, or on built-in tasks
@@ -46,6 +48,9 @@ pub(super) struct Arguments {
     #[command(flatten)]
     setup: Setup,
 }
+
+/// The exit code of a run that Ctrl-C has stopped.
+const INTERRUPTED: u8 = 130;
 
 /// Held-out episodes that tell what adapting gains.
 const EPISODES: usize = 64;
@@ -113,7 +118,16 @@ where
             (Session::resume(device.clone(), &checkpoint, objective, batches)?, folder)
         }
         None => {
-            let session = Session::new(device.clone(), config.clone(), objective, batches)?;
+            let mut session = Session::new(device.clone(), config.clone(), objective, batches)?;
+            if config.pretraining > 0 {
+                match pretrain(&device, &config, pools.as_ref())? {
+                    Some(parameters) => session.set_parameters(&parameters)?,
+                    None => {
+                        eprintln!("stopped before the first meta-step: nothing was written");
+                        return Ok(ExitCode::from(INTERRUPTED));
+                    }
+                }
+            }
             let name = match config.job {
                 Job::Video(_) if arguments.setup.clips.is_none() => "shapes",
                 Job::Video(_) => "clips",
@@ -135,10 +149,28 @@ where
     if stopped {
         let folder = report.folder.0.display();
         eprintln!("stopped after meta-step {}; go on with: innerloop train --resume {folder}", session.steps_done());
-        return Ok(ExitCode::from(130));
+        return Ok(ExitCode::from(INTERRUPTED));
     }
     report.finish(&session)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Joint training before the first meta-step; nothing if Ctrl-C ended it.
+fn pretrain<D: Device<f32> + Clone>(
+    device: &D,
+    config: &RunConfig,
+    pools: Option<&Pools>,
+) -> Result<Option<Vec<Parameters<f32>>>> {
+    let bar = progress_bar(config.pretraining, 0);
+    bar.set_message("joint training");
+    let interrupted = interruption();
+    let parameters = joint_training(device, config, pools, config.pretraining, |step| {
+        bar.set_position(step);
+        !interrupted.load(Ordering::Relaxed)
+    });
+    bar.finish_and_clear();
+    let parameters = parameters?;
+    Ok((!interrupted.load(Ordering::Relaxed)).then_some(parameters))
 }
 
 /// Runs to the end, or until Ctrl-C: then true.
@@ -185,17 +217,16 @@ where
 }
 
 /// Set by the first Ctrl-C; the second ends the program at once.
-fn interruption() -> Arc<AtomicBool> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = flag.clone();
-    let handler = move || {
-        if seen.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
+fn interruption() -> &'static AtomicBool {
+    static SEEN: AtomicBool = AtomicBool::new(false);
+    let handler = || {
+        if SEEN.swap(true, Ordering::Relaxed) {
+            std::process::exit(INTERRUPTED.into());
         }
     };
-    // Without a handler Ctrl-C ends the program at once, as it does everywhere; checkpoints are whole all the same.
+    // Set once. Without a handler Ctrl-C ends the program at once, as it does everywhere; checkpoints are whole all the same.
     let _ = ctrlc::set_handler(handler);
-    flag
+    &SEEN
 }
 
 fn progress_bar(steps: u64, done: u64) -> ProgressBar {

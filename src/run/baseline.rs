@@ -7,7 +7,9 @@ use super::session::Session;
 use crate::device::Device;
 use crate::model::Parameters;
 use crate::tasks::{SineBatch, VideoBatch};
-use crate::{Error, MetaOptimizer, RateKind, Result, Shape, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows};
+use crate::{
+    Error, MetaOptimizer, RateKind, Result, Schedule, Shape, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+};
 
 /// A starting point without meta-learning, and how well it adapts at its best rate.
 #[derive(Clone, Debug)]
@@ -51,9 +53,12 @@ pub fn best_uniform_rate<D: Device<f32> + Clone>(
     best.ok_or_else(|| Error::invalid("baseline", "diverges at every rate", "parameters that are finite"))
 }
 
-/// Ordinary training on the clips of all tasks together, without an inner loop: as many outer steps as the run has, with
-/// the same optimizer, seed and clips (support and query alike). `progress` is called after each step; when it says
-/// false, training ends early.
+/// Where the streams of joint training begin: far from those of the meta-steps.
+const JOINT_STREAM: u64 = 1 << 41;
+
+/// Ordinary training on the clips of all tasks together, without an inner loop: `steps` outer steps with the run's
+/// optimizer and batches (support and query rows alike), from its initial parameters. `progress` is called after each
+/// step; when it says false, training ends early.
 ///
 /// # Errors
 /// As [`Session::new`] and [`Session::step`].
@@ -61,9 +66,17 @@ pub fn joint_training<D: Device<f32> + Clone>(
     device: &D,
     config: &RunConfig,
     pools: Option<&Pools>,
+    steps: u64,
     progress: impl FnMut(u64) -> bool,
 ) -> Result<Vec<Parameters<f32>>> {
-    let mut joint = config.clone();
+    let mut joint = RunConfig { steps, ..config.clone() };
+    if let Schedule::Cosine { steps: length, .. } = &mut joint.outer.schedule {
+        *length = steps;
+    }
+    if let Job::Video(job) = &mut joint.job {
+        // The discriminator joins for as many steps as in the run.
+        job.adversarial_from += steps.saturating_sub(config.steps);
+    }
     let inner = joint.job.inner_mut();
     (inner.steps, inner.minibatch, inner.learn_rates) = (0, None, false);
     inner.algorithm = crate::Algorithm::FirstOrderMaml;
@@ -86,6 +99,7 @@ fn train<D: Device<f32>, B: Batches>(
     mut session: Session<D, B>,
     mut progress: impl FnMut(u64) -> bool,
 ) -> Result<Vec<Parameters<f32>>> {
+    session.set_first_stream(JOINT_STREAM);
     while session.steps_done() < session.config().steps {
         session.step()?;
         if !progress(session.steps_done()) {

@@ -19,6 +19,9 @@ pub struct RunConfig {
     pub outer: OuterConfig,
     /// Length of the run, in meta-steps.
     pub steps: u64,
+    /// Steps of ordinary joint training before the first meta-step.
+    #[serde(default)]
+    pub pretraining: u64,
     /// Where all random numbers come from.
     pub seed: u64,
     /// The inner learning rate each network begins with.

@@ -24,10 +24,12 @@ pub struct Session<D: Device<f32>, B: Batches> {
     config: RunConfig,
     batches: B,
     batch: B::Batch,
+    /// Meta-step `n`, from 1, draws from stream `first_stream + n` of the seed.
+    first_stream: u64,
     learner: MetaLearner<f32, D, B::Objective>,
 }
 
-/// The stream of a run's seed that its parameters are drawn from; meta-step `n`, from 1, has stream `n`.
+/// The stream of a run's seed that its parameters are drawn from.
 const INITIAL_STREAM: u64 = 0;
 
 /// A stream of a run's random numbers.
@@ -74,7 +76,7 @@ impl<D: Device<f32>, B: Batches> Session<D, B> {
         for (network, parameters) in config.initial_parameters().iter().enumerate() {
             learner.set_parameters(network, parameters)?;
         }
-        Ok(Self { config, batches, batch: B::Batch::default(), learner })
+        Ok(Self { config, batches, batch: B::Batch::default(), first_stream: 0, learner })
     }
 
     /// A run from a checkpoint of its own.
@@ -93,7 +95,20 @@ impl<D: Device<f32>, B: Batches> Session<D, B> {
             learner.set_parameters(network, parameters)?;
         }
         learner.restore(optimizer, &checkpoint.phi)?;
-        Ok(Self { config, batches, batch: B::Batch::default(), learner })
+        Ok(Self { config, batches, batch: B::Batch::default(), first_stream: 0, learner })
+    }
+
+    /// Begins with other parameters, one for each network.
+    ///
+    /// # Errors
+    /// Parameters of another architecture.
+    pub fn set_parameters(&mut self, parameters: &[Parameters<f32>]) -> Result<()> {
+        parameters.iter().enumerate().try_for_each(|(network, p)| self.learner.set_parameters(network, p))
+    }
+
+    /// Draws from streams from this one on.
+    pub(super) fn set_first_stream(&mut self, stream: u64) {
+        self.first_stream = stream;
     }
 
     /// Meta-steps done.
@@ -119,7 +134,7 @@ impl<D: Device<f32>, B: Batches> Session<D, B> {
         let done = self.learner.steps_done();
         let plays = self.config.adversarial_at(done);
         self.learner.set_adversarial(plays);
-        let mut rng = stream(self.config.seed, done + 1);
+        let mut rng = stream(self.config.seed, self.first_stream + done + 1);
         self.batches.draw(&mut rng, &mut self.batch)?;
         let losses = self.learner.run(self.batches.rows(&self.batch), &mut rng)?;
         let report = StepReport {
