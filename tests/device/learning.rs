@@ -90,9 +90,7 @@ fn train<T: Scalar, D: Device<T>, O: Objective>(
         learner.update(&OuterConfig { clip: Some(1.0), ..OuterConfig::adam(1e-3) }).unwrap();
     }
     let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
-    (0..networks.len())
-        .flat_map(|n| [wide(learner.parameters(n).values()), wide(learner.phi(n).values())])
-        .collect()
+    (0..networks.len()).flat_map(|n| [wide(learner.parameters(n).values()), wide(learner.phi(n).values())]).collect()
 }
 
 /// Holds two trainings' ends against each other.

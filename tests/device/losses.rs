@@ -67,15 +67,8 @@ pub fn adversarial<D: Device<f32>>(make: Make<'_, D>) {
             let z_cotangent = scene.changed(2 * tasks * rows, 1, accumulate);
             compare!(scene, make, format!("adversarial {tasks} x {rows}"), |device, arena, T| {
                 let weight = 0.7 as T;
-                let at = AdversarialLoss {
-                    tasks,
-                    weight,
-                    logits,
-                    activation,
-                    delta,
-                    discriminator_loss,
-                    generator_loss,
-                };
+                let at =
+                    AdversarialLoss { tasks, weight, logits, activation, delta, discriminator_loss, generator_loss };
                 device.adversarial_loss(arena, &at);
                 let operation = AdversarialCurvature { at, e_cotangent, z_cotangent, accumulate };
                 device.adversarial_curvature(arena, &operation);

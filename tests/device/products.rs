@@ -1,8 +1,6 @@
 //! The four products with a layer's weights.
 
-use innerloop::device::{
-    AdjointBackward, AdjointForward, Device, Direction, Gate, LinearBackward, LinearForward,
-};
+use innerloop::device::{AdjointBackward, AdjointForward, Device, Direction, Gate, LinearBackward, LinearForward};
 use innerloop::model::Activation;
 
 use super::Make;
@@ -89,29 +87,33 @@ pub fn adjoint_forward<D: Device<f32>>(make: Make<'_, D>) {
             // Only blocks that gate something get a cotangent.
             let covered = (0..gate_blocks).all(|b| gates.contains(&b));
             let written = activation.is_curved() && covered;
-            let z_cotangent =
-                if written { scene.written(values.rows, outputs) } else { scene.scratch(values.len()) };
+            let z_cotangent = if written { scene.written(values.rows, outputs) } else { scene.scratch(values.len()) };
             if activation.is_curved() && !covered {
                 continue;
             }
             let e_cotangent = scene.written(delta.rows, outputs);
-            compare!(scene, make, format!("case {seed}, {blocks} blocks from {first}, {gates:?}"), |device, arena, T| {
-                let scales = scales!(terms, T);
-                let corrections = corrections!(terms, scales);
-                let operation = AdjointForward {
-                    tasks,
-                    rows,
-                    input,
-                    layer,
-                    direction,
-                    corrections,
-                    gate,
-                    delta,
-                    z_cotangent,
-                    e_cotangent,
-                };
-                device.adjoint_forward(arena, &operation);
-            });
+            compare!(
+                scene,
+                make,
+                format!("case {seed}, {blocks} blocks from {first}, {gates:?}"),
+                |device, arena, T| {
+                    let scales = scales!(terms, T);
+                    let corrections = corrections!(terms, scales);
+                    let operation = AdjointForward {
+                        tasks,
+                        rows,
+                        input,
+                        layer,
+                        direction,
+                        corrections,
+                        gate,
+                        delta,
+                        z_cotangent,
+                        e_cotangent,
+                    };
+                    device.adjoint_forward(arena, &operation);
+                }
+            );
         }
     });
 }

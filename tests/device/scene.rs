@@ -155,7 +155,11 @@ impl Scene {
         }
         for (i, _) in untouched.iter().enumerate().filter(|(_, untouched)| **untouched) {
             let (before, after) = (self.values[i], got[i]);
-            assert_eq!(before.to_bits(), after.to_bits(), "{what}: element {i} is not its to write: {before} to {after}");
+            assert_eq!(
+                before.to_bits(),
+                after.to_bits(),
+                "{what}: element {i} is not its to write: {before} to {after}"
+            );
         }
     }
 }

@@ -115,7 +115,13 @@ pub(super) fn sum_rows<D: Driver>(
         begun: accumulate.into(),
         unused: 0,
     };
-    device.launch(arena, Kernel::SumRows, [blocks_of(from.width), 1, 1], &call, format_args!("{} rows of {}", from.rows, from.width));
+    device.launch(
+        arena,
+        Kernel::SumRows,
+        [blocks_of(from.width), 1, 1],
+        &call,
+        format_args!("{} rows of {}", from.rows, from.width),
+    );
 }
 
 /// See [`crate::device::Device::add_scaled`].
@@ -128,7 +134,6 @@ pub(super) fn add_scaled<D: Driver>(
 ) {
     assert_eq!(from.len(), to.len());
     arena.check(&[from], &[to]);
-    let call =
-        AddScaled { from: wide(from.offset), to: wide(to.offset), length: wide(to.len()), scale, unused: 0 };
+    let call = AddScaled { from: wide(from.offset), to: wide(to.offset), length: wide(to.len()), scale, unused: 0 };
     device.launch(arena, Kernel::AddScaled, [blocks_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
 }

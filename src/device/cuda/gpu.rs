@@ -69,7 +69,8 @@ impl GpuDriver {
         let refused = |what: &str, error: DriverError, expected: &str| {
             Error::invalid(field.as_str(), format!("{what}: {}", words(error)), expected)
         };
-        result::init().map_err(|e| refused("the driver does not start", e, "a working driver and a GPU, or device cpu"))?;
+        result::init()
+            .map_err(|e| refused("the driver does not start", e, "a working driver and a GPU, or device cpu"))?;
         let count = Self::count();
         if ordinal >= count {
             let expected = if count == 0 { "device cpu".into() } else { format!("cuda:0 to cuda:{}", count - 1) };
@@ -85,7 +86,8 @@ impl GpuDriver {
         let name = described().map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
         let expected = "a GPU of compute capability 8.0 or above, a driver as new as the CUDA toolkit the crate was built \
                         with, and INNERLOOP_CUDA_ARCHS unset (or naming this GPU) when it was built";
-        let unloaded = |e| Error::invalid(name.as_str(), format!("the kernels cannot be loaded: {}", words(e)), expected);
+        let unloaded =
+            |e| Error::invalid(name.as_str(), format!("the kernels cannot be loaded: {}", words(e)), expected);
         // SAFETY: the image is a whole fatbin, aligned, and lives as long as the program.
         let module = unsafe { result::module::load_data(FATBIN.0.as_ptr().cast()) }.map_err(unloaded)?;
         let mut loaded = Module { context: context.clone(), module, functions: Vec::new(), name: name.clone() };
@@ -101,7 +103,8 @@ impl GpuDriver {
 
 /// The driver's name for an error, and what it says of it.
 fn words(error: DriverError) -> String {
-    let text = |s: Result<&std::ffi::CStr, DriverError>| s.map_or("unknown".into(), |s| s.to_string_lossy().into_owned());
+    let text =
+        |s: Result<&std::ffi::CStr, DriverError>| s.map_or("unknown".into(), |s| s.to_string_lossy().into_owned());
     format!("{} ({})", text(error.error_name()), text(error.error_string()))
 }
 

@@ -82,11 +82,7 @@ fn place(layer: Option<&Linear>) -> (u64, u64) {
 }
 
 /// See [`device::InnerUpdate`].
-pub(super) fn inner_update<D: Driver>(
-    device: &CudaDevice<D>,
-    arena: &mut CudaArena<D>,
-    op: &device::InnerUpdate<f32>,
-) {
+pub(super) fn inner_update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::InnerUpdate<f32>) {
     let to = region(&op.to, op.tasks);
     let kept = op.new_velocity.map_or(Region { width: 0, ..to }, |v| region(&v, op.tasks));
     let mut reads = vec![op.delta, op.values, region(&op.from, op.tasks)];

@@ -113,7 +113,8 @@ impl Shape {
         let (inner, width) = (call.sources[0].inner, call.width);
         let (tasks, rows, blocks) = (self.tasks, self.rows, call.blocks);
         let weights = if self.shared { "shared" } else { "per-task" };
-        let shapes = format_args!("{blocks} blocks of {tasks} tasks x {rows} rows, {inner} to {width}, {weights} weights");
+        let shapes =
+            format_args!("{blocks} blocks of {tasks} tasks x {rows} rows, {inner} to {width}, {weights} weights");
         device.launch(arena, kernel, grid, call, shapes);
     }
 }
@@ -173,8 +174,7 @@ pub(super) fn adjoint_backward<D: Driver>(
     let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared };
     // The gate multiplies corrections and product alike, so the one can be added to the other behind it.
     let gate = op.gate.as_ref();
-    let begun =
-        apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, gate, op.accumulate);
+    let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, gate, op.accumulate);
     let second = op.direction.map_or(Source::NONE, |d| Source::new(d.values, &d.layer, 0, false));
     let call = Product {
         begun: (begun || op.accumulate).into(),

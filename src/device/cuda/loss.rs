@@ -97,7 +97,13 @@ impl Supervised {
     }
 
     /// Launches the kernel for sums over elements, or the one for the cross-entropy.
-    fn launch<D: Driver>(&self, device: &CudaDevice<D>, arena: &CudaArena<D>, op: &SupervisedLoss, kernels: [Kernel; 2]) {
+    fn launch<D: Driver>(
+        &self,
+        device: &CudaDevice<D>,
+        arena: &CudaArena<D>,
+        op: &SupervisedLoss,
+        kernels: [Kernel; 2],
+    ) {
         let [elementwise, by_rows] = kernels;
         let (kernel, grid) = match op.loss {
             Loss::CrossEntropy => (by_rows, op.prediction.rows.div_ceil(WARPS)),

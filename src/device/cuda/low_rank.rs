@@ -208,7 +208,8 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
         }
         call.count = narrow(column - first);
         let grid = [op.x.rows / rows * rows.div_ceil(GROUP), (column - first).div_ceil(GRAM_COLUMNS), 1];
-        let shapes = format_args!("{} rows, {rows} a task, with {} of {columns} rows of {width}", op.x.rows, call.count);
+        let shapes =
+            format_args!("{} rows, {rows} a task, with {} of {columns} rows of {width}", op.x.rows, call.count);
         device.launch(arena, Kernel::Gram, grid, &call, shapes);
     }
 }
