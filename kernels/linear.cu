@@ -192,11 +192,9 @@ struct AdjointGate {
     u64 delta;
     u64 z;
     u32 blocks;
-    u32 gate_blocks;
     u32 width;
-    u32 unused;
 };
-static_assert(sizeof(AdjointGate) == 72, "mirrored in Rust");
+static_assert(sizeof(AdjointGate) == 64, "mirrored in Rust");
 
 // One row of gate values a block of the grid's x: gathers z over the output blocks it gates, in their order.
 KERNEL(adjoint_gate, AdjointGate) {

@@ -2,7 +2,7 @@
 
 use super::driver::{Driver, Kernel};
 use super::linear::TILE;
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, blocks_of, narrow, reduction, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, blocks_of, narrow, reduction, wide};
 use crate::device::{self, Linear, Rate, Region};
 
 #[repr(C)]
@@ -84,13 +84,10 @@ fn place(layer: Option<&Linear>) -> (u64, u64) {
 /// See [`device::InnerUpdate`].
 pub(super) fn inner_update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::InnerUpdate<f32>) {
     let to = region(&op.to, op.tasks);
-    let kept = op.new_velocity.map_or(Region { width: 0, ..to }, |v| region(&v, op.tasks));
-    let mut reads = vec![op.delta, op.values, region(&op.from, op.tasks)];
-    reads.extend(op.velocity.map(|v| region(&v, op.tasks)));
-    if let Rate::PerParameter(rates) = &op.rate {
-        reads.push(region(rates, 1));
-    }
-    arena.check(&reads, &[to, kept]);
+    let before = op.velocity.map_or(NOTHING, |v| region(&v, op.tasks));
+    let kept = op.new_velocity.map_or(NOTHING, |v| region(&v, op.tasks));
+    let own = if let Rate::PerParameter(rates) = &op.rate { region(rates, 1) } else { NOTHING };
+    arena.check(&[op.delta, op.values, region(&op.from, op.tasks), before, own], &[to, kept]);
     let Linear { inputs, outputs, .. } = op.to;
     let blocks = op.delta.rows / (op.tasks * op.rows);
     let (rates, rate) = rates(&op.rate);

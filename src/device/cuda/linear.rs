@@ -46,14 +46,12 @@ struct AdjointGate {
     delta: u64,
     z: u64,
     blocks: u32,
-    gate_blocks: u32,
     width: u32,
-    unused: u32,
 }
 
 super::arguments! {
     Product, 184 => LinearForward LinearBackward AdjointForward;
-    AdjointGate, 72 => AdjointGate;
+    AdjointGate, 64 => AdjointGate;
 }
 
 impl Source {
@@ -226,9 +224,7 @@ pub(super) fn adjoint_forward<D: Driver>(
             delta,
             z,
             blocks: narrow(blocks.len()),
-            gate_blocks: narrow(op.gate.values.rows / per_block),
             width: narrow(op.e_cotangent.width),
-            unused: 0,
         };
         let grid = [op.gate.values.rows, blocks_of(op.e_cotangent.width), 1];
         let shapes = format_args!("{} rows of {}", op.gate.values.rows, op.e_cotangent.width);

@@ -1,7 +1,7 @@
 //! Losses with their first and second derivatives.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, wide};
 use crate::device::{
     AdversarialCurvature, AdversarialLoss, PixelCurvature, PixelLoss, Region, SupervisedCurvature, SupervisedLoss,
 };
@@ -168,10 +168,8 @@ impl Adversarial {
 
 /// See [`AdversarialLoss`].
 pub(super) fn adversarial<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &AdversarialLoss<f32>) {
-    let mut writes = vec![op.delta];
-    writes.extend(op.discriminator_loss);
-    writes.extend(op.generator_loss);
-    arena.check(&[op.logits], &writes);
+    let losses = [op.discriminator_loss, op.generator_loss].map(|loss| loss.unwrap_or(NOTHING));
+    arena.check(&[op.logits], &[op.delta, losses[0], losses[1]]);
     let call = Adversarial::new(op);
     let shapes = format_args!("{} tasks x {} rows", op.tasks, call.rows);
     device.launch(arena, Kernel::AdversarialLoss, [op.tasks, 1, 1], &call, shapes);

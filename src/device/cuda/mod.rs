@@ -162,6 +162,9 @@ impl<D: Driver> CudaArena<D> {
 /// The offset of a region that is not there: `NOWHERE` in `kernels/kernel.cuh`.
 const NOWHERE: u64 = u64::MAX;
 
+/// In checks, the region of an operand that is not there.
+const NOTHING: Region = Region { offset: 0, rows: 0, width: 0 };
+
 /// A size or an offset as kernels take it.
 fn wide(value: usize) -> u64 {
     value as u64
