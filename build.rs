@@ -3,71 +3,72 @@
 //!
 //! `INNERLOOP_CUDA_ARCHS=90a` (or a list: `80,90a`) compiles for these GPUs only, which is faster.
 
-use std::path::{Path, PathBuf};
-
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    if cfg!(not(any(feature = "cuda", feature = "emulate"))) {
-        return;
-    }
-    let root = PathBuf::from(variable("CARGO_MANIFEST_DIR")).join("kernels");
-    let out = PathBuf::from(variable("OUT_DIR"));
-    let kernels = kernels(&root);
     #[cfg(feature = "cuda")]
-    cuda::compile(&root, &kernels, &out);
+    cuda::compile();
     #[cfg(feature = "emulate")]
-    emulate(&root, &kernels, &out);
+    emulated::compile();
 }
 
-/// A variable that cargo sets.
-fn variable(name: &str) -> String {
-    std::env::var(name).unwrap_or_else(|_| fail(&format!("cargo has not set {name}")))
-}
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+mod kernels {
+    use std::path::{Path, PathBuf};
 
-/// Ends the build with a message of its own, without a backtrace.
-fn fail(message: &str) -> ! {
-    println!("cargo::error={message}");
-    std::process::exit(1)
-}
-
-/// The kernel files, in order; the build runs again when one of them, or a header, changes.
-fn kernels(root: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    for folder in [root.to_path_buf(), root.join("emulation")] {
-        let listing = std::fs::read_dir(&folder);
-        let listing = listing.unwrap_or_else(|e| fail(&format!("{}: cannot be read: {e}", folder.display())));
-        files.extend(listing.flatten().map(|entry| entry.path()).filter(|path| path.is_file()));
+    /// The folder of the kernels and the one to write to, both from cargo.
+    pub fn folders() -> (PathBuf, PathBuf) {
+        let variable = |name: &str| {
+            PathBuf::from(std::env::var_os(name).unwrap_or_else(|| fail(&format!("cargo has not set {name}"))))
+        };
+        (variable("CARGO_MANIFEST_DIR").join("kernels"), variable("OUT_DIR"))
     }
-    for file in &files {
-        println!("cargo:rerun-if-changed={}", file.display());
-    }
-    files.retain(|file| file.extension().is_some_and(|e| e == "cu"));
-    files.sort();
-    files
-}
 
-/// One source that includes every kernel file.
-fn combine(kernels: &[PathBuf], path: &Path) {
-    let text: String = kernels.iter().map(|file| format!("#include {:?}\n", file.display().to_string())).collect();
-    std::fs::write(path, text).unwrap_or_else(|e| fail(&format!("{}: cannot be written: {e}", path.display())));
+    /// Ends the build with a message of its own, without a backtrace.
+    pub fn fail(message: &str) -> ! {
+        println!("cargo::error={message}");
+        std::process::exit(1)
+    }
+
+    /// Writes one source that includes every kernel file, in order; the build runs again when one of them, or a header,
+    /// changes.
+    pub fn combine(root: &Path, path: &Path) {
+        let mut files = Vec::new();
+        for folder in [root.to_path_buf(), root.join("emulation")] {
+            let listing = std::fs::read_dir(&folder);
+            let listing = listing.unwrap_or_else(|e| fail(&format!("{}: cannot be read: {e}", folder.display())));
+            files.extend(listing.flatten().map(|entry| entry.path()).filter(|path| path.is_file()));
+        }
+        for file in &files {
+            println!("cargo:rerun-if-changed={}", file.display());
+        }
+        files.retain(|file| file.extension().is_some_and(|e| e == "cu"));
+        files.sort();
+        let text: String = files.iter().map(|file| format!("#include {:?}\n", file.display().to_string())).collect();
+        std::fs::write(path, text).unwrap_or_else(|e| fail(&format!("{}: cannot be written: {e}", path.display())));
+    }
 }
 
 #[cfg(feature = "emulate")]
-fn emulate(root: &Path, kernels: &[PathBuf], out: &Path) {
-    let all = out.join("kernels.cpp");
-    combine(kernels, &all);
-    cc::Build::new()
-        .cpp(true)
-        .std("c++17")
-        .opt_level(2)
-        .define("INNERLOOP_EMULATE", None)
-        .flag("-Wno-unknown-pragmas")
-        // The kernels' numbers, not those of the host's fused instructions.
-        .flag("-ffp-contract=off")
-        .include(root)
-        .file(all)
-        .file(root.join("emulation/emulation.cpp"))
-        .compile("innerloop_emulated_kernels");
+mod emulated {
+    use super::kernels::{combine, folders};
+
+    pub fn compile() {
+        let (root, out) = folders();
+        let all = out.join("kernels.cpp");
+        combine(&root, &all);
+        cc::Build::new()
+            .cpp(true)
+            .std("c++17")
+            .opt_level(2)
+            .define("INNERLOOP_EMULATE", None)
+            .flag("-Wno-unknown-pragmas")
+            // The kernels' numbers, not those of the host's fused instructions.
+            .flag("-ffp-contract=off")
+            .include(&root)
+            .file(all)
+            .file(root.join("emulation/emulation.cpp"))
+            .compile("innerloop_emulated_kernels");
+    }
 }
 
 #[cfg(feature = "cuda")]
@@ -75,14 +76,15 @@ mod cuda {
     use std::path::{Path, PathBuf};
     use std::process::Command;
 
-    use super::{combine, fail};
+    use super::kernels::{combine, fail, folders};
 
     /// What the fatbin holds when nothing else is asked for; PTX of the last one serves what comes after it.
     const ARCHITECTURES: [&str; 5] = ["80", "89", "90a", "100", "120"];
     /// The first nvcc that knows all of them.
     const OLDEST: (u32, u32) = (12, 8);
 
-    pub fn compile(root: &Path, kernels: &[PathBuf], out: &Path) {
+    pub fn compile() {
+        let (root, out) = folders();
         for name in ["NVCC", "CUDA_HOME", "CUDA_PATH", "INNERLOOP_CUDA_ARCHS", "DOCS_RS"] {
             println!("cargo:rerun-if-env-changed={name}");
         }
@@ -98,10 +100,10 @@ mod cuda {
         let nvcc = find();
         check_version(&nvcc);
         let all = out.join("kernels.cu");
-        combine(kernels, &all);
+        combine(&root, &all);
         let mut command = Command::new(&nvcc);
         command.args(["-std=c++17", "-O3", "-lineinfo", "--fatbin", "--compress-mode=size", "--threads=0"]);
-        command.args(targets()).arg("-I").arg(root).arg("-o").arg(&fatbin).arg(&all);
+        command.args(targets()).arg("-I").arg(&root).arg("-o").arg(&fatbin).arg(&all);
         let output = match command.output() {
             Ok(output) => output,
             Err(error) => fail(&format!("{}: cannot be run: {error}", nvcc.display())),
