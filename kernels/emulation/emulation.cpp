@@ -98,7 +98,8 @@ struct Allocation {
     std::unique_ptr<char[]> bytes;
     size_t size;
 };
-constexpr size_t GUARD = 64;
+// Around shared memory: wide enough for an index that is off by a whole tile.
+constexpr size_t GUARD = 1024;
 
 // What one operating-system thread runs.
 struct Scheduler {
