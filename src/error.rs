@@ -39,6 +39,16 @@ pub enum Error {
         /// What would be right.
         expected: String,
     },
+    /// A device refused or broke off an operation.
+    #[error("{device}: {action} failed: {problem}")]
+    Device {
+        /// The device.
+        device: String,
+        /// What was done: the operation and its shapes.
+        action: String,
+        /// The driver's answer.
+        problem: String,
+    },
     /// A loss, a gradient or a parameter became NaN or infinite.
     #[error("{what} became {value} at meta-step {step}; lower the inner or outer learning rate, or clip gradients")]
     Diverged {

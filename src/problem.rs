@@ -16,7 +16,7 @@ use rand::SeedableRng;
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
-use crate::device::cpu::CpuDevice;
+use crate::device::Device;
 use crate::model::{Activation, Mlp, Parameters};
 use crate::objective::VideoWeights;
 use crate::{
@@ -185,10 +185,10 @@ impl Problem {
     ///
     /// # Errors
     /// A field that is missing or does not fit, named; `dual` where the dual form does not exist.
-    pub fn solve<T: Scalar>(&self, device: CpuDevice, strategy: Option<Strategy>) -> Result<Answer> {
+    pub fn solve<T: Scalar>(&self, device: impl Device<T>, strategy: Option<Strategy>) -> Result<Answer> {
         match self.field::<String>("problem")?.as_str() {
-            "supervised" => self.solve_supervised::<T>(device, strategy),
-            "gan" => self.solve_gan::<T>(device, strategy),
+            "supervised" => self.solve_supervised(device, strategy),
+            "gan" => self.solve_gan(device, strategy),
             other => Err(self.error(format!("metadata field \"problem\" is {other:?}"), "supervised or gan are known")),
         }
     }
@@ -213,7 +213,7 @@ impl Problem {
         })
     }
 
-    fn solve_supervised<T: Scalar>(&self, device: CpuDevice, strategy: Option<Strategy>) -> Result<Answer> {
+    fn solve_supervised<T: Scalar>(&self, device: impl Device<T>, strategy: Option<Strategy>) -> Result<Answer> {
         let parameters = self.network::<T>("layers", "activations")?;
         let mlp = parameters.mlp();
         let inner = self.inner(strategy)?;
@@ -245,7 +245,7 @@ impl Problem {
         Ok(answer)
     }
 
-    fn solve_gan<T: Scalar>(&self, device: CpuDevice, strategy: Option<Strategy>) -> Result<Answer> {
+    fn solve_gan<T: Scalar>(&self, device: impl Device<T>, strategy: Option<Strategy>) -> Result<Answer> {
         let generator = self.network::<T>("generator", "generator_activations")?;
         let discriminator = self.network::<T>("discriminator", "discriminator_activations")?;
         let inner = self.inner(strategy)?;

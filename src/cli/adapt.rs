@@ -3,9 +3,9 @@ use std::sync::Arc;
 
 use clap::Args;
 
-use super::Compute;
 use super::run_folder::RunFolder;
 use super::samples::{Comparison, write_comparison};
+use super::{Compute, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::run::{AdaptationOptions, adapt, video_job};
 use crate::tasks::{ClipFolder, FolderOptions};
@@ -57,7 +57,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if let Some(strategy) = arguments.compute.strategy.0 {
         checkpoint.config.job.inner_mut().strategy = Some(strategy);
     }
-    let adapted = adapt(&arguments.compute.device()?, &checkpoint, Arc::new(folder), &options)?;
+    let adapted = on_device!(arguments.compute, device => adapt(&device, &checkpoint, Arc::new(folder), &options)?);
     let (shots, queries) = (adapted.batch.shots, adapted.batch.queries);
     if adapted.judged_on_support {
         say!("adapting with {shots} clips; none is left to judge on, so these are judged on themselves");

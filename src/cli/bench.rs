@@ -5,9 +5,8 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::{Compute, Precision};
+use super::{Compute, Precision, on_device};
 use crate::device::Device;
-use crate::device::cpu::CpuDevice;
 use crate::model::{Activation, Mlp, Parameters};
 use crate::objective::{Loss, VideoWeights};
 use crate::{
@@ -71,15 +70,14 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         return Err(Error::invalid("--seconds", arguments.seconds.to_string(), "0 or above"));
     }
     match arguments.precision {
-        Precision::F32 => run_in::<f32>(arguments),
-        Precision::F64 => run_in::<f64>(arguments),
+        Precision::F32 => on_device!(arguments.compute, device => run_on::<f32, _>(arguments, device)),
+        Precision::F64 => run_on::<f64, _>(arguments, arguments.compute.cpu_for_f64()?),
     }
 }
 
-fn run_in<T: Scalar>(arguments: &Arguments) -> Result<()> {
-    let device = arguments.compute.device()?;
-    let ceiling = matrix_rate::<T>(&device)?;
-    say!("large-matrix rate: {:.0} GFLOP/s, {} threads, {}", ceiling / 1e9, device.threads(), T::NAME);
+fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D) -> Result<()> {
+    let ceiling = matrix_rate::<T, D>(&device)?;
+    say!("large-matrix rate: {:.0} GFLOP/s, {}, {}", ceiling / 1e9, device.label(), T::NAME);
     say!(
         "{:>6} {:>5} {:>13} {:>10} {:>12} {:>11} {:>9} {:>6}",
         "tasks",
@@ -97,7 +95,7 @@ fn run_in<T: Scalar>(arguments: &Arguments) -> Result<()> {
         for &steps in &arguments.steps {
             for &form in &forms {
                 let shape = Shape { tasks, shots: arguments.shots, queries: arguments.queries };
-                let m = measure::<T>(arguments, device.clone(), shape, steps, form)?;
+                let m = measure::<T, D>(arguments, device.clone(), shape, steps, form)?;
                 let seconds = m.median.as_secs_f64();
                 let rate = m.flop / seconds;
                 say!(
@@ -113,7 +111,7 @@ fn run_in<T: Scalar>(arguments: &Arguments) -> Result<()> {
                     let line = json!({
                         "tasks": tasks, "steps": steps, "shots": arguments.shots, "queries": arguments.queries,
                         "widths": arguments.widths, "algorithm": arguments.algorithm, "strategy": form,
-                        "planned": m.planned, "precision": T::NAME, "threads": device.threads(),
+                        "planned": m.planned, "precision": T::NAME, "device": device.label(),
                         "median_ms": seconds * 1e3, "min_ms": m.fastest.as_secs_f64() * 1e3, "repeats": m.repeats,
                         "meta_steps_per_second": 1.0 / seconds, "tasks_per_second": tasks as f64 / seconds,
                         "flop": m.flop, "flop_per_second": rate, "matrix_flop_per_second": ceiling,
@@ -137,9 +135,9 @@ struct Measurement {
     planned: Strategy,
 }
 
-fn measure<T: Scalar>(
+fn measure<T: Scalar, D: Device<T>>(
     arguments: &Arguments,
-    device: CpuDevice,
+    device: D,
     shape: Shape,
     steps: usize,
     form: Strategy,
@@ -183,9 +181,9 @@ fn measure<T: Scalar>(
 }
 
 /// Repeats the meta-step after two that warm up, and takes the median.
-fn time<T: Scalar, O: Objective>(
+fn time<T: Scalar, D: Device<T>, O: Objective>(
     arguments: &Arguments,
-    device: CpuDevice,
+    device: D,
     config: O,
     shape: Shape,
     phi: Vec<MetaOptimizer<T>>,
@@ -224,13 +222,13 @@ fn time<T: Scalar, O: Objective>(
     })
 }
 
-/// What this machine reaches on a 2048 x 2048 x 2048 product of the same precision, with the same threads.
-fn matrix_rate<T: Scalar>(device: &CpuDevice) -> Result<f64> {
+/// What this machine reaches on a 2048 x 2048 x 2048 product of the same precision, on the same device.
+fn matrix_rate<T: Scalar, D: Device<T>>(device: &D) -> Result<f64> {
     use crate::device::{ArenaPlan, Corrections, Linear, LinearForward, Region};
     const N: usize = 2048;
     let mut plan = ArenaPlan::default();
     let (x, w, b, out) = (plan.take(N, N), plan.take(N, N), plan.take(1, N), plan.take(N, N));
-    let mut arena = Device::<T>::arena(device, plan.elements())?;
+    let mut arena = device.arena(plan.elements())?;
     for region in [x, w] {
         device.fill(&mut arena, region, T::from_f64(0.5));
     }
@@ -248,6 +246,8 @@ fn matrix_rate<T: Scalar>(device: &CpuDevice) -> Result<f64> {
     for _ in 0..5 {
         let start = Instant::now();
         device.linear_forward(&mut arena, &operation);
+        // A device may still be at work: a download waits for it.
+        device.download(&arena, out.elements(0, 1), &mut [T::ZERO]);
         best = best.min(start.elapsed().as_secs_f64());
     }
     Ok(2.0 * (N * N * N) as f64 / best)

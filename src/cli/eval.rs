@@ -5,9 +5,9 @@ use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
-use super::Compute;
 use super::chart::{Chart, Line};
 use super::run_folder::RunFolder;
+use super::{Compute, on_device};
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
 use crate::run::{ClipSource, Evaluation, Job, Pools, RunConfig, Score, best_uniform_rate, joint_training};
@@ -83,8 +83,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     };
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;
     let pools = open(&mut checkpoint.config, arguments.clips.as_deref())?;
-    let device = arguments.compute.device()?;
-    let contestants = contestants(&device, &checkpoint, pools.as_ref(), arguments)?;
+    let contestants =
+        on_device!(arguments.compute, device => contestants(&device, &checkpoint, pools.as_ref(), arguments)?);
     print_table(&contestants);
     let config = &checkpoint.config;
     let report = Report {

@@ -2,9 +2,9 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::Compute;
 use super::run_folder::RunFolder;
 use super::samples::scale;
+use super::{Compute, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::run::{VideoJob, conditions_of, generate, own_conditions, video_job};
 use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions};
@@ -58,7 +58,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         let frames = first_frames(job, &arguments.from)?;
         conditions_of(&checkpoint, frames.iter().map(Vec::as_slice))?
     };
-    let clips = generate(&arguments.compute.device()?, &checkpoint, &conditions, arguments.count, arguments.seed)?;
+    let (count, seed) = (arguments.count, arguments.seed);
+    let clips = on_device!(arguments.compute, device => generate(&device, &checkpoint, &conditions, count, seed)?);
     let clips: Vec<&[f32]> = clips.chunks_exact(format.values()).collect();
     write(&arguments.out, &format, &clips)?;
     say!("{} clips of {format}: {}", clips.len(), arguments.out.display());

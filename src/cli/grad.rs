@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Compute, Precision};
+use super::{Compute, Precision, on_device};
 use crate::Result;
 use crate::problem::Problem;
 
@@ -29,10 +29,10 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let problem = Problem::read(&arguments.problem)?;
-    let (device, strategy) = (arguments.compute.device()?, arguments.compute.strategy.0);
+    let (compute, strategy) = (&arguments.compute, arguments.compute.strategy.0);
     let answer = match arguments.precision {
-        Precision::F32 => problem.solve::<f32>(device, strategy)?,
-        Precision::F64 => problem.solve::<f64>(device, strategy)?,
+        Precision::F32 => on_device!(compute, device => problem.solve::<f32>(device, strategy)?),
+        Precision::F64 => problem.solve::<f64>(compute.cpu_for_f64()?, strategy)?,
     };
     answer.write(&arguments.out)?;
     for (name, tensor) in answer.tensors.iter().filter(|(name, _)| name.ends_with("loss")) {

@@ -22,8 +22,9 @@ use std::process::ExitCode;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::device::DeviceKind;
 use crate::device::cpu::CpuDevice;
-use crate::{Result, Strategy};
+use crate::{Error, Result, Strategy};
 
 /// Fast gradient-based meta-learning with multilayer perceptrons, and a video generator that adapts to a new subject
 /// from a handful of clips.
@@ -47,7 +48,10 @@ enum Command {
 /// Where and how to compute; the same for every command.
 #[derive(Clone, Copy, Debug, Args)]
 struct Compute {
-    /// Threads; 0 takes every core
+    /// Where to compute: auto takes a GPU if there is one that this build can use
+    #[arg(long, default_value = "auto", value_name = "auto|cpu|cuda|cuda:N")]
+    device: DeviceKind,
+    /// Threads on the CPU; 0 takes every core
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
     /// How adapted weights are represented: auto picks the cheaper form by its cost model
@@ -70,9 +74,33 @@ fn parse_strategy(text: &str) -> Result<Choice> {
     if text == "auto" { Ok(Choice(None)) } else { text.parse().map(|s| Choice(Some(s))) }
 }
 
+/// Evaluates an expression with the device that is asked for.
+macro_rules! on_device {
+    ($compute:expr, $device:ident => $body:expr) => {
+        match $compute.device.resolve()? {
+            #[cfg(feature = "cuda")]
+            $crate::device::DeviceKind::Cuda(ordinal) => {
+                let $device = $crate::device::cuda::CudaDevice::new(ordinal)?;
+                $body
+            }
+            _ => {
+                let $device = $crate::device::cpu::CpuDevice::new($compute.threads)?;
+                $body
+            }
+        }
+    };
+}
+use on_device;
+
 impl Compute {
-    fn device(&self) -> Result<CpuDevice> {
-        CpuDevice::new(self.threads)
+    /// The CPU, for what only the CPU computes: double precision.
+    fn cpu_for_f64(&self) -> Result<CpuDevice> {
+        match self.device {
+            DeviceKind::Cuda(_) => {
+                Err(Error::invalid("--precision", format!("f64 on {}", self.device), "f32 on GPUs, or --device cpu"))
+            }
+            _ => CpuDevice::new(self.threads),
+        }
     }
 }
 

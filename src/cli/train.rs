@@ -6,11 +6,11 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use super::Compute;
 use super::chart::{Chart, Line};
 use super::run_folder::{Metric, Metrics, RunFolder};
 use super::samples::{Comparison, write_comparison};
 use super::setup::Setup;
+use super::{Compute, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::device::Device;
 use crate::model::Parameters;
@@ -80,7 +80,6 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
     if let Some(strategy) = arguments.compute.strategy.0 {
         config.job.inner_mut().strategy = Some(strategy);
     }
-    let device = arguments.compute.device()?;
     let min_clips = config.shape.shots.saturating_add(config.shape.queries);
     let (job, shape) = (config.job.clone(), config.shape);
     match &job {
@@ -89,11 +88,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
             pools.notes.iter().for_each(|note| eprintln!("note: {note}"));
             let batches = VideoBatches::new(video, &pools, shape)?;
             let start = Start { arguments, config, resumed, pools: Some(pools) };
-            train(device, start, video.objective.clone(), batches)
+            on_device!(arguments.compute, device => train(device, start, video.objective.clone(), batches))
         }
         Job::Sinusoid(sine) => {
             let batches = SineBatches::new(sine, shape)?;
-            train(device, Start { arguments, config, resumed, pools: None }, sine.objective.clone(), batches)
+            let start = Start { arguments, config, resumed, pools: None };
+            on_device!(arguments.compute, device => train(device, start, sine.objective.clone(), batches))
         }
     }
 }

@@ -10,8 +10,11 @@
 //! Every region an operation writes must be disjoint from those it reads, unless its contract says otherwise.
 
 pub mod cpu;
+#[cfg(any(feature = "cuda", feature = "emulate"))]
+pub mod cuda;
 mod operation;
 mod region;
+mod selection;
 
 pub use operation::{
     AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Corrections, Direction, Gate, Gram,
@@ -19,6 +22,7 @@ pub use operation::{
     PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
 };
 pub use region::{ArenaPlan, Region};
+pub use selection::DeviceKind;
 
 use crate::Result;
 use crate::scalar::Scalar;
@@ -36,6 +40,17 @@ pub trait Device<T: Scalar>: Sync {
     /// # Errors
     /// Not that much memory is available.
     fn arena(&self, elements: usize) -> Result<Self::Arena>;
+
+    /// What it is, for people: "2 threads" or the GPU's name.
+    fn label(&self) -> String;
+
+    /// The first failure since the last call, of a device whose operations can fail; they do nothing from then on.
+    ///
+    /// # Errors
+    /// What failed.
+    fn check(&self) -> Result<()> {
+        Ok(())
+    }
 
     /// Copies `from` into a region of the same size.
     fn upload(&self, arena: &mut Self::Arena, to: Region, from: &[T]);

@@ -41,6 +41,20 @@ impl Region {
     }
 }
 
+/// Holds an operation to its contract: every region lies in an arena of `elements`, and what is written overlaps neither
+/// what is read nor what else is written.
+pub(super) fn check_access(elements: usize, reads: &[Region], writes: &[Region]) {
+    for (i, write) in writes.iter().enumerate() {
+        assert!(write.offset + write.len() <= elements, "{write:?} lies outside the arena");
+        for other in reads.iter().chain(&writes[i + 1..]) {
+            assert!(!write.overlaps(other), "{write:?} overlaps {other:?}");
+        }
+    }
+    for read in reads {
+        assert!(read.offset + read.len() <= elements, "{read:?} lies outside the arena");
+    }
+}
+
 /// Lays regions out one after the other, and counts what they take, before anything is allocated.
 #[derive(Debug, Default)]
 pub struct ArenaPlan {

@@ -39,5 +39,6 @@ pub fn forward<T: Scalar, D: Device<T>>(device: &D, parameters: &Parameters<T>, 
     }
     let mut outputs = vec![T::ZERO; rows * mlp.outputs()];
     device.download(&arena, values[mlp.layers()], &mut outputs);
+    device.check()?;
     Ok(outputs)
 }

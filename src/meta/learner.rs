@@ -228,7 +228,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             let region = O::network(&lane.inner, network).parameters;
             self.device.upload(&mut lane.arena, region, parameters.values());
         }
-        Ok(())
+        self.device.check()
     }
 
     /// A copy of one network's shared parameters.
@@ -272,7 +272,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// parameters. `rng` draws minibatches, if the inner loop uses them.
     ///
     /// # Errors
-    /// Rows that do not fit the shape.
+    /// Rows that do not fit the shape, or a device that failed.
     pub fn run(&mut self, rows: O::Rows<'_, T>, rng: &mut impl Rng) -> Result<&Losses<T>> {
         self.objective.check_rows(&self.shape, rows)?;
         let inner = self.objective.inner();
@@ -306,6 +306,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
                 self.phi[network].reduce(gradient, &mut self.phi_gradient[network]);
             }
         }
+        self.device.check()?;
         Ok(&self.losses)
     }
 
@@ -339,7 +340,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// phi moves in its logarithm, so that rates stay positive and the learning rate is relative to them.
     ///
     /// # Errors
-    /// A loss or a gradient that is not finite: the parameters are left as they were.
+    /// A loss or a gradient that is not finite: the parameters are left as they were. Or a device that failed.
     pub fn update(&mut self, config: &OuterConfig) -> Result<()> {
         let step = self.steps_done + 1;
         let diverged = |what, value| Err(Error::Diverged { what, value, step });
@@ -399,7 +400,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             }
         }
         self.steps_done = step;
-        Ok(())
+        self.device.check()
     }
 
     /// The first lane's parameters, to the others.
@@ -456,7 +457,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// One task's adapted parameters, after the last run. Uses the room of the meta-gradient.
     ///
     /// # Errors
-    /// A task beyond the meta-batch.
+    /// A task beyond the meta-batch, or a device that failed.
     pub fn adapted(&mut self, network: usize, task: usize) -> Result<Parameters<T>> {
         let Some(lane) = self.lanes.iter_mut().find(|lane| lane.shape.tasks.contains(&task)) else {
             return Err(Error::invalid("task", task.to_string(), format!("below {}", self.shape.tasks)));
@@ -465,6 +466,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let local = task - lane.shape.tasks.start;
         let net = O::network(&lane.inner, network);
         net.adapted(&self.device, &mut lane.arena, local, parameters.values_mut());
+        self.device.check()?;
         Ok(parameters)
     }
 

@@ -21,6 +21,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use super::region::check_access;
 use super::{
     AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram, GramInner, InnerUpdate,
     LinearBackward, LinearForward, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseUpdate,
@@ -97,15 +98,7 @@ impl<T: Scalar> CpuArena<T> {
     /// The exclusive borrow is what makes writing through it sound, as long as the tiles are disjoint and nothing read is
     /// written: `reads` and `writes` are checked for that here, once an operation.
     fn shared(&mut self, reads: &[Region], writes: &[Region]) -> Base<T> {
-        for (i, write) in writes.iter().enumerate() {
-            assert!(write.offset + write.len() <= self.values.len(), "{write:?} lies outside the arena");
-            for other in reads.iter().chain(&writes[i + 1..]) {
-                assert!(!write.overlaps(other), "{write:?} overlaps {other:?}");
-            }
-        }
-        for read in reads {
-            assert!(read.offset + read.len() <= self.values.len(), "{read:?} lies outside the arena");
-        }
+        check_access(self.values.len(), reads, writes);
         Base(self.values.as_mut_ptr())
     }
 }
@@ -142,6 +135,10 @@ impl<T: Scalar> Base<T> {
 
 impl<T: Scalar> Device<T> for CpuDevice {
     type Arena = CpuArena<T>;
+
+    fn label(&self) -> String {
+        format!("{} threads", self.threads())
+    }
 
     fn arena(&self, elements: usize) -> Result<Self::Arena> {
         let mut values = Vec::new();

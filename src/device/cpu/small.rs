@@ -97,7 +97,7 @@ unsafe fn rows<T: Scalar, const M: usize, const FMA: bool>(
     let mut column = 0;
     macro_rules! strips {
         ($($width:literal)*) => {
-            $(while column + $width <= n {
+            $(while n - column >= $width {
                 // SAFETY: columns `column..column + width` stay below `n`.
                 unsafe { strip::<T, M, $width, FMA>(k, column, left, right, scale, out, accumulate) };
                 column += $width;
@@ -151,18 +151,16 @@ mod tests {
                 for accumulate in [false, true] {
                     let a: Vec<f64> = (0..m * k).map(value).collect();
                     let b: Vec<f64> = (0..k * n).map(|i| value(i + 7)).collect();
-                    let (left, at): (_, fn(usize, usize, usize, usize) -> usize) = if transposed {
-                        (Matrix::rows(a.as_ptr(), m).transposed(), |r, c, m, _| c * m + r)
-                    } else {
-                        (Matrix::rows(a.as_ptr(), k), |r, c, _, k| r * k + c)
-                    };
+                    let left =
+                        if transposed { Matrix::rows(a.as_ptr(), m).transposed() } else { Matrix::rows(a.as_ptr(), k) };
+                    let at = |r: usize, c: usize| if transposed { c * m + r } else { r * k + c };
                     let mut out = vec![if accumulate { 2.0 } else { f64::NAN }; m * n];
                     let right = Matrix::rows(b.as_ptr(), n);
                     // SAFETY: the arrays have these shapes.
                     unsafe { multiply_any((m, k, n), left, right, 0.5, (out.as_mut_ptr(), n), accumulate) };
                     for r in 0..m {
                         for c in 0..n {
-                            let sum: f64 = (0..k).map(|i| a[at(r, i, m, k)] * b[i * n + c]).sum();
+                            let sum: f64 = (0..k).map(|i| a[at(r, i)] * b[i * n + c]).sum();
                             let expected = 0.5 * sum + if accumulate { 2.0 } else { 0.0 };
                             assert!((out[r * n + c] - expected).abs() < 1e-12, "{m} {k} {n} at {r}, {c}");
                         }

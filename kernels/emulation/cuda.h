@@ -1,0 +1,75 @@
+// CUDA on the CPU, for tests only: enough of the language for the kernels of this crate to compile as host C++ and run
+// under a scheduler that looks for mistakes a GPU would hide (see emulation.cpp). It is slow, and no backend.
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+
+namespace emulation {
+
+struct Dim {
+    unsigned x, y, z;
+};
+
+struct Thread {
+    Dim thread;
+    // Shared memory this thread has named so far in this block: every thread names the same in the same order.
+    size_t shared;
+};
+
+// Of the block that runs on this operating-system thread.
+extern thread_local Thread* current;
+extern thread_local Dim block_index, grid_size;
+
+// Runs `body` for every thread of every block.
+void launch(const char* kernel, const unsigned* grid, unsigned threads, uint64_t seed, void (*body)(void*), void* context);
+// Waits for every thread of the block at the same line.
+void barrier(const char* file, int line);
+// Hands `value` to the warp and returns what lane `lane` handed over.
+uint64_t exchange(uint64_t value, unsigned lane, const char* file, int line);
+// Shared memory of the block: the same address for every thread, NaN when the block begins.
+void* shared_memory(size_t bytes);
+
+template <class T>
+T shuffle_xor(T value, unsigned mask, const char* file, int line) {
+    uint64_t bits = 0;
+    std::memcpy(&bits, &value, sizeof value);
+    bits = exchange(bits, (current->thread.x % 32) ^ mask, file, line);
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+}  // namespace emulation
+
+#define __device__
+#define __syncthreads() emulation::barrier(__FILE__, __LINE__)
+#define __shfl_xor_sync(mask, value, lane) emulation::shuffle_xor(value, lane, __FILE__, __LINE__)
+#define threadIdx (emulation::current->thread)
+#define blockIdx (emulation::block_index)
+#define gridDim (emulation::grid_size)
+
+#define SHARED(Type, name) Type& name = *static_cast<Type*>(emulation::shared_memory(sizeof(Type)))
+
+// The kernel, and the entry the emulated driver calls.
+#define KERNEL(name, Arguments)                                                                                       \
+    static void name##_kernel(float* arena, const Arguments& op);                                                     \
+    extern "C" void emulate_##name(float* arena, const void* op, const unsigned* grid, uint64_t seed) {               \
+        struct Call {                                                                                                 \
+            float* arena;                                                                                             \
+            Arguments op;                                                                                             \
+        } call = {arena, *static_cast<const Arguments*>(op)};                                                         \
+        auto body = [](void* context) {                                                                               \
+            Call* call = static_cast<Call*>(context);                                                                 \
+            name##_kernel(call->arena, call->op);                                                                     \
+        };                                                                                                            \
+        emulation::launch(#name, grid, THREADS, seed, body, &call);                                                   \
+    }                                                                                                                 \
+    static void name##_kernel(float* arena, const Arguments& op)
+
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+
+inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

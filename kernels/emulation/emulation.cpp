@@ -1,0 +1,279 @@
+// The scheduler of emulated blocks, and guarded memory. A test tool, not a backend.
+//
+// Blocks run one by one in an order drawn from a seed; each CUDA thread is a fiber. Within a block, warps and the lanes of
+// a warp run in drawn orders, anew after every barrier, each until it waits or ends. So a missing barrier shows as NaN
+// (shared memory begins as NaN) or as a result that depends on the seed. Waiting at different lines, or where others have
+// ended, stops the program with a message, as does an access outside the arena.
+
+#include "cuda.h"
+
+#include <csignal>
+#include <cstdio>
+#include <memory>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <vector>
+
+#ifndef __x86_64__
+#include <ucontext.h>
+#endif
+
+namespace emulation {
+
+thread_local Thread* current;
+thread_local Dim block_index, grid_size;
+
+namespace {
+
+constexpr size_t STACK = 64 << 10;
+constexpr unsigned WARP = 32;
+constexpr unsigned char CANARY = 0xA5;
+
+[[noreturn]] void fail(const char* what, const char* file, int line);
+
+#ifdef __x86_64__
+using Place = void*;
+// Saves the callee-saved registers and the stack in `*from`, and goes on at `to`.
+extern "C" void innerloop_switch(Place* from, Place to);
+asm(R"(
+.text
+.globl innerloop_switch
+.hidden innerloop_switch
+.type innerloop_switch, @function
+innerloop_switch:
+    pushq %rbp
+    pushq %rbx
+    pushq %r12
+    pushq %r13
+    pushq %r14
+    pushq %r15
+    movq %rsp, (%rdi)
+    movq %rsi, %rsp
+    popq %r15
+    popq %r14
+    popq %r13
+    popq %r12
+    popq %rbx
+    popq %rbp
+    ret
+.size innerloop_switch, .-innerloop_switch
+)");
+void go(Place* from, Place* to) { innerloop_switch(from, *to); }
+void prepare(Place* place, char* stack, void (*entry)()) {
+    void** top = reinterpret_cast<void**>(stack + STACK);
+    // Seven words below a 16-byte boundary: `ret` takes `entry` and leaves the stack as a call would.
+    top -= 2;
+    *top = reinterpret_cast<void*>(entry);
+    for (int i = 0; i < 6; ++i) *--top = nullptr;
+    *place = top;
+}
+#else
+using Place = ucontext_t;
+void go(Place* from, Place* to) { swapcontext(from, to); }
+void prepare(Place* place, char* stack, void (*entry)()) {
+    getcontext(place);
+    place->uc_stack.ss_sp = stack;
+    place->uc_stack.ss_size = STACK;
+    place->uc_link = nullptr;
+    makecontext(place, entry, 0);
+}
+#endif
+
+enum class State { Ready, Barrier, Exchange, Ended };
+
+struct Fiber {
+    Thread thread;
+    Place place;
+    std::unique_ptr<char[]> stack{new char[STACK]};
+    State state;
+    // Where it waits.
+    const char* file;
+    int line;
+    // Handed to the warp: two, so that a quick lane's next value does not overwrite what a slow one has yet to read.
+    uint64_t value[2];
+    unsigned exchanges;
+};
+
+struct Allocation {
+    std::unique_ptr<char[]> bytes;
+    size_t size;
+};
+// Around shared memory: wide enough for an index that is off by a whole tile.
+constexpr size_t GUARD = 1024;
+
+// What one operating-system thread runs.
+struct Scheduler {
+    const char* kernel = "";
+    std::vector<std::unique_ptr<Fiber>> fibers;
+    std::vector<Allocation> shared;
+    Place main;
+    Fiber* running = nullptr;
+    void (*body)(void*) = nullptr;
+    void* context = nullptr;
+    uint64_t random = 0;
+
+    // SplitMix64 (Steele et al. 2014).
+    uint64_t draw() {
+        uint64_t z = random += 0x9e3779b97f4a7c15;
+        z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9;
+        z = (z ^ z >> 27) * 0x94d049bb133111eb;
+        return z ^ z >> 31;
+    }
+
+    std::vector<unsigned> order(unsigned count) {
+        std::vector<unsigned> order(count);
+        for (unsigned i = 0; i < count; ++i) {
+            unsigned j = draw() % (i + 1);
+            order[i] = order[j];
+            order[j] = i;
+        }
+        return order;
+    }
+
+    void resume(Fiber& fiber) {
+        running = &fiber;
+        current = &fiber.thread;
+        go(&main, &fiber.place);
+    }
+
+    void wait(State state, const char* file, int line) {
+        running->state = state;
+        running->file = file;
+        running->line = line;
+        go(&running->place, &main);
+    }
+
+    // All of `count` fibers wait in `state` at one line, or none does.
+    bool together(unsigned first, unsigned count, State state) {
+        const Fiber* waiting = nullptr;
+        for (unsigned i = first; i < first + count; ++i) {
+            if (fibers[i]->state == state) waiting = fibers[i].get();
+        }
+        if (!waiting) return false;
+        for (unsigned i = first; i < first + count; ++i) {
+            const Fiber& other = *fibers[i];
+            if (other.state != state || other.file != waiting->file || other.line != waiting->line) {
+                fail("some threads wait here and others do not", waiting->file, waiting->line);
+            }
+        }
+        for (unsigned i = first; i < first + count; ++i) fibers[i]->state = State::Ready;
+        return true;
+    }
+
+    void run_block(unsigned threads);
+};
+
+thread_local Scheduler scheduler;
+
+[[noreturn]] void fail(const char* what, const char* file, int line) {
+    fprintf(stderr, "emulated kernel %s, block (%u, %u, %u): %s (%s:%d)\n", scheduler.kernel, block_index.x,
+            block_index.y, block_index.z, what, file, line);
+    abort();
+}
+
+void enter() {
+    for (;;) {
+        scheduler.body(scheduler.context);
+        scheduler.wait(State::Ended, "", 0);
+    }
+}
+
+void Scheduler::run_block(unsigned threads) {
+    for (Allocation& allocation : shared) std::memset(allocation.bytes.get() + GUARD, 0xff, allocation.size);
+    for (unsigned i = 0; i < threads; ++i) {
+        Fiber& fiber = *fibers[i];
+        fiber.thread = {{i, 0, 0}, 0};
+        fiber.state = State::Ready;
+        fiber.exchanges = 0;
+        prepare(&fiber.place, fiber.stack.get(), enter);
+    }
+    do {
+        for (unsigned warp : order(threads / WARP)) {
+            do {
+                for (unsigned lane : order(WARP)) {
+                    Fiber& fiber = *fibers[warp * WARP + lane];
+                    if (fiber.state == State::Ready) resume(fiber);
+                }
+            } while (together(warp * WARP, WARP, State::Exchange));
+        }
+    } while (together(0, threads, State::Barrier));
+    for (const Allocation& allocation : shared) {
+        for (size_t i = 0; i < GUARD; ++i) {
+            unsigned char before = allocation.bytes[i], after = allocation.bytes[GUARD + allocation.size + i];
+            if (before != CANARY || after != CANARY) fail("wrote outside shared memory", "shared", 0);
+        }
+    }
+}
+
+void on_fault(int, siginfo_t* info, void*) {
+    // Restoring the default first: the access faults again when this returns, and ends the program.
+    signal(SIGSEGV, SIG_DFL);
+    char text[200];
+    int length = snprintf(text, sizeof text, "emulated kernel %s, block (%u, %u, %u), thread %u: no access to %p\n",
+                          scheduler.kernel, block_index.x, block_index.y, block_index.z, current ? current->thread.x : 0,
+                          info->si_addr);
+    (void)!write(2, text, length);
+}
+
+}  // namespace
+
+void launch(const char* kernel, const unsigned* grid, unsigned threads, uint64_t seed, void (*body)(void*), void* context) {
+    scheduler.kernel = kernel;
+    scheduler.body = body;
+    scheduler.context = context;
+    scheduler.random = seed;
+    scheduler.shared.clear();
+    while (scheduler.fibers.size() < threads) scheduler.fibers.push_back(std::make_unique<Fiber>());
+    grid_size = {grid[0], grid[1], grid[2]};
+    for (unsigned block : scheduler.order(grid[0] * grid[1] * grid[2])) {
+        block_index = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
+        scheduler.run_block(threads);
+    }
+}
+
+void barrier(const char* file, int line) { scheduler.wait(State::Barrier, file, line); }
+
+uint64_t exchange(uint64_t value, unsigned lane, const char* file, int line) {
+    Fiber& fiber = *scheduler.running;
+    unsigned slot = fiber.exchanges++ % 2;
+    fiber.value[slot] = value;
+    scheduler.wait(State::Exchange, file, line);
+    return scheduler.fibers[fiber.thread.thread.x / WARP * WARP + lane]->value[slot];
+}
+
+void* shared_memory(size_t bytes) {
+    size_t index = current->shared++;
+    if (index == scheduler.shared.size()) {
+        Allocation allocation{std::unique_ptr<char[]>(new char[bytes + 2 * GUARD]), bytes};
+        std::memset(allocation.bytes.get(), CANARY, bytes + 2 * GUARD);
+        std::memset(allocation.bytes.get() + GUARD, 0xff, bytes);
+        scheduler.shared.push_back(std::move(allocation));
+    }
+    return scheduler.shared[index].bytes.get() + GUARD;
+}
+
+}  // namespace emulation
+
+// Memory of the emulated driver: zeroed, its end right before a page that cannot be touched, and such a page before it.
+extern "C" void* emulate_allocate(size_t bytes) {
+    static const bool installed = [] {
+        struct sigaction action = {};
+        action.sa_sigaction = emulation::on_fault;
+        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        return sigaction(SIGSEGV, &action, nullptr) == 0;
+    }();
+    size_t page = sysconf(_SC_PAGESIZE);
+    size_t room = (bytes + page - 1) / page * page;
+    void* base = mmap(nullptr, room + 2 * page, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (base == MAP_FAILED || !installed) return nullptr;
+    char* inside = static_cast<char*>(base) + page;
+    if (room > 0 && mprotect(inside, room, PROT_READ | PROT_WRITE) != 0) return nullptr;
+    return inside + room - bytes;
+}
+
+extern "C" void emulate_free(void* memory, size_t bytes) {
+    size_t page = sysconf(_SC_PAGESIZE);
+    size_t room = (bytes + page - 1) / page * page;
+    char* base = static_cast<char*>(memory) + bytes - room - page;
+    munmap(base, room + 2 * page);
+}

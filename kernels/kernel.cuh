@@ -1,0 +1,37 @@
+// What every kernel file begins with: the entry macro, and the argument structures that several families share.
+//
+// A kernel gets the arena and one structure by value; regions are offsets into the arena, in elements. Each structure has
+// a twin in src/device/cuda/ with the same fields in the same order; the size is asserted on both sides.
+#pragma once
+
+#ifdef INNERLOOP_EMULATE
+#include "emulation/cuda.h"
+#else
+#define KERNEL(name, Arguments) \
+    extern "C" __global__ void __launch_bounds__(THREADS) name(float* arena, const __grid_constant__ Arguments op)
+#define SHARED(Type, name) __shared__ Type name
+#endif
+
+typedef unsigned int u32;
+typedef unsigned long long u64;
+
+// Threads a block, of every kernel.
+constexpr int THREADS = 128;
+constexpr int WARPS = THREADS / 32;
+// The offset of a region that is not there.
+constexpr u64 NOWHERE = ~0ull;
+// Blocks of rows (roles, see src/device/mod.rs) an operation may have.
+constexpr int BLOCKS = 4;
+
+// The activation whose derivative multiplies an output, and the block of its values for each output block.
+struct Gate {
+    u64 values;
+    u32 activation;
+    u32 block[BLOCKS];
+    // Rows of all tasks in one block.
+    u32 block_rows;
+
+    // The row of the values that gates output row `row`.
+    __device__ u64 row(u32 row) const { return (u64)block[row / block_rows] * block_rows + row % block_rows; }
+};
+static_assert(sizeof(Gate) == 32, "mirrored in Rust");

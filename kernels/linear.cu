@@ -1,0 +1,218 @@
+// The four products with a layer's weights, [rows, inner] x [width, inner]^T or x [inner, width], with everything that
+// follows fused into the epilogue: bias and activation; the derivative of the activation below; the adjoint pass's z and e.
+//
+// Shared weights: all rows of all tasks are one matrix (groups = 1). Per-task weights: one matrix a task (groups = T),
+// whose rows are the task's rows of every block. The dual form's corrections are in the output already (low_rank.cu).
+
+#include "activation.cuh"
+#include "tile.cuh"
+
+// One product that is added to the output rows `first..first + rows`.
+struct Source {
+    u64 input;
+    u64 weight;
+    // NOWHERE without one.
+    u64 bias;
+    // Between the weights of successive groups.
+    u64 group_stride;
+    u32 inner;
+    u32 first;
+    u32 rows;
+    u32 unused;
+};
+
+struct Product {
+    // The second one is absent when it has no rows.
+    Source sources[2];
+    Gate gate;
+    u64 output;
+    u32 groups;
+    // Rows of one group in one block.
+    u32 group_rows;
+    u32 blocks;
+    u32 width;
+    // Whether the output already holds a part of the result.
+    u32 begun;
+    // Of the output (forward).
+    u32 activation;
+    // Adjoint forward: delta, and z's cotangent or NOWHERE.
+    u64 delta;
+    u64 z;
+    // Backward: whether there is a gate.
+    u32 gated;
+    u32 unused;
+};
+static_assert(sizeof(Product) == 184, "mirrored in Rust");
+
+// The block's tile: its group, and its first row (within the group) and column.
+struct Place {
+    u32 group, row, column;
+
+    __device__ explicit Place(const Product& op) {
+        u32 tiles = (op.group_rows * op.blocks + TILE - 1) / TILE;
+        group = blockIdx.x / tiles;
+        row = blockIdx.x % tiles * TILE;
+        column = blockIdx.y * TILE;
+    }
+
+    // The output row of row `m` of the tile, or -1.
+    __device__ int output_row(const Product& op, int m) const {
+        u32 local = row + m;
+        if (local >= op.group_rows * op.blocks) return -1;
+        u32 block = local / op.group_rows;
+        return (block * op.groups + group) * op.group_rows + local % op.group_rows;
+    }
+};
+
+// The thread's part of the sum over the sources, without biases.
+template <bool TRANSPOSED>
+__device__ inline void products(float (&sum)[MICRO_M][MICRO_N], float* arena, const Product& op, const Place& place,
+                                Tiles& tiles) {
+    int stage = 0;
+#pragma unroll 1
+    for (int s = 0; s < 2; ++s) {
+        const Source& source = op.sources[s];
+        if (source.rows == 0) continue;
+        Rows left = {arena + source.input, source.inner, source.inner, {}};
+#pragma unroll
+        for (int i = 0; i < SHARE; ++i) {
+            int row = place.output_row(op, Rows::major(i));
+            bool inside = row >= (int)source.first && row < (int)(source.first + source.rows);
+            left.row[i] = inside ? row - (int)source.first : -1;
+        }
+        const float* weight = arena + source.weight + place.group * source.group_stride;
+        if (TRANSPOSED) {
+            Rows right = {weight, source.inner, source.inner, {}};
+#pragma unroll
+            for (int i = 0; i < SHARE; ++i) {
+                int column = place.column + Rows::major(i);
+                right.row[i] = column < (int)op.width ? column : -1;
+            }
+            multiply(sum, tiles, stage, left, right);
+        } else {
+            u32 column = place.column + threadIdx.x % TILE;
+            Columns right = {weight, op.width, source.inner, column, op.width, 1.0f, 0.0f};
+            multiply(sum, tiles, stage, left, right);
+        }
+    }
+}
+
+// The biases of the sources that reach output row `row`.
+__device__ inline float biases(float* arena, const Product& op, u32 group, int row, u32 column) {
+    float sum = 0.0f;
+    for (int s = 0; s < 2; ++s) {
+        const Source& source = op.sources[s];
+        bool inside = row >= (int)source.first && row < (int)(source.first + source.rows);
+        if (inside && source.bias != NOWHERE) sum += arena[source.bias + group * source.group_stride + column];
+    }
+    return sum;
+}
+
+// output = act(input W^T + b [+ output])
+KERNEL(linear_forward, Product) {
+    SHARED(Tiles, tiles);
+    Place place(op);
+    float sum[MICRO_M][MICRO_N] = {};
+    products<true>(sum, arena, op, place, tiles);
+#pragma unroll
+    for (int m = 0; m < MICRO_M; ++m) {
+        int row = place.output_row(op, micro_row() + m);
+        if (row < 0) continue;
+#pragma unroll
+        for (int n = 0; n < MICRO_N; ++n) {
+            u32 column = place.column + micro_column() + n;
+            if (column >= op.width) continue;
+            float* out = arena + op.output + (u64)row * op.width + column;
+            float z = sum[m][n] + (op.begun ? *out : 0.0f);
+            *out = act(op.activation, z + biases(arena, op, place.group, row, column));
+        }
+    }
+}
+
+// output = [output +] (sum of the products) * act'(gate): the backward pass, and the adjoint pass downwards.
+KERNEL(linear_backward, Product) {
+    SHARED(Tiles, tiles);
+    Place place(op);
+    float sum[MICRO_M][MICRO_N] = {};
+    products<false>(sum, arena, op, place, tiles);
+#pragma unroll
+    for (int m = 0; m < MICRO_M; ++m) {
+        int row = place.output_row(op, micro_row() + m);
+        if (row < 0) continue;
+        const float* values = arena + op.gate.values + (op.gated ? op.gate.row(row) * op.width : 0);
+#pragma unroll
+        for (int n = 0; n < MICRO_N; ++n) {
+            u32 column = place.column + micro_column() + n;
+            if (column >= op.width) continue;
+            float* out = arena + op.output + (u64)row * op.width + column;
+            float value = sum[m][n];
+            if (op.gated) value *= act_derivative(op.gate.activation, values[column]);
+            *out = op.begun ? *out + value : value;
+        }
+    }
+}
+
+// g = sum of the products and biases [+ output];  z = g * delta * curvature(gate);  output = g * act'(gate)
+//
+// Only where no two output blocks share a gate block; otherwise this leaves g in the output (`delta` is NOWHERE) and
+// `adjoint_gate` does the rest.
+KERNEL(adjoint_forward, Product) {
+    SHARED(Tiles, tiles);
+    Place place(op);
+    float sum[MICRO_M][MICRO_N] = {};
+    products<true>(sum, arena, op, place, tiles);
+#pragma unroll
+    for (int m = 0; m < MICRO_M; ++m) {
+        int row = place.output_row(op, micro_row() + m);
+        if (row < 0) continue;
+        u64 gate_row = op.gate.row(row) * op.width;
+#pragma unroll
+        for (int n = 0; n < MICRO_N; ++n) {
+            u32 column = place.column + micro_column() + n;
+            if (column >= op.width) continue;
+            u64 at = (u64)row * op.width + column;
+            float* out = arena + op.output + at;
+            float g = sum[m][n] + (op.begun ? *out : 0.0f) + biases(arena, op, place.group, row, column);
+            if (op.delta != NOWHERE) {
+                float a = arena[op.gate.values + gate_row + column];
+                if (op.z != NOWHERE) {
+                    arena[op.z + gate_row + column] = g * arena[op.delta + at] * act_curvature(op.gate.activation, a);
+                }
+                g *= act_derivative(op.gate.activation, a);
+            }
+            *out = g;
+        }
+    }
+}
+
+struct AdjointGate {
+    Gate gate;
+    // Read as g, written as e's cotangent.
+    u64 output;
+    u64 delta;
+    u64 z;
+    u32 blocks;
+    u32 width;
+};
+static_assert(sizeof(AdjointGate) == 64, "mirrored in Rust");
+
+// One row of gate values a block of the grid's x: gathers z over the output blocks it gates, in their order.
+KERNEL(adjoint_gate, AdjointGate) {
+    u32 column = blockIdx.y * THREADS + threadIdx.x;
+    if (column >= op.width) return;
+    u32 gate_block = blockIdx.x / op.gate.block_rows;
+    u32 row = blockIdx.x % op.gate.block_rows;
+    u64 here = (u64)blockIdx.x * op.width + column;
+    float a = arena[op.gate.values + here];
+    float curvature = act_curvature(op.gate.activation, a);
+    float derivative = act_derivative(op.gate.activation, a);
+    float z = 0.0f;
+    for (u32 block = 0; block < op.blocks; ++block) {
+        if (op.gate.block[block] != gate_block) continue;
+        u64 at = ((u64)block * op.gate.block_rows + row) * op.width + column;
+        float g = arena[op.output + at];
+        z += g * arena[op.delta + at] * curvature;
+        arena[op.output + at] = g * derivative;
+    }
+    arena[op.z + here] = z;
+}

@@ -1,0 +1,271 @@
+// Losses with their first and second derivatives: delta = dL/da * act'(a), z (+)= act'(a) * L''(a) e, and a mean for each
+// task, summed in double precision.
+//
+// Supervised: [T * K, outputs]. Adversarial: logits in blocks of width 1, [2, T, K]. Pixels: clips [T * K, frames * frame].
+
+#include "activation.cuh"
+#include "tile.cuh"
+
+enum Loss : u32 { MSE, BCE_WITH_LOGITS, CROSS_ENTROPY };
+
+struct Supervised {
+    u64 prediction;
+    u64 target;
+    // Curvature only.
+    u64 e;
+    // delta or z's cotangent; the task losses.
+    u64 output;
+    // Rows of all tasks.
+    u32 rows;
+    u32 outputs;
+    u32 tasks;
+    u32 loss;
+    u32 activation;
+    u32 begun;
+    // 1 / (the elements a mean is taken over).
+    float scale;
+    u32 unused;
+};
+static_assert(sizeof(Supervised) == 64, "mirrored in Rust");
+
+// For losses that are a sum over the elements; an element a thread.
+KERNEL(elementwise_delta, Supervised) {
+    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= (u64)op.rows * op.outputs) return;
+    float p = arena[op.prediction + i];
+    float y = arena[op.target + i];
+    float slope = op.loss == MSE ? 2.0f * op.scale * (p - y) : op.scale * (sigmoid(p) - y);
+    arena[op.output + i] = slope * act_derivative(op.activation, p);
+}
+
+KERNEL(elementwise_curvature, Supervised) {
+    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
+    if (i >= (u64)op.rows * op.outputs) return;
+    float p = arena[op.prediction + i];
+    float second = 2.0f * op.scale;
+    if (op.loss == BCE_WITH_LOGITS) {
+        float s = sigmoid(p);
+        second = op.scale * s * (1.0f - s);
+    }
+    float z = second * arena[op.e + i] * act_derivative(op.activation, p);
+    float* out = arena + op.output + i;
+    *out = op.begun ? *out + z : z;
+}
+
+struct Softmax {
+    float top;
+    float total;
+};
+
+// The maximum of a row's logits and the sum of their exponentials relative to it; a warp a row.
+__device__ inline Softmax softmax_parts(const float* logits, u32 outputs) {
+    u32 lane = threadIdx.x % 32;
+    float top = logits[0];
+    for (u32 i = lane; i < outputs; i += 32) top = fmaxf(top, logits[i]);
+    top = warp_max(top);
+    float total = 0.0f;
+    for (u32 i = lane; i < outputs; i += 32) total += expf(logits[i] - top);
+    return {top, warp_sum(total)};
+}
+
+__device__ inline float row_sum(const float* row, u32 outputs) {
+    float sum = 0.0f;
+    for (u32 i = threadIdx.x % 32; i < outputs; i += 32) sum += row[i];
+    return warp_sum(sum);
+}
+
+// The row of the thread's warp.
+__device__ inline u32 warp_row() { return blockIdx.x * WARPS + threadIdx.x / 32; }
+
+KERNEL(cross_entropy_delta, Supervised) {
+    u32 row = warp_row();
+    if (row >= op.rows) return;
+    u64 at = (u64)row * op.outputs;
+    const float* p = arena + op.prediction + at;
+    const float* y = arena + op.target + at;
+    Softmax parts = softmax_parts(p, op.outputs);
+    float mass = row_sum(y, op.outputs);
+    for (u32 i = threadIdx.x % 32; i < op.outputs; i += 32) {
+        float q = expf(p[i] - parts.top) / parts.total;
+        arena[op.output + at + i] = op.scale * (q * mass - y[i]) * act_derivative(op.activation, p[i]);
+    }
+}
+
+KERNEL(cross_entropy_curvature, Supervised) {
+    u32 row = warp_row();
+    if (row >= op.rows) return;
+    u64 at = (u64)row * op.outputs;
+    const float* p = arena + op.prediction + at;
+    const float* e = arena + op.e + at;
+    Softmax parts = softmax_parts(p, op.outputs);
+    float mass = row_sum(arena + op.target + at, op.outputs);
+    float inner = 0.0f;
+    for (u32 i = threadIdx.x % 32; i < op.outputs; i += 32) inner += expf(p[i] - parts.top) / parts.total * e[i];
+    inner = warp_sum(inner);
+    for (u32 i = threadIdx.x % 32; i < op.outputs; i += 32) {
+        float q = expf(p[i] - parts.top) / parts.total;
+        float z = op.scale * mass * q * (e[i] - inner) * act_derivative(op.activation, p[i]);
+        float* out = arena + op.output + at + i;
+        *out = op.begun ? *out + z : z;
+    }
+}
+
+// The mean loss of each task; a block a task.
+KERNEL(supervised_loss, Supervised) {
+    SHARED(Partials, partials);
+    u32 rows = op.rows / op.tasks;
+    u64 first = (u64)blockIdx.x * rows * op.outputs;
+    const float* p = arena + op.prediction + first;
+    const float* y = arena + op.target + first;
+    double sum = 0.0;
+    if (op.loss == CROSS_ENTROPY) {
+        for (u32 row = threadIdx.x / 32; row < rows; row += WARPS) {
+            u64 at = (u64)row * op.outputs;
+            Softmax parts = softmax_parts(p + at, op.outputs);
+            float log = parts.top + logf(parts.total);
+            for (u32 i = threadIdx.x % 32; i < op.outputs; i += 32) sum += y[at + i] * (log - p[at + i]);
+        }
+    } else {
+        for (u64 i = threadIdx.x; i < (u64)rows * op.outputs; i += THREADS) {
+            sum += op.loss == MSE ? (p[i] - y[i]) * (p[i] - y[i]) : softplus(p[i]) - y[i] * p[i];
+        }
+    }
+    sum = block_sum(partials, sum);
+    double count = op.loss == CROSS_ENTROPY ? (double)rows : (double)rows * op.outputs;
+    if (threadIdx.x == 0) arena[op.output + blockIdx.x] = (float)(sum / count);
+}
+
+struct Adversarial {
+    u64 logits;
+    // The deltas, three blocks; the cotangents of e, three blocks, and of z, two (curvature only).
+    u64 delta;
+    u64 e;
+    u64 z;
+    // The losses of each task, or NOWHERE.
+    u64 discriminator_loss;
+    u64 generator_loss;
+    u32 tasks;
+    u32 rows;
+    u32 activation;
+    u32 begun;
+    float weight;
+    // 1 / rows.
+    float scale;
+};
+static_assert(sizeof(Adversarial) == 72, "mirrored in Rust");
+
+// A block a task.
+KERNEL(adversarial_loss, Adversarial) {
+    SHARED(Partials, partials);
+    u32 all = op.tasks * op.rows;
+    double discriminator = 0.0, generator = 0.0;
+    for (u32 k = threadIdx.x; k < op.rows; k += THREADS) {
+        u32 at = blockIdx.x * op.rows + k;
+        float real = arena[op.logits + at];
+        float generated = arena[op.logits + all + at];
+        discriminator += (double)softplus(-real) + (double)softplus(generated);
+        generator += softplus(-generated);
+        float gate = act_derivative(op.activation, generated);
+        // sigmoid(x) - 1 = -sigmoid(-x), without cancellation.
+        arena[op.delta + at] = -op.scale * sigmoid(-real) * act_derivative(op.activation, real);
+        arena[op.delta + all + at] = op.scale * sigmoid(generated) * gate;
+        arena[op.delta + 2 * (u64)all + at] = -op.weight * op.scale * sigmoid(-generated) * gate;
+    }
+    discriminator = block_sum(partials, discriminator);
+    generator = block_sum(partials, generator);
+    if (threadIdx.x != 0) return;
+    if (op.discriminator_loss != NOWHERE) arena[op.discriminator_loss + blockIdx.x] = (float)(discriminator / op.rows);
+    if (op.generator_loss != NOWHERE) arena[op.generator_loss + blockIdx.x] = (float)(op.weight * generator / op.rows);
+}
+
+// A logit a thread: the real block's, then the generated one's, which gets the parts of both losses.
+KERNEL(adversarial_curvature, Adversarial) {
+    u32 all = op.tasks * op.rows;
+    u32 i = blockIdx.x * THREADS + threadIdx.x;
+    if (i >= 2 * all) return;
+    float logit = arena[op.logits + i];
+    float e = arena[op.e + i];
+    if (i >= all) e += op.weight * arena[op.e + all + i];
+    float second = sigmoid(logit) * sigmoid(-logit);
+    float z = op.scale * second * e * act_derivative(op.activation, logit);
+    float* out = arena + op.z + i;
+    *out = op.begun ? *out + z : z;
+}
+
+struct Pixel {
+    u64 prediction;
+    u64 target;
+    u64 upstream;
+    // Curvature only.
+    u64 e;
+    // delta, z's cotangent, or the task losses.
+    u64 output;
+    // Factors of a squared pixel and of a squared difference of frames.
+    double reconstruction;
+    double motion;
+    u32 rows;
+    u32 width;
+    u32 frame;
+    u32 activation;
+    u32 begun;
+    u32 unused;
+};
+static_assert(sizeof(Pixel) == 80, "mirrored in Rust");
+
+// 2 (rec * v + mot * d^T d v) at element `i` of a clip, where d takes differences of successive frames.
+template <class Value>
+__device__ inline float quadratic(const Pixel& op, u32 i, Value v) {
+    float here = v(i);
+    float difference = 0.0f;
+    float motion = (float)op.motion;
+    if (motion != 0.0f) {
+        if (i >= op.frame) difference += here - v(i - op.frame);
+        if (i + op.frame < op.width) difference += here - v(i + op.frame);
+    }
+    float sum = (float)op.reconstruction * here + motion * difference;
+    return sum + sum;
+}
+
+// Grid: x the rows, y the columns.
+KERNEL(pixel_delta, Pixel) {
+    u32 i = blockIdx.y * THREADS + threadIdx.x;
+    if (i >= op.width) return;
+    u64 start = (u64)blockIdx.x * op.width;
+    const float* p = arena + op.prediction + start;
+    const float* x = arena + op.target + start;
+    float gradient = quadratic(op, i, [&](u32 j) { return p[j] - x[j]; });
+    float delta = arena[op.upstream + start + i] + gradient;
+    arena[op.output + start + i] = delta * act_derivative(op.activation, p[i]);
+}
+
+// Grid: x the rows, y the columns.
+KERNEL(pixel_curvature, Pixel) {
+    u32 i = blockIdx.y * THREADS + threadIdx.x;
+    if (i >= op.width) return;
+    u64 start = (u64)blockIdx.x * op.width;
+    const float* e = arena + op.e + start;
+    float second = quadratic(op, i, [&](u32 j) { return e[j]; });
+    float z = arena[op.upstream + start + i] + second;
+    z *= act_derivative(op.activation, arena[op.prediction + start + i]);
+    float* out = arena + op.output + start + i;
+    *out = op.begun ? *out + z : z;
+}
+
+// Adds to the losses of the tasks; a block a task, of `rows` rows.
+KERNEL(pixel_loss, Pixel) {
+    SHARED(Partials, partials);
+    u64 start = (u64)blockIdx.x * op.rows * op.width;
+    const float* p = arena + op.prediction + start;
+    const float* x = arena + op.target + start;
+    double sum = 0.0;
+    for (u64 i = threadIdx.x; i < (u64)op.rows * op.width; i += THREADS) {
+        float here = p[i] - x[i];
+        sum += op.reconstruction * here * here;
+        if (op.motion != 0.0 && i % op.width >= op.frame) {
+            float change = here - (p[i - op.frame] - x[i - op.frame]);
+            sum += op.motion * change * change;
+        }
+    }
+    sum = block_sum(partials, sum);
+    if (threadIdx.x == 0) arena[op.output + blockIdx.x] += (float)sum;
+}

@@ -1,0 +1,139 @@
+//! Plain loops over regions.
+
+use super::driver::{Driver, Kernel};
+use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
+use crate::device::Region;
+
+#[repr(C)]
+struct Fill {
+    to: u64,
+    length: u64,
+    value: f32,
+    unused: u32,
+}
+
+#[repr(C)]
+struct Copy {
+    from: u64,
+    to: u64,
+    length: u64,
+}
+
+/// Rows of one launch of [`gather`].
+const INDICES: usize = 512;
+
+#[repr(C)]
+struct Gather {
+    from: u64,
+    to: u64,
+    width: u32,
+    unused: u32,
+    index: [u32; INDICES],
+}
+
+#[repr(C)]
+struct AddScaled {
+    from: u64,
+    to: u64,
+    length: u64,
+    scale: f32,
+    unused: u32,
+}
+
+#[repr(C)]
+struct SumRows {
+    from: u64,
+    to: u64,
+    width: u64,
+    rows: u32,
+    scale: f32,
+    begun: u32,
+    unused: u32,
+}
+
+super::arguments! {
+    Fill, 24 => Fill;
+    Copy, 24 => Copy;
+    Gather, 2072 => Gather;
+    AddScaled, 32 => AddScaled;
+    SumRows, 40 => SumRows;
+}
+
+/// See [`crate::device::Device::fill`].
+pub(super) fn fill<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, to: Region, value: f32) {
+    arena.check(&[], &[to]);
+    let call = Fill { to: wide(to.offset), length: wide(to.len()), value, unused: 0 };
+    device.launch(arena, Kernel::Fill, [blocks_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
+}
+
+/// See [`crate::device::Device::copy`].
+pub(super) fn copy<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, from: Region, to: Region) {
+    assert_eq!(from.len(), to.len());
+    arena.check(&[from], &[to]);
+    let call = Copy { from: wide(from.offset), to: wide(to.offset), length: wide(to.len()) };
+    device.launch(arena, Kernel::Copy, [blocks_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
+}
+
+/// See [`crate::device::Device::gather`]. The indices travel with the launch, so nothing is allocated or waited for.
+pub(super) fn gather<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    from: Region,
+    indices: &[u32],
+    to: Region,
+) {
+    assert_eq!((indices.len(), from.width), (to.rows, to.width));
+    assert!(indices.iter().all(|i| (*i as usize) < from.rows), "a row beyond the {} there are", from.rows);
+    arena.check(&[from], &[to]);
+    for (i, part) in indices.chunks(INDICES).enumerate() {
+        let first = to.offset + i * INDICES * to.width;
+        let mut index = [0; INDICES];
+        index[..part.len()].copy_from_slice(part);
+        let call = Gather { from: wide(from.offset), to: wide(first), width: narrow(to.width), unused: 0, index };
+        let shapes = format_args!("{} of {} rows of {}", part.len(), from.rows, to.width);
+        device.launch(arena, Kernel::Gather, [part.len(), blocks_of(to.width), 1], &call, shapes);
+    }
+}
+
+/// See [`crate::device::Device::sum_rows`].
+pub(super) fn sum_rows<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    from: Region,
+    scale: f32,
+    to: Region,
+    accumulate: bool,
+) {
+    assert_eq!(from.width, to.len());
+    arena.check(&[from], &[to]);
+    let call = SumRows {
+        from: wide(from.offset),
+        to: wide(to.offset),
+        width: wide(from.width),
+        rows: narrow(from.rows),
+        scale,
+        begun: accumulate.into(),
+        unused: 0,
+    };
+    device.launch(
+        arena,
+        Kernel::SumRows,
+        [blocks_of(from.width), 1, 1],
+        &call,
+        format_args!("{} rows of {}", from.rows, from.width),
+    );
+}
+
+/// See [`crate::device::Device::add_scaled`].
+pub(super) fn add_scaled<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    from: Region,
+    scale: f32,
+    to: Region,
+) {
+    assert_eq!(from.len(), to.len());
+    arena.check(&[from], &[to]);
+    let call = AddScaled { from: wide(from.offset), to: wide(to.offset), length: wide(to.len()), scale, unused: 0 };
+    device.launch(arena, Kernel::AddScaled, [blocks_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
+}

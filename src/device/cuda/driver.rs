@@ -1,0 +1,118 @@
+use std::ffi::c_void;
+
+use crate::Result;
+
+/// What lies under [`super::CudaDevice`]: memory, copies and launches, on a GPU or emulated.
+///
+/// Work is carried out in the order it was asked for. Errors are the driver's own words; the device adds what was done.
+pub trait Driver: Clone + Send + Sync {
+    /// A run of `f32` numbers.
+    type Memory: Send + Sync;
+
+    /// What errors call the device.
+    fn name(&self) -> String;
+
+    /// Memory for so many numbers, all zero.
+    ///
+    /// # Errors
+    /// Not that much memory is available.
+    fn allocate(&self, elements: usize) -> Result<Self::Memory>;
+
+    /// Copies `from` to the numbers from `offset` on.
+    ///
+    /// # Errors
+    /// A copy, or a launch before it, failed.
+    fn write(&self, memory: &mut Self::Memory, offset: usize, from: &[f32]) -> Result<(), String>;
+
+    /// Copies the numbers from `offset` on to `to`.
+    ///
+    /// # Errors
+    /// A copy, or a launch before it, failed.
+    fn read(&self, memory: &Self::Memory, offset: usize, to: &mut [f32]) -> Result<(), String>;
+
+    /// Starts a kernel over `memory`.
+    ///
+    /// # Safety
+    /// `arguments` points to the kernel's argument structure, which keeps to `memory`; nothing else uses what the kernel
+    /// writes until it has ended.
+    ///
+    /// # Errors
+    /// The driver refuses.
+    unsafe fn launch(
+        &self,
+        memory: &Self::Memory,
+        kernel: Kernel,
+        grid: [u32; 3],
+        arguments: *const c_void,
+    ) -> Result<(), String>;
+}
+
+/// Threads a block, of every kernel: `THREADS` in `kernels/kernel.cuh`.
+pub(super) const THREADS: u32 = 128;
+
+/// Names every kernel once: the enumeration, the names in the fatbin and the emulated entries.
+macro_rules! kernels {
+    ($($variant:ident $name:ident $emulated:ident,)*) => {
+        /// A kernel of `kernels/*.cu`.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub enum Kernel { $($variant,)* }
+
+        impl Kernel {
+            /// Every kernel, in the order of their discriminants.
+            pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// Its name in CUDA.
+            pub fn name(self) -> &'static str {
+                match self { $(Self::$variant => stringify!($name),)* }
+            }
+        }
+
+        #[cfg(feature = "emulate")]
+        pub(super) mod emulated {
+            use std::ffi::c_void;
+
+            type Entry = unsafe extern "C" fn(*mut f32, *const c_void, *const u32, u64);
+
+            unsafe extern "C" {
+                $(fn $emulated(arena: *mut f32, arguments: *const c_void, grid: *const u32, seed: u64);)*
+            }
+
+            pub fn entry(kernel: super::Kernel) -> Entry {
+                match kernel { $(super::Kernel::$variant => $emulated,)* }
+            }
+        }
+    };
+}
+
+kernels! {
+    LinearForward linear_forward emulate_linear_forward,
+    LinearBackward linear_backward emulate_linear_backward,
+    AdjointForward adjoint_forward emulate_adjoint_forward,
+    AdjointGate adjoint_gate emulate_adjoint_gate,
+    ApplyCorrections apply_corrections emulate_apply_corrections,
+    Gram gram emulate_gram,
+    GramInner gram_inner emulate_gram_inner,
+    OuterProduct outer_product emulate_outer_product,
+    InnerUpdate inner_update emulate_inner_update,
+    ReverseUpdate reverse_update emulate_reverse_update,
+    RateGradient rate_gradient emulate_rate_gradient,
+    Dot dot emulate_dot,
+    AddTotal add_total emulate_add_total,
+    Adam adam emulate_adam,
+    Fill fill emulate_fill,
+    Copy copy emulate_copy,
+    Gather gather emulate_gather,
+    AddScaled add_scaled emulate_add_scaled,
+    SumRows sum_rows emulate_sum_rows,
+    ElementwiseDelta elementwise_delta emulate_elementwise_delta,
+    ElementwiseCurvature elementwise_curvature emulate_elementwise_curvature,
+    CrossEntropyDelta cross_entropy_delta emulate_cross_entropy_delta,
+    CrossEntropyCurvature cross_entropy_curvature emulate_cross_entropy_curvature,
+    SupervisedLoss supervised_loss emulate_supervised_loss,
+    AdversarialLoss adversarial_loss emulate_adversarial_loss,
+    AdversarialCurvature adversarial_curvature emulate_adversarial_curvature,
+    PixelDelta pixel_delta emulate_pixel_delta,
+    PixelCurvature pixel_curvature emulate_pixel_curvature,
+    PixelLoss pixel_loss emulate_pixel_loss,
+}

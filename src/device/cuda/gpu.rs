@@ -1,0 +1,158 @@
+use std::ffi::{CString, c_void};
+use std::sync::Arc;
+
+use cudarc::driver::sys::{self, CUfunction, CUmodule};
+use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
+
+use super::driver::{Driver, Kernel, THREADS};
+use crate::{Error, Result};
+
+/// All kernels, for every architecture they were compiled for.
+static FATBIN: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("INNERLOOP_FATBIN")));
+
+/// The driver reads the image in words.
+#[repr(C, align(64))]
+struct Aligned<B: ?Sized>(B);
+
+/// A real GPU, through the driver API, which is loaded when the first one is opened.
+#[derive(Clone)]
+pub struct GpuDriver {
+    stream: Arc<CudaStream>,
+    module: Arc<Module>,
+}
+
+/// The kernels, loaded into the device's context.
+struct Module {
+    context: Arc<CudaContext>,
+    module: CUmodule,
+    /// In the order of [`Kernel::ALL`].
+    functions: Vec<CUfunction>,
+    name: String,
+}
+
+// SAFETY: handles of the driver, which may be used from any thread that has bound the context.
+unsafe impl Send for Module {}
+// SAFETY: as above.
+unsafe impl Sync for Module {}
+
+impl Drop for Module {
+    fn drop(&mut self) {
+        if self.context.bind_to_thread().is_ok() {
+            // SAFETY: loaded by `GpuDriver::open`, and nobody holds its functions any more. An error here means that the
+            // context is gone, and the module with it.
+            let _ = unsafe { result::module::unload(self.module) };
+        }
+    }
+}
+
+impl GpuDriver {
+    /// How many GPUs there are; none without a driver.
+    pub fn count() -> usize {
+        // SAFETY: looks for the library, no more.
+        if !unsafe { sys::is_culib_present() } {
+            return 0;
+        }
+        result::init().and_then(|()| CudaContext::device_count()).map_or(0, |count| count.max(0) as usize)
+    }
+
+    /// GPU number `ordinal`, with the kernels loaded.
+    ///
+    /// # Errors
+    /// No driver, no such GPU, or one that the kernels were not compiled for.
+    pub fn open(ordinal: usize) -> Result<Self> {
+        let field = format!("device cuda:{ordinal}");
+        // SAFETY: looks for the library, no more.
+        if !unsafe { sys::is_culib_present() } {
+            let problem = "no NVIDIA driver on this machine (libcuda was not found)";
+            return Err(Error::invalid(field, problem, "a machine with the driver installed, or device cpu"));
+        }
+        let refused = |what: &str, error: DriverError, expected: &str| {
+            Error::invalid(field.as_str(), format!("{what}: {}", words(error)), expected)
+        };
+        result::init()
+            .map_err(|e| refused("the driver does not start", e, "a working driver and a GPU, or device cpu"))?;
+        let count = Self::count();
+        if ordinal >= count {
+            let expected = if count == 0 { "device cpu".into() } else { format!("cuda:0 to cuda:{}", count - 1) };
+            return Err(Error::invalid(field, format!("this machine has {count} GPUs"), expected));
+        }
+        let context = CudaContext::new(ordinal).map_err(|e| refused("no context", e, "a GPU that is free"))?;
+        // SAFETY: the device has one stream for everything, so nothing needs events to be ordered.
+        unsafe { context.disable_event_tracking() };
+        let described = || -> Result<String, DriverError> {
+            let (major, minor) = context.compute_capability()?;
+            Ok(format!("cuda:{ordinal} ({}, compute capability {major}.{minor})", context.name()?))
+        };
+        let name = described().map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
+        let expected = "a GPU of compute capability 8.0 or above, a driver as new as the CUDA toolkit the crate was built \
+                        with, and INNERLOOP_CUDA_ARCHS unset (or naming this GPU) when it was built";
+        let unloaded =
+            |e| Error::invalid(name.as_str(), format!("the kernels cannot be loaded: {}", words(e)), expected);
+        // SAFETY: the image is a whole fatbin, aligned, and lives as long as the program.
+        let module = unsafe { result::module::load_data(FATBIN.0.as_ptr().cast()) }.map_err(unloaded)?;
+        let mut loaded = Module { context: context.clone(), module, functions: Vec::new(), name: name.clone() };
+        for kernel in Kernel::ALL {
+            let symbol = CString::new(kernel.name()).unwrap_or_default();
+            // SAFETY: the module was just loaded.
+            loaded.functions.push(unsafe { result::module::get_function(module, symbol) }.map_err(unloaded)?);
+        }
+        let stream = context.new_stream().map_err(|e| refused("no stream", e, "a GPU that is free"))?;
+        Ok(Self { stream, module: Arc::new(loaded) })
+    }
+}
+
+/// The driver's name for an error, and what it says of it.
+fn words(error: DriverError) -> String {
+    let text =
+        |s: Result<&std::ffi::CStr, DriverError>| s.map_or("unknown".into(), |s| s.to_string_lossy().into_owned());
+    format!("{} ({})", text(error.error_name()), text(error.error_string()))
+}
+
+impl Driver for GpuDriver {
+    type Memory = CudaSlice<f32>;
+
+    fn name(&self) -> String {
+        self.module.name.clone()
+    }
+
+    fn allocate(&self, elements: usize) -> Result<CudaSlice<f32>> {
+        self.stream.alloc_zeros(elements).map_err(|e| {
+            let gigabytes = elements as f64 * size_of::<f32>() as f64 / 1e9;
+            let problem = format!("{gigabytes:.1} GB cannot be had on {}: {}", self.module.name, words(e));
+            Error::invalid("memory", problem, "a smaller meta-batch or network")
+        })
+    }
+
+    fn write(&self, memory: &mut CudaSlice<f32>, offset: usize, from: &[f32]) -> Result<(), String> {
+        if from.is_empty() {
+            return Ok(());
+        }
+        let mut to = memory.slice_mut(offset..offset + from.len());
+        self.stream.memcpy_htod(from, &mut to).map_err(words)
+    }
+
+    fn read(&self, memory: &CudaSlice<f32>, offset: usize, to: &mut [f32]) -> Result<(), String> {
+        if to.is_empty() {
+            return Ok(());
+        }
+        self.stream.memcpy_dtoh(&memory.slice(offset..offset + to.len()), to).map_err(words)?;
+        self.stream.synchronize().map_err(words)
+    }
+
+    unsafe fn launch(
+        &self,
+        memory: &CudaSlice<f32>,
+        kernel: Kernel,
+        grid: [u32; 3],
+        arguments: *const c_void,
+    ) -> Result<(), String> {
+        let function = self.module.functions[kernel as usize];
+        let (mut arena, _guard) = memory.device_ptr(&self.stream);
+        let mut parameters = [std::ptr::from_mut(&mut arena).cast(), arguments.cast_mut()];
+        let (grid, block) = ((grid[0], grid[1], grid[2]), (THREADS, 1, 1));
+        self.module.context.bind_to_thread().map_err(words)?;
+        // SAFETY: the caller's promise; the driver copies the parameters before it returns.
+        unsafe { result::launch_kernel(function, grid, block, 0, self.stream.cu_stream(), &mut parameters) }
+            .map_err(words)
+    }
+}

@@ -1,0 +1,233 @@
+//! The four products with a layer's weights.
+
+use super::driver::{Driver, Kernel};
+use super::low_rank::{Gate, apply_corrections};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
+use crate::device::{AdjointBackward, AdjointForward, Linear, LinearBackward, LinearForward, Region};
+
+/// Rows and columns of a block's tile: `TILE` in `kernels/tile.cuh`.
+pub(super) const TILE: usize = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Source {
+    input: u64,
+    weight: u64,
+    bias: u64,
+    group_stride: u64,
+    inner: u32,
+    first: u32,
+    rows: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Product {
+    sources: [Source; 2],
+    gate: Gate,
+    output: u64,
+    groups: u32,
+    group_rows: u32,
+    blocks: u32,
+    width: u32,
+    begun: u32,
+    activation: u32,
+    delta: u64,
+    z: u64,
+    gated: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+struct AdjointGate {
+    gate: Gate,
+    output: u64,
+    delta: u64,
+    z: u64,
+    blocks: u32,
+    width: u32,
+}
+
+super::arguments! {
+    Product, 184 => LinearForward LinearBackward AdjointForward;
+    AdjointGate, 64 => AdjointGate;
+}
+
+impl Source {
+    const NONE: Self =
+        Self { input: 0, weight: 0, bias: NOWHERE, group_stride: 0, inner: 0, first: 0, rows: 0, unused: 0 };
+
+    /// `input` times the layer's weights, added to the output rows from `first` on.
+    fn new(input: Region, layer: &Linear, first: usize, with_bias: bool) -> Self {
+        Self {
+            input: wide(input.offset),
+            weight: wide(layer.weight),
+            bias: if with_bias { wide(layer.bias) } else { NOWHERE },
+            group_stride: wide(layer.task_stride),
+            inner: narrow(input.width),
+            first: narrow(first),
+            rows: narrow(input.rows),
+            unused: 0,
+        }
+    }
+}
+
+/// What the four operations share: T, K, the output and its blocks, and whether all weights are shared.
+struct Shape {
+    tasks: usize,
+    rows: usize,
+    output: Region,
+    shared: bool,
+}
+
+impl Shape {
+    fn blocks(&self) -> usize {
+        self.output.rows / (self.tasks * self.rows)
+    }
+
+    fn product(&self, sources: [Source; 2]) -> Product {
+        let (groups, group_rows) = if self.shared { (1, self.tasks * self.rows) } else { (self.tasks, self.rows) };
+        Product {
+            sources,
+            gate: Gate::NONE,
+            output: wide(self.output.offset),
+            groups: narrow(groups),
+            group_rows: narrow(group_rows),
+            blocks: narrow(self.blocks()),
+            width: narrow(self.output.width),
+            begun: 0,
+            activation: 0,
+            delta: NOWHERE,
+            z: NOWHERE,
+            gated: 0,
+            unused: 0,
+        }
+    }
+
+    fn launch<D: Driver>(&self, device: &CudaDevice<D>, arena: &CudaArena<D>, kernel: Kernel, call: &Product) {
+        let tiles = (call.blocks as usize * call.group_rows as usize).div_ceil(TILE);
+        let grid = [call.groups as usize * tiles, self.output.width.div_ceil(TILE), 1];
+        let (inner, width) = (call.sources[0].inner, call.width);
+        let (tasks, rows, blocks) = (self.tasks, self.rows, call.blocks);
+        let weights = if self.shared { "shared" } else { "per-task" };
+        let shapes =
+            format_args!("{blocks} blocks of {tasks} tasks x {rows} rows, {inner} to {width}, {weights} weights");
+        device.launch(arena, kernel, grid, call, shapes);
+    }
+}
+
+/// The regions that hold a layer's numbers.
+fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
+    let last = if layer.is_shared() { 0 } else { tasks - 1 };
+    let whole = |offset, len| Region { offset, rows: 1, width: last * layer.task_stride + len };
+    [whole(layer.weight, layer.inputs * layer.outputs), whole(layer.bias, layer.outputs)]
+}
+
+/// See [`LinearForward`].
+pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearForward<'_, f32>) {
+    let [weight, bias] = layer_regions(&op.layer, op.tasks);
+    arena.check(&[op.input, weight, bias], &[op.output]);
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared: op.layer.is_shared() };
+    let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, None, false);
+    let call = Product {
+        begun: begun.into(),
+        activation: activation_code(op.activation),
+        ..shape.product([Source::new(op.input, &op.layer, 0, true), Source::NONE])
+    };
+    shape.launch(device, arena, Kernel::LinearForward, &call);
+}
+
+/// See [`LinearBackward`].
+pub(super) fn backward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearBackward<'_, f32>) {
+    adjoint_backward(
+        device,
+        arena,
+        &AdjointBackward {
+            tasks: op.tasks,
+            rows: op.rows,
+            z_cotangent: op.delta,
+            layer: op.layer,
+            direction: None,
+            corrections: op.corrections,
+            gate: op.gate,
+            output: op.output,
+            accumulate: false,
+        },
+    );
+}
+
+/// See [`AdjointBackward`].
+pub(super) fn adjoint_backward<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    op: &AdjointBackward<'_, f32>,
+) {
+    let [weight, _] = layer_regions(&op.layer, op.tasks);
+    let direction = op.direction.map_or(weight, |d| layer_regions(&d.layer, op.tasks)[0]);
+    let direction_values = op.direction.map_or(op.z_cotangent, |d| d.values);
+    let gate_values = op.gate.map_or(op.z_cotangent, |g| g.values);
+    arena.check(&[op.z_cotangent, weight, direction, direction_values, gate_values], &[op.output]);
+    let shared = op.layer.is_shared() && op.direction.is_none();
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared };
+    // The gate multiplies corrections and product alike, so the one can be added to the other behind it.
+    let gate = op.gate.as_ref();
+    let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, gate, op.accumulate);
+    let second = op.direction.map_or(Source::NONE, |d| Source::new(d.values, &d.layer, 0, false));
+    let call = Product {
+        begun: (begun || op.accumulate).into(),
+        gate: gate.map_or(Gate::NONE, |gate| Gate::new(gate, shape.blocks(), op.tasks * op.rows)),
+        gated: gate.is_some().into(),
+        ..shape.product([Source::new(op.z_cotangent, &op.layer, 0, false), second])
+    };
+    shape.launch(device, arena, Kernel::LinearBackward, &call);
+}
+
+/// See [`AdjointForward`].
+pub(super) fn adjoint_forward<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    op: &AdjointForward<'_, f32>,
+) {
+    let [weight, _] = layer_regions(&op.layer, op.tasks);
+    let input = op.input.map_or(op.delta, |(region, _)| region);
+    let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
+    let direction_values = op.direction.map_or(input, |d| d.values);
+    let curved = op.gate.activation.is_curved();
+    let reads = [input, weight, direction[0], direction[1], direction_values, op.gate.values, op.delta];
+    arena.check(&reads, &[op.e_cotangent, op.z_cotangent][..if curved { 2 } else { 1 }]);
+    let shared = op.direction.is_none() && op.layer.is_shared();
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.e_cotangent, shared };
+    let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.e_cotangent, None, false);
+    let per_block = op.tasks * op.rows;
+    let sources = [
+        op.input.map_or(Source::NONE, |(input, first)| Source::new(input, &op.layer, first * per_block, false)),
+        op.direction.map_or(Source::NONE, |d| Source::new(d.values, &d.layer, 0, true)),
+    ];
+    let blocks = &op.gate.blocks[..shape.blocks()];
+    // Blocks that share a gate block add to one z: only a kernel that sees them all can do that in order.
+    let together = curved && (1..blocks.len()).any(|b| blocks[..b].contains(&blocks[b]));
+    let gate = Gate::new(&op.gate, shape.blocks(), per_block);
+    let (delta, z) = (wide(op.delta.offset), if curved { wide(op.z_cotangent.offset) } else { NOWHERE });
+    let call = Product {
+        begun: begun.into(),
+        gate,
+        delta: if together { NOWHERE } else { delta },
+        z: if together { NOWHERE } else { z },
+        ..shape.product(sources)
+    };
+    shape.launch(device, arena, Kernel::AdjointForward, &call);
+    if together {
+        let call = AdjointGate {
+            gate,
+            output: wide(op.e_cotangent.offset),
+            delta,
+            z,
+            blocks: narrow(blocks.len()),
+            width: narrow(op.e_cotangent.width),
+        };
+        let grid = [op.gate.values.rows, blocks_of(op.e_cotangent.width), 1];
+        let shapes = format_args!("{} rows of {}", op.gate.values.rows, op.e_cotangent.width);
+        device.launch(arena, Kernel::AdjointGate, grid, &call, shapes);
+    }
+}

@@ -1,0 +1,250 @@
+//! Losses with their first and second derivatives.
+
+use super::driver::{Driver, Kernel};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, wide};
+use crate::device::{
+    AdversarialCurvature, AdversarialLoss, PixelCurvature, PixelLoss, Region, SupervisedCurvature, SupervisedLoss,
+};
+use crate::objective::Loss;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Supervised {
+    prediction: u64,
+    target: u64,
+    e: u64,
+    output: u64,
+    rows: u32,
+    outputs: u32,
+    tasks: u32,
+    loss: u32,
+    activation: u32,
+    begun: u32,
+    scale: f32,
+    unused: u32,
+}
+
+#[repr(C)]
+struct Adversarial {
+    logits: u64,
+    delta: u64,
+    e: u64,
+    z: u64,
+    discriminator_loss: u64,
+    generator_loss: u64,
+    tasks: u32,
+    rows: u32,
+    activation: u32,
+    begun: u32,
+    weight: f32,
+    scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+struct Pixel {
+    prediction: u64,
+    target: u64,
+    upstream: u64,
+    e: u64,
+    output: u64,
+    reconstruction: f64,
+    motion: f64,
+    rows: u32,
+    width: u32,
+    frame: u32,
+    activation: u32,
+    begun: u32,
+    unused: u32,
+}
+
+super::arguments! {
+    Supervised, 64 =>
+        ElementwiseDelta ElementwiseCurvature CrossEntropyDelta CrossEntropyCurvature SupervisedLoss;
+    Adversarial, 72 => AdversarialLoss AdversarialCurvature;
+    Pixel, 80 => PixelDelta PixelCurvature PixelLoss;
+}
+
+/// Rows a block takes in the cross-entropy kernels: a warp each.
+const WARPS: usize = 4;
+
+fn or_nowhere(region: Option<Region>) -> u64 {
+    region.map_or(NOWHERE, |region| wide(region.offset))
+}
+
+impl Supervised {
+    fn new(op: &SupervisedLoss) -> Self {
+        let rows = op.prediction.rows / op.tasks;
+        let count = if op.loss == Loss::CrossEntropy { rows } else { rows * op.prediction.width };
+        Self {
+            prediction: wide(op.prediction.offset),
+            target: wide(op.target.offset),
+            e: NOWHERE,
+            output: NOWHERE,
+            rows: narrow(op.prediction.rows),
+            outputs: narrow(op.prediction.width),
+            tasks: narrow(op.tasks),
+            loss: match op.loss {
+                Loss::Mse => 0,
+                Loss::BceWithLogits => 1,
+                Loss::CrossEntropy => 2,
+            },
+            activation: activation_code(op.activation),
+            begun: 0,
+            scale: (1.0 / count as f64) as f32,
+            unused: 0,
+        }
+    }
+
+    /// Launches the kernel for sums over elements, or the one for the cross-entropy.
+    fn launch<D: Driver>(
+        &self,
+        device: &CudaDevice<D>,
+        arena: &CudaArena<D>,
+        op: &SupervisedLoss,
+        kernels: [Kernel; 2],
+    ) {
+        let [elementwise, by_rows] = kernels;
+        let (kernel, grid) = match op.loss {
+            Loss::CrossEntropy => (by_rows, op.prediction.rows.div_ceil(WARPS)),
+            _ => (elementwise, blocks_of(op.prediction.len())),
+        };
+        let shapes = format_args!("{} rows of {}, {}", op.prediction.rows, op.prediction.width, op.loss);
+        device.launch(arena, kernel, [grid, 1, 1], self, shapes);
+    }
+}
+
+/// See [`SupervisedLoss`].
+pub(super) fn supervised<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &SupervisedLoss) {
+    let call = Supervised::new(op);
+    if let Some(delta) = op.delta {
+        arena.check(&[op.prediction, op.target], &[delta]);
+        let call = Supervised { output: wide(delta.offset), ..call };
+        call.launch(device, arena, op, [Kernel::ElementwiseDelta, Kernel::CrossEntropyDelta]);
+    }
+    if let Some(task_loss) = op.task_loss {
+        arena.check(&[op.prediction, op.target], &[task_loss]);
+        let call = Supervised { output: wide(task_loss.offset), ..call };
+        let shapes = format_args!("{} rows of {}, {}", op.prediction.rows, op.prediction.width, op.loss);
+        device.launch(arena, Kernel::SupervisedLoss, [op.tasks, 1, 1], &call, shapes);
+    }
+}
+
+/// See [`SupervisedCurvature`].
+pub(super) fn supervised_curvature<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    op: &SupervisedCurvature,
+) {
+    arena.check(&[op.at.prediction, op.at.target, op.e_cotangent], &[op.z_cotangent]);
+    let call = Supervised {
+        e: wide(op.e_cotangent.offset),
+        output: wide(op.z_cotangent.offset),
+        begun: op.accumulate.into(),
+        ..Supervised::new(&op.at)
+    };
+    call.launch(device, arena, &op.at, [Kernel::ElementwiseCurvature, Kernel::CrossEntropyCurvature]);
+}
+
+impl Adversarial {
+    fn new(op: &AdversarialLoss<f32>) -> Self {
+        let rows = op.logits.rows / (2 * op.tasks);
+        Self {
+            logits: wide(op.logits.offset),
+            delta: wide(op.delta.offset),
+            e: NOWHERE,
+            z: NOWHERE,
+            discriminator_loss: or_nowhere(op.discriminator_loss),
+            generator_loss: or_nowhere(op.generator_loss),
+            tasks: narrow(op.tasks),
+            rows: narrow(rows),
+            activation: activation_code(op.activation),
+            begun: 0,
+            weight: op.weight,
+            scale: (1.0 / rows as f64) as f32,
+        }
+    }
+}
+
+/// See [`AdversarialLoss`].
+pub(super) fn adversarial<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &AdversarialLoss<f32>) {
+    let losses = [op.discriminator_loss, op.generator_loss].map(|loss| loss.unwrap_or(NOTHING));
+    arena.check(&[op.logits], &[op.delta, losses[0], losses[1]]);
+    let call = Adversarial::new(op);
+    let shapes = format_args!("{} tasks x {} rows", op.tasks, call.rows);
+    device.launch(arena, Kernel::AdversarialLoss, [op.tasks, 1, 1], &call, shapes);
+}
+
+/// See [`AdversarialCurvature`].
+pub(super) fn adversarial_curvature<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    op: &AdversarialCurvature<f32>,
+) {
+    arena.check(&[op.at.logits, op.e_cotangent], &[op.z_cotangent]);
+    let call = Adversarial {
+        e: wide(op.e_cotangent.offset),
+        z: wide(op.z_cotangent.offset),
+        begun: op.accumulate.into(),
+        ..Adversarial::new(&op.at)
+    };
+    let grid = [blocks_of(op.at.logits.rows), 1, 1];
+    let shapes = format_args!("{} logits", op.at.logits.rows);
+    device.launch(arena, Kernel::AdversarialCurvature, grid, &call, shapes);
+}
+
+impl Pixel {
+    fn new(op: &PixelLoss<f32>) -> Self {
+        let frame = op.prediction.width / op.frames;
+        let rows = op.prediction.rows / op.tasks;
+        let differences = rows * (op.frames - 1) * frame;
+        Self {
+            prediction: wide(op.prediction.offset),
+            target: wide(op.target.offset),
+            upstream: wide(op.upstream.offset),
+            e: NOWHERE,
+            output: NOWHERE,
+            reconstruction: f64::from(op.reconstruction) / (rows * op.prediction.width) as f64,
+            motion: if differences > 0 { f64::from(op.motion) / differences as f64 } else { 0.0 },
+            rows: narrow(rows),
+            width: narrow(op.prediction.width),
+            frame: narrow(frame),
+            activation: activation_code(op.activation),
+            begun: 0,
+            unused: 0,
+        }
+    }
+
+    /// Launches a kernel with a thread for each element.
+    fn launch<D: Driver>(&self, device: &CudaDevice<D>, arena: &CudaArena<D>, kernel: Kernel, rows: usize) {
+        let (width, frame) = (self.width as usize, self.frame);
+        let shapes = format_args!("{rows} clips of {width}, frames of {frame}");
+        device.launch(arena, kernel, [rows, blocks_of(width), 1], self, shapes);
+    }
+}
+
+/// See [`PixelLoss`].
+pub(super) fn pixel<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &PixelLoss<f32>) {
+    let reads = [op.prediction, op.target, op.upstream];
+    arena.check(&reads, &[op.delta]);
+    let call = Pixel::new(op);
+    Pixel { output: wide(op.delta.offset), ..call }.launch(device, arena, Kernel::PixelDelta, op.prediction.rows);
+    if let Some(task_loss) = op.task_loss {
+        arena.check(&reads, &[op.delta, task_loss]);
+        let call = Pixel { output: wide(task_loss.offset), ..call };
+        let shapes = format_args!("{} tasks x {} clips of {}", op.tasks, call.rows, call.width);
+        device.launch(arena, Kernel::PixelLoss, [op.tasks, 1, 1], &call, shapes);
+    }
+}
+
+/// See [`PixelCurvature`].
+pub(super) fn pixel_curvature<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &PixelCurvature<f32>) {
+    arena.check(&[op.at.prediction, op.at.upstream, op.e_cotangent], &[op.z_cotangent]);
+    let call = Pixel {
+        e: wide(op.e_cotangent.offset),
+        output: wide(op.z_cotangent.offset),
+        begun: op.accumulate.into(),
+        ..Pixel::new(&op.at)
+    };
+    call.launch(device, arena, Kernel::PixelCurvature, op.at.prediction.rows);
+}

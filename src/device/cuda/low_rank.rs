@@ -1,0 +1,232 @@
+//! The dual form's per-task parts: Gram matrices, the corrections made of them, and the sums over them.
+
+use super::driver::{Driver, Kernel};
+use super::{Arguments, CudaArena, CudaDevice, activation_code, blocks_of, narrow, wide};
+use crate::device::{self, Region};
+
+/// Blocks an operation may have: `BLOCKS` in `kernels/kernel.cuh`.
+const BLOCKS: usize = 4;
+/// Terms, or factors, of one launch: `LIST` in `kernels/low_rank.cu`.
+const LIST: usize = 64;
+/// Rows a block takes at once: `GROUP` there.
+const GROUP: usize = 8;
+/// Columns of a Gram matrix that a block computes.
+const GRAM_COLUMNS: usize = 16;
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(super) struct Gate {
+    values: u64,
+    activation: u32,
+    block: [u32; BLOCKS],
+    block_rows: u32,
+}
+
+impl Gate {
+    pub const NONE: Self = Self { values: 0, activation: 0, block: [0; BLOCKS], block_rows: 1 };
+
+    /// The gate of `blocks` output blocks, of `block_rows` rows each.
+    pub fn new(gate: &device::Gate<'_>, blocks: usize, block_rows: usize) -> Self {
+        assert!(blocks <= BLOCKS, "{blocks} blocks of rows; kernels take {BLOCKS}");
+        let mut block = [0; BLOCKS];
+        for (to, from) in block.iter_mut().zip(&gate.blocks[..blocks]) {
+            *to = narrow(*from);
+        }
+        Self {
+            values: wide(gate.values.offset),
+            activation: activation_code(gate.activation),
+            block,
+            block_rows: narrow(block_rows),
+        }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Term {
+    gram: u64,
+    rows: u64,
+    task_stride: u32,
+    row_stride: u32,
+    column_stride: u32,
+    count: u32,
+    column: u32,
+    scale: f32,
+    shift: f32,
+    unused: u32,
+}
+
+#[repr(C)]
+struct Corrections {
+    terms: [Term; LIST],
+    end: [u32; BLOCKS],
+    gate: Gate,
+    output: u64,
+    tasks: u32,
+    rows: u32,
+    width: u32,
+    gated: u32,
+    begun: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct Factor {
+    rows: u64,
+    count: u32,
+    column: u32,
+}
+
+#[repr(C)]
+struct Gram {
+    y: [Factor; LIST],
+    x: u64,
+    output: u64,
+    tasks: u32,
+    rows: u32,
+    width: u32,
+    columns: u32,
+    count: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+struct GramInner {
+    left: u64,
+    right: u64,
+    output: u64,
+    scale: f64,
+    rows: u32,
+    group: u32,
+    width: u32,
+    shift: f32,
+}
+
+super::arguments! {
+    Corrections, 3152 => ApplyCorrections;
+    Gram, 1064 => Gram;
+    GramInner, 48 => GramInner;
+}
+
+/// `output (+)= corrections * act'(gate)`, where there are corrections; returns whether there are. The factors are made on
+/// the way, so the operation's scratch is not used.
+pub(super) fn apply_corrections<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    corrections: &device::Corrections<'_, f32>,
+    (tasks, rows): (usize, usize),
+    output: Region,
+    gate: Option<&device::Gate<'_>>,
+    accumulate: bool,
+) -> bool {
+    let blocks = corrections.blocks;
+    if blocks.is_empty() {
+        return false;
+    }
+    assert!(blocks.len() <= BLOCKS, "{} blocks of rows; kernels take {BLOCKS}", blocks.len());
+    for term in blocks.iter().flatten() {
+        let count = term.rows.rows / tasks;
+        let last = (tasks - 1) * term.gram.task_stride
+            + (rows - 1) * term.gram.row_stride
+            + count.saturating_sub(1) * term.gram.column_stride;
+        let gram = Region { offset: term.gram.offset, rows: 1, width: last + 1 };
+        arena.check(&[term.rows, gram], &[output]);
+    }
+    // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
+    let share = LIST / blocks.len();
+    let turns = blocks.iter().map(|terms| terms.len().div_ceil(share)).max().unwrap_or(0).max(1);
+    for turn in 0..turns {
+        let mut call = Corrections {
+            terms: [Term::default(); LIST],
+            end: [0; BLOCKS],
+            gate: gate.map_or(Gate::NONE, |gate| Gate::new(gate, blocks.len(), tasks * rows)),
+            output: wide(output.offset),
+            tasks: narrow(tasks),
+            rows: narrow(rows),
+            width: narrow(output.width),
+            gated: gate.is_some().into(),
+            begun: (accumulate || turn > 0).into(),
+            unused: 0,
+        };
+        let (mut next, mut most) = (0, 0);
+        for (block, terms) in blocks.iter().enumerate() {
+            let mut column = 0;
+            for term in terms.iter().skip(turn * share).take(share) {
+                let count = term.rows.rows / tasks;
+                call.terms[next] = Term {
+                    gram: wide(term.gram.offset),
+                    rows: wide(term.rows.offset),
+                    task_stride: narrow(term.gram.task_stride),
+                    row_stride: narrow(term.gram.row_stride),
+                    column_stride: narrow(term.gram.column_stride),
+                    count: narrow(count),
+                    column: narrow(column),
+                    scale: corrections.scales[term.scale],
+                    shift: if term.plus_one { 1.0 } else { 0.0 },
+                    unused: 0,
+                };
+                column += count;
+                next += 1;
+            }
+            most = most.max(column);
+            call.end[block] = narrow(next);
+        }
+        let grid = [tasks * rows.div_ceil(GROUP), blocks_of(output.width), blocks.len()];
+        let (count, width) = (blocks.len(), output.width);
+        let shapes = format_args!("{count} blocks of {tasks} tasks x {rows} rows of {width}, {most} correction rows");
+        device.launch(arena, Kernel::ApplyCorrections, grid, &call, shapes);
+    }
+    true
+}
+
+/// See [`device::Gram`].
+pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::Gram<'_>) {
+    let (tasks, rows, width) = (op.tasks, op.rows, op.x.width);
+    let columns: usize = op.y.iter().map(|y| y.rows / tasks).sum();
+    assert_eq!(op.output.len(), op.x.rows * columns, "the output must hold every product");
+    arena.check(&[op.x], &[op.output]);
+    op.y.iter().for_each(|y| arena.check(&[*y], &[op.output]));
+    let mut column = 0;
+    for part in op.y.chunks(LIST) {
+        let first = column;
+        let mut call = Gram {
+            y: [Factor::default(); LIST],
+            x: wide(op.x.offset),
+            output: wide(op.output.offset),
+            tasks: narrow(tasks),
+            rows: narrow(rows),
+            width: narrow(width),
+            columns: narrow(columns),
+            count: 0,
+            unused: 0,
+        };
+        for (factor, y) in call.y.iter_mut().zip(part) {
+            let count = y.rows / tasks;
+            *factor = Factor { rows: wide(y.offset), count: narrow(count), column: narrow(column) };
+            column += count;
+        }
+        call.count = narrow(column - first);
+        let grid = [op.x.rows / rows * rows.div_ceil(GROUP), (column - first).div_ceil(GRAM_COLUMNS), 1];
+        let shapes =
+            format_args!("{} rows, {rows} a task, with {} of {columns} rows of {width}", op.x.rows, call.count);
+        device.launch(arena, Kernel::Gram, grid, &call, shapes);
+    }
+}
+
+/// See [`device::GramInner`].
+pub(super) fn gram_inner<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::GramInner) {
+    arena.check(&[op.left, op.right], &[op.output]);
+    let call = GramInner {
+        left: wide(op.left.offset),
+        right: wide(op.right.offset),
+        output: wide(op.output.offset),
+        scale: op.scale,
+        rows: narrow(op.left.rows),
+        group: narrow(op.group),
+        width: narrow(op.left.width),
+        shift: if op.plus_one { 1.0 } else { 0.0 },
+    };
+    let shapes = format_args!("{} rows of {} groups of {}", op.left.rows, op.output.width, op.group);
+    device.launch(arena, Kernel::GramInner, [op.output.width, 1, 1], &call, shapes);
+}

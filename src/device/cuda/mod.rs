@@ -1,0 +1,311 @@
+//! NVIDIA GPUs: every operation is a kernel of the crate's own (`kernels/*.cu`), launched by the module of the same name.
+//!
+//! [`CudaDevice`] is generic over a [`Driver`]: [`GpuDriver`] drives a real GPU (feature `cuda`), [`EmulatedDriver`] runs
+//! the same kernels on the CPU to test them and their launchers (feature `emulate`).
+//!
+//! Operations are asynchronous: only downloads and norms wait. An operation that fails is remembered, those that follow
+//! do nothing, and [`Device::check`] tells. Results are the same from run to run.
+
+mod array;
+mod driver;
+#[cfg(feature = "emulate")]
+mod emulated;
+#[cfg(feature = "cuda")]
+mod gpu;
+mod inner_update;
+mod linear;
+mod loss;
+mod low_rank;
+mod optimizer;
+mod outer_product;
+mod reduction;
+
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+pub use driver::{Driver, Kernel};
+#[cfg(feature = "emulate")]
+pub use emulated::{EmulatedDriver, EmulatedMemory};
+#[cfg(feature = "cuda")]
+pub use gpu::GpuDriver;
+
+use super::region::check_access;
+use super::{
+    AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram, GramInner, InnerUpdate,
+    LinearBackward, LinearForward, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseUpdate,
+    SupervisedCurvature, SupervisedLoss,
+};
+use crate::model::Activation;
+use crate::{Error, Result};
+
+/// A GPU, or an emulated one.
+#[derive(Clone)]
+pub struct CudaDevice<D> {
+    driver: D,
+    /// The first failure since the last [`Device::check`].
+    failure: Arc<Mutex<Option<Error>>>,
+    /// Held while the partial sums behind an arena are in use through a shared reference.
+    reduction: Arc<Mutex<()>>,
+}
+
+/// Memory of a [`CudaDevice`]: the regions, and behind them room for partial sums.
+pub struct CudaArena<D: Driver> {
+    memory: D::Memory,
+    elements: usize,
+}
+
+#[cfg(feature = "cuda")]
+impl CudaDevice<GpuDriver> {
+    /// GPU number `ordinal`.
+    ///
+    /// # Errors
+    /// No driver, no such GPU, or one that the kernels were not compiled for.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        Ok(Self::with_driver(GpuDriver::open(ordinal)?))
+    }
+}
+
+#[cfg(feature = "emulate")]
+impl CudaDevice<EmulatedDriver> {
+    /// An emulated GPU; see [`EmulatedDriver::new`].
+    pub fn emulated(seed: u64) -> Self {
+        Self::with_driver(EmulatedDriver::new(seed))
+    }
+}
+
+impl<D: Driver> CudaDevice<D> {
+    /// A device over a driver.
+    pub fn with_driver(driver: D) -> Self {
+        Self { driver, failure: Arc::default(), reduction: Arc::default() }
+    }
+
+    /// What the driver calls the device.
+    pub fn name(&self) -> String {
+        self.driver.name()
+    }
+
+    fn failure(&self) -> MutexGuard<'_, Option<Error>> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does `work` unless something failed before; remembers its failure. `what` was done, in words.
+    fn attempt(&self, what: fmt::Arguments<'_>, work: impl FnOnce() -> Result<(), String>) {
+        let mut failure = self.failure();
+        if failure.is_none()
+            && let Err(problem) = work()
+        {
+            *failure = Some(Error::Device { device: self.driver.name(), action: what.to_string(), problem });
+        }
+    }
+
+    /// Launches a kernel whose accesses [`CudaArena::check`] has allowed; `shapes` are for the error.
+    fn launch<A: Arguments>(
+        &self,
+        arena: &CudaArena<D>,
+        kernel: Kernel,
+        grid: [usize; 3],
+        arguments: &A,
+        shapes: fmt::Arguments<'_>,
+    ) {
+        assert!(A::KERNELS.contains(&kernel), "{kernel:?} takes other arguments");
+        if grid.contains(&0) {
+            return;
+        }
+        let [x, y, z] = grid;
+        let what = format_args!("kernel {} over a grid of {x} x {y} x {z} blocks ({shapes})", kernel.name());
+        self.attempt(what, || {
+            // The driver's limits; a grid beyond them means more than 2^31 rows or 2^22 columns.
+            if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
+                return Err("the grid is too large; use a smaller meta-batch or network".into());
+            }
+            let grid = grid.map(|n| n as u32);
+            // SAFETY: the structure is the kernel's (`Arguments`), the regions were checked, and work on a device is
+            // carried out in order.
+            unsafe { self.driver.launch(&arena.memory, kernel, grid, std::ptr::from_ref(arguments).cast()) }
+        });
+    }
+}
+
+/// The argument structure of one or more kernels.
+///
+/// # Safety
+/// It is `repr(C)`, its twin in `kernels/` has the same fields in the same order, and the kernels take it.
+unsafe trait Arguments {
+    /// The kernels that take it.
+    const KERNELS: &[Kernel];
+}
+
+/// Implements [`Arguments`], and holds each structure's size against its twin's.
+macro_rules! arguments {
+    ($($structure:ident, $size:literal => $($kernel:ident)*;)*) => { $(
+        const _: () = assert!(size_of::<$structure>() == $size, "mirrored in kernels/");
+        // SAFETY: `repr(C)`, written field by field after its twin, whose size is asserted too.
+        unsafe impl Arguments for $structure {
+            const KERNELS: &[Kernel] = &[$(Kernel::$kernel),*];
+        }
+    )* };
+}
+use arguments;
+
+impl<D: Driver> CudaArena<D> {
+    /// Checks an operation's regions: see [`check_access`].
+    fn check(&self, reads: &[Region], writes: &[Region]) {
+        check_access(self.elements, reads, writes);
+    }
+
+    /// Where the room for partial sums begins.
+    fn partials(&self) -> usize {
+        self.elements.next_multiple_of(2)
+    }
+}
+
+/// The offset of a region that is not there: `NOWHERE` in `kernels/kernel.cuh`.
+const NOWHERE: u64 = u64::MAX;
+
+/// In checks, the region of an operand that is not there.
+const NOTHING: Region = Region { offset: 0, rows: 0, width: 0 };
+
+/// A size or an offset as kernels take it.
+fn wide(value: usize) -> u64 {
+    value as u64
+}
+
+/// A dimension as kernels take it.
+///
+/// # Panics
+/// On one beyond 2^31: the arena would hold more than any GPU has.
+fn narrow(value: usize) -> u32 {
+    assert!(i32::try_from(value).is_ok(), "a dimension of {value} is more than a kernel can index");
+    value as u32
+}
+
+/// The activation as kernels take it: `Activation` in `kernels/activation.cuh`.
+fn activation_code(activation: Activation) -> u32 {
+    match activation {
+        Activation::Linear => 0,
+        Activation::Relu => 1,
+        Activation::LeakyRelu => 2,
+        Activation::Tanh => 3,
+        Activation::Sigmoid => 4,
+    }
+}
+
+/// Blocks of one element a thread.
+fn blocks_of(elements: usize) -> usize {
+    elements.div_ceil(driver::THREADS as usize)
+}
+
+impl<D: Driver> Device<f32> for CudaDevice<D> {
+    type Arena = CudaArena<D>;
+
+    fn label(&self) -> String {
+        self.name()
+    }
+
+    fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
+        let memory = self.driver.allocate(elements.next_multiple_of(2) + reduction::PARTIALS)?;
+        Ok(CudaArena { memory, elements })
+    }
+
+    fn check(&self) -> Result<()> {
+        self.failure().take().map_or(Ok(()), Err)
+    }
+
+    fn upload(&self, arena: &mut CudaArena<D>, to: Region, from: &[f32]) {
+        assert_eq!(to.len(), from.len());
+        arena.check(&[], &[to]);
+        let what = format_args!("upload of {} numbers", from.len());
+        self.attempt(what, || self.driver.write(&mut arena.memory, to.offset, from));
+    }
+    fn download(&self, arena: &CudaArena<D>, from: Region, to: &mut [f32]) {
+        assert_eq!(from.len(), to.len());
+        arena.check(&[from], &[]);
+        let what = format_args!("download of {} numbers, or a kernel before it", to.len());
+        self.attempt(what, || self.driver.read(&arena.memory, from.offset, to));
+    }
+    /// By way of the host: lanes, of which a GPU has one, are all that asks for it.
+    fn add_host(&self, arena: &mut CudaArena<D>, to: Region, from: &[f32]) {
+        let mut sum = vec![0.0; to.len()];
+        self.download(arena, to, &mut sum);
+        sum.iter_mut().zip(from).for_each(|(s, f)| *s += *f);
+        self.upload(arena, to, &sum);
+    }
+    fn fill(&self, arena: &mut CudaArena<D>, to: Region, value: f32) {
+        array::fill(self, arena, to, value);
+    }
+    fn copy(&self, arena: &mut CudaArena<D>, from: Region, to: Region) {
+        array::copy(self, arena, from, to);
+    }
+    fn gather(&self, arena: &mut CudaArena<D>, from: Region, indices: &[u32], to: Region) {
+        array::gather(self, arena, from, indices, to);
+    }
+
+    fn linear_forward(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_, f32>) {
+        linear::forward(self, arena, operation);
+    }
+    fn linear_backward(&self, arena: &mut CudaArena<D>, operation: &LinearBackward<'_, f32>) {
+        linear::backward(self, arena, operation);
+    }
+    fn adjoint_forward(&self, arena: &mut CudaArena<D>, operation: &AdjointForward<'_, f32>) {
+        linear::adjoint_forward(self, arena, operation);
+    }
+    fn adjoint_backward(&self, arena: &mut CudaArena<D>, operation: &AdjointBackward<'_, f32>) {
+        linear::adjoint_backward(self, arena, operation);
+    }
+    fn gram(&self, arena: &mut CudaArena<D>, operation: &Gram<'_>) {
+        low_rank::gram(self, arena, operation);
+    }
+    fn gram_inner(&self, arena: &mut CudaArena<D>, operation: &GramInner) {
+        low_rank::gram_inner(self, arena, operation);
+    }
+    fn outer_product(&self, arena: &mut CudaArena<D>, operation: &OuterProduct<'_, f32>) {
+        outer_product::outer_product(self, arena, operation);
+    }
+
+    fn inner_update(&self, arena: &mut CudaArena<D>, operation: &InnerUpdate<f32>) {
+        inner_update::inner_update(self, arena, operation);
+    }
+    fn reverse_update(&self, arena: &mut CudaArena<D>, operation: &ReverseUpdate<f32>) {
+        inner_update::reverse_update(self, arena, operation);
+    }
+    fn sum_rows(&self, arena: &mut CudaArena<D>, from: Region, scale: f32, to: Region, accumulate: bool) {
+        array::sum_rows(self, arena, from, scale, to, accumulate);
+    }
+    fn add_scaled(&self, arena: &mut CudaArena<D>, from: Region, scale: f32, to: Region) {
+        array::add_scaled(self, arena, from, scale, to);
+    }
+
+    fn supervised_loss(&self, arena: &mut CudaArena<D>, operation: &SupervisedLoss) {
+        loss::supervised(self, arena, operation);
+    }
+    fn supervised_curvature(&self, arena: &mut CudaArena<D>, operation: &SupervisedCurvature) {
+        loss::supervised_curvature(self, arena, operation);
+    }
+    fn adversarial_loss(&self, arena: &mut CudaArena<D>, operation: &AdversarialLoss<f32>) {
+        loss::adversarial(self, arena, operation);
+    }
+    fn adversarial_curvature(&self, arena: &mut CudaArena<D>, operation: &AdversarialCurvature<f32>) {
+        loss::adversarial_curvature(self, arena, operation);
+    }
+    fn pixel_loss(&self, arena: &mut CudaArena<D>, operation: &PixelLoss<f32>) {
+        loss::pixel(self, arena, operation);
+    }
+    fn pixel_curvature(&self, arena: &mut CudaArena<D>, operation: &PixelCurvature<f32>) {
+        loss::pixel_curvature(self, arena, operation);
+    }
+
+    fn squared_norm(&self, arena: &CudaArena<D>, region: Region) -> f64 {
+        reduction::squared_norm(self, arena, region)
+    }
+    fn outer_step(&self, arena: &mut CudaArena<D>, operation: &OuterStep) {
+        optimizer::outer_step(self, arena, operation);
+    }
+
+    fn for_each_lane<L: Send>(&self, lanes: &mut [L], work: impl Fn(&Self, &mut L) + Sync) {
+        lanes.iter_mut().for_each(|lane| work(self, lane));
+    }
+    /// One: a GPU is filled by operations over all tasks.
+    fn lanes(&self) -> usize {
+        1
+    }
+}

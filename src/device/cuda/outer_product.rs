@@ -1,0 +1,84 @@
+//! The weight gradient of many rows.
+
+use super::driver::{Driver, Kernel};
+use super::linear::TILE;
+use super::{Arguments, CudaArena, CudaDevice, narrow, wide};
+use crate::device::{self, Linear, Region};
+
+/// Terms of one launch: `TERMS` in `kernels/outer_product.cu`.
+const TERMS: usize = 64;
+
+#[repr(C)]
+#[derive(Clone, Copy, Default)]
+struct OuterTerm {
+    p: u64,
+    q: u64,
+    rows: u32,
+    blocks: u32,
+    with_bias: u32,
+    scale: f32,
+}
+
+#[repr(C)]
+struct OuterProduct {
+    terms: [OuterTerm; TERMS],
+    weight: u64,
+    bias: u64,
+    group_stride: u64,
+    count: u32,
+    groups: u32,
+    inputs: u32,
+    outputs: u32,
+    begun: u32,
+    unused: u32,
+}
+
+super::arguments! {
+    OuterProduct, 2096 => OuterProduct;
+}
+
+/// See [`device::OuterProduct`].
+pub(super) fn outer_product<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    op: &device::OuterProduct<'_, f32>,
+) {
+    let Linear { weight, bias, task_stride, inputs, outputs } = op.layer;
+    let shared = op.layer.is_shared();
+    let groups = if shared { 1 } else { op.tasks };
+    let whole = |offset, len| Region { offset, rows: 1, width: (groups - 1) * task_stride + len };
+    for term in op.terms {
+        arena.check(&[term.p, term.q], &[whole(weight, inputs * outputs)]);
+        arena.check(&[term.p, term.q], &[whole(bias, outputs)]);
+    }
+    for (turn, part) in op.terms.chunks(TERMS).enumerate() {
+        let mut call = OuterProduct {
+            terms: [OuterTerm::default(); TERMS],
+            weight: wide(weight),
+            bias: wide(bias),
+            group_stride: wide(task_stride),
+            count: narrow(part.len()),
+            groups: narrow(groups),
+            inputs: narrow(inputs),
+            outputs: narrow(outputs),
+            begun: (op.accumulate || turn > 0).into(),
+            unused: 0,
+        };
+        for (to, term) in call.terms.iter_mut().zip(part) {
+            // With shared weights the rows of all tasks and blocks are one sum.
+            let blocks = if shared { 1 } else { term.blocks };
+            *to = OuterTerm {
+                p: wide(term.p.offset),
+                q: wide(term.q.offset),
+                rows: narrow(term.p.rows / (groups * blocks)),
+                blocks: narrow(blocks),
+                with_bias: term.with_bias.into(),
+                scale: term.scale,
+            };
+        }
+        let rows: usize = part.iter().map(|term| term.p.rows).sum();
+        let grid = [groups * outputs.div_ceil(TILE), inputs.div_ceil(TILE), 1];
+        let shapes = format_args!("{rows} rows in {} terms, {groups} x {outputs} x {inputs}", part.len());
+        device.launch(arena, Kernel::OuterProduct, grid, &call, shapes);
+    }
+}

@@ -1,0 +1,94 @@
+//! Plain loops over regions, reductions and the outer optimizer.
+
+use innerloop::device::{Device, OuterStep, Region};
+use rand::RngExt;
+
+use super::Make;
+use super::scene::{Scene, compare};
+
+pub fn plain_arrays<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, (rows, width)) in [(1, 1), (3, 43), (5, 300)].into_iter().enumerate() {
+        let scene = &mut Scene::new(900 + case as u64);
+        let from = scene.random(rows, width);
+        let filled = scene.written(rows, width);
+        let copied = scene.written(rows, width);
+        let scaled = scene.changed(rows, width, true);
+        let uploaded = scene.written(rows, width);
+        let added = scene.changed(rows, width, true);
+        let host: Vec<f64> = (0..rows * width).map(|i| f64::from(i as u32) * 0.125 - 3.0).collect();
+        compare!(scene, make, format!("{rows} x {width}"), |device, arena, T| {
+            let host: Vec<T> = host.iter().map(|v| *v as T).collect();
+            device.fill(arena, filled, 0.75 as T);
+            device.copy(arena, from, copied);
+            device.add_scaled(arena, from, -0.3 as T, scaled);
+            device.upload(arena, uploaded, &host);
+            device.add_host(arena, added, &host);
+        });
+    }
+}
+
+pub fn gather<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, (rows, width, count)) in [(1, 1, 1), (7, 5, 12), (9, 131, 3), (600, 2, 1100)].into_iter().enumerate() {
+        let scene = &mut Scene::new(1000 + case as u64);
+        let from = scene.random(rows, width);
+        let to = scene.written(count, width);
+        let indices: Vec<u32> = (0..count).map(|_| scene.rng.random_range(0..rows as u32)).collect();
+        compare!(scene, make, format!("{count} of {rows} x {width}"), |device, arena, _T| {
+            device.gather(arena, from, &indices, to);
+        });
+    }
+}
+
+pub fn sum_rows<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, (rows, width, accumulate)) in
+        [(1, 1, false), (5, 129, true), (40, 7, false), (3, 257, false)].into_iter().enumerate()
+    {
+        let scene = &mut Scene::new(1100 + case as u64);
+        let from = scene.random(rows, width);
+        let to = scene.changed(1, width, accumulate);
+        compare!(scene, make, format!("{rows} x {width}"), |device, arena, T| {
+            device.sum_rows(arena, from, -0.4 as T, to, accumulate);
+        });
+    }
+}
+
+/// Sums in double precision: the only error is the order's.
+pub fn squared_norm<D: Device<f32>>(make: Make<'_, D>) {
+    for length in [1, 127, 5000, 70_001] {
+        let mut rng = <rand_chacha::ChaCha8Rng as rand::SeedableRng>::seed_from_u64(length as u64);
+        let values: Vec<f32> = (0..length).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let expected: f64 = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
+        for seed in 0..2 {
+            let device = make(seed);
+            let mut arena = device.arena(length + 3).unwrap();
+            let region = Region { offset: 3, rows: 1, width: length };
+            device.upload(&mut arena, region, &values);
+            let got = device.squared_norm(&arena, region);
+            device.check().unwrap();
+            assert!((got - expected).abs() <= 1e-12 * expected, "{length}: {got}, not {expected}");
+        }
+    }
+}
+
+pub fn outer_step<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, length) in [1, 130, 1000].into_iter().enumerate() {
+        let scene = &mut Scene::new(1200 + case as u64);
+        let gradient = scene.random(1, length);
+        let plain = scene.changed(1, length, true);
+        let parameters = scene.changed(1, length, true);
+        let first = scene.changed(1, length, true);
+        let second = scene.between(1, length, 0.1, 2.0);
+        // The second moment changes too, but stays positive.
+        let scene = scene.also_written(second);
+        compare!(scene, make, format!("{length} parameters"), |device, arena, _T| {
+            let (rate, factor) = (0.01, 0.5);
+            device.outer_step(arena, &OuterStep::Sgd { parameters: plain, gradient, rate, factor });
+            for step in [1, 2, 1000] {
+                let (betas, epsilon) = ((0.9, 0.999), 1e-8);
+                let operation =
+                    OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas, epsilon, step };
+                device.outer_step(arena, &operation);
+            }
+        });
+    }
+}

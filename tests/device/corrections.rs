@@ -1,0 +1,122 @@
+//! Corrections of the dual form, and the Gram matrices they are made of.
+
+use innerloop::device::{Device, Gram, GramInner, GramView, LinearForward, Region, Term};
+use innerloop::model::Activation;
+
+use super::Make;
+use super::scene::{Scene, compare};
+
+/// Corrections of several blocks; the scales are of both signs.
+pub struct Terms {
+    pub blocks: Vec<Vec<Term>>,
+    pub scales: Vec<f64>,
+    pub scratch: Region,
+}
+
+impl Terms {
+    /// `counts[b]` lists the rows a task of each term of block `b`. Views of the Gram matrices go by rows and by columns.
+    pub fn new(scene: &mut Scene, tasks: usize, rows: usize, width: usize, counts: &[Vec<usize>]) -> Self {
+        let mut total = 0;
+        let blocks = counts.iter().enumerate().map(|(b, counts)| {
+            let terms = counts.iter().enumerate().map(|(i, count)| {
+                total += count * tasks * rows;
+                let (row_stride, column_stride) = if (i + b) % 2 == 0 { (count + 2, 1) } else { (1, rows + 1) };
+                let task_stride = (rows * (count + 2)).max(count * (rows + 1));
+                let gram = scene.random(1, tasks * task_stride);
+                Term {
+                    gram: GramView { offset: gram.offset, task_stride, row_stride, column_stride },
+                    plus_one: i % 3 == 1,
+                    scale: (i + b) % 3,
+                    rows: scene.random(tasks * count, width),
+                }
+            });
+            terms.collect()
+        });
+        let blocks = blocks.collect();
+        let scratch = scene.scratch(total);
+        Self { blocks, scales: vec![-0.3, 0.2, -0.05], scratch }
+    }
+
+    /// None.
+    pub fn none() -> Self {
+        Self { blocks: Vec::new(), scales: Vec::new(), scratch: Region { offset: 0, rows: 0, width: 0 } }
+    }
+}
+
+/// `Corrections` in the precision of the side.
+macro_rules! corrections {
+    ($terms:expr, $scales:ident) => {
+        innerloop::device::Corrections { blocks: &$terms.blocks, scales: &$scales, scratch: $terms.scratch }
+    };
+}
+pub(crate) use corrections;
+
+/// The scales in the precision of the side.
+macro_rules! scales {
+    ($terms:expr, $t:ident) => {
+        $terms.scales.iter().map(|s| *s as $t).collect::<Vec<$t>>()
+    };
+}
+pub(crate) use scales;
+
+/// More terms than one launch holds, more rows than one pass of a block, in blocks of unequal length.
+pub fn many_corrections<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, counts) in [
+        vec![vec![1; 70], vec![], vec![2; 3]],
+        vec![vec![3; 131]],
+        vec![vec![150, 1, 129], vec![5]],
+        vec![vec![], vec![7]],
+    ]
+    .iter()
+    .enumerate()
+    {
+        let (tasks, rows, inputs, outputs) = (3, 9, 4, 131);
+        let scene = &mut Scene::new(case as u64);
+        let input = scene.random(counts.len() * tasks * rows, inputs);
+        let layer = scene.layer(tasks, true, inputs, outputs);
+        let terms = Terms::new(scene, tasks, rows, outputs, counts);
+        let output = scene.written(input.rows, outputs);
+        compare!(scene, make, format!("{counts:?}"), |device, arena, T| {
+            let scales = scales!(terms, T);
+            let corrections = corrections!(terms, scales);
+            let activation = Activation::Linear;
+            device.linear_forward(arena, &LinearForward { tasks, rows, input, layer, corrections, activation, output });
+        });
+    }
+}
+
+pub fn gram<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, (tasks, rows, blocks, width, counts)) in [
+        (1, 1, 1, 1, vec![1]),
+        (3, 5, 2, 7, vec![5, 5, 2]),
+        (2, 9, 3, 33, vec![16, 1]),
+        (4, 8, 1, 64, vec![17]),
+        (2, 3, 1, 130, vec![1; 70]),
+        (1, 17, 1, 200, vec![3; 11]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let scene = &mut Scene::new(100 + case as u64);
+        let x = scene.random(blocks * tasks * rows, width);
+        let y: Vec<Region> = counts.iter().map(|count| scene.random(tasks * count, width)).collect();
+        let output = scene.written(x.rows, counts.iter().sum());
+        compare!(scene, make, format!("gram {counts:?} of width {width}"), |device, arena, _T| {
+            device.gram(arena, &Gram { tasks, rows, x, y: &y, output });
+        });
+    }
+}
+
+pub fn gram_inner<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, (rows, groups, group, plus_one)) in
+        [(1, 1, 1, true), (7, 3, 5, false), (40, 2, 10, true), (129, 4, 3, false)].into_iter().enumerate()
+    {
+        let scene = &mut Scene::new(200 + case as u64);
+        let left = scene.random(rows, groups * group);
+        let right = scene.random(rows, groups * group);
+        let output = scene.changed(1, groups, true);
+        compare!(scene, make, format!("gram_inner {rows} x {groups} x {group}"), |device, arena, _T| {
+            device.gram_inner(arena, &GramInner { left, right, group, plus_one, scale: 0.25, output });
+        });
+    }
+}

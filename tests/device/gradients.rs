@@ -1,0 +1,118 @@
+//! Weight gradients and what the materialised form does with them.
+
+use innerloop::device::{Device, InnerUpdate, OuterProduct, OuterTerm, Rate, Region, ReverseUpdate};
+
+use super::Make;
+use super::scene::{Content, Scene, compare};
+
+pub fn outer_product<D: Device<f32>>(make: Make<'_, D>) {
+    let mut case = 300;
+    for (inputs, outputs) in [(1, 1), (7, 3), (65, 1), (1, 66), (70, 130)] {
+        for (shared, accumulate, many) in
+            [(true, false, false), (true, true, true), (false, false, false), (false, true, true)]
+        {
+            case += 1;
+            let (tasks, rows) = (3, 5);
+            let scene = &mut Scene::new(case);
+            let count = if many && inputs < 10 { 67 } else { 2 };
+            let terms: Vec<(Region, Region, bool, usize)> = (0..count)
+                .map(|i| {
+                    let blocks = 1 + i % 3;
+                    let rows = blocks * tasks * (rows + i % 2 * 17);
+                    (scene.random(rows, outputs), scene.random(rows, inputs), i % 2 == 0, blocks)
+                })
+                .collect();
+            let content = if accumulate { Content::Changed } else { Content::Written };
+            let layer = scene.layer_of(tasks, shared, inputs, outputs, content);
+            let what = format!("{outputs} x {inputs}, shared {shared}, accumulate {accumulate}, {count} terms");
+            compare!(scene, make, what, |device, arena, T| {
+                let terms: Vec<OuterTerm<T>> = terms
+                    .iter()
+                    .enumerate()
+                    .map(|(i, (p, q, with_bias, blocks))| {
+                        let scale = [1.0, -0.5, 0.25][i % 3] as T;
+                        OuterTerm { p: *p, q: *q, with_bias: *with_bias, blocks: *blocks, scale }
+                    })
+                    .collect();
+                device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate });
+            });
+        }
+    }
+}
+
+pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
+    let mut case = 400;
+    for (tasks, rows, inputs, outputs) in [(1, 1, 1, 1), (3, 5, 7, 1), (2, 19, 65, 3), (2, 5, 3, 70)] {
+        for (from_shared, keeps, begun, per_parameter) in [
+            (true, false, false, false),
+            (false, true, false, false),
+            (false, true, true, false),
+            (true, true, true, true),
+        ] {
+            case += 1;
+            let scene = &mut Scene::new(case);
+            let blocks = 1 + case as usize % 2;
+            let delta = scene.random(blocks * tasks * rows, outputs);
+            let values = scene.random(blocks * tasks * rows, inputs);
+            let from = scene.layer(tasks, from_shared, inputs, outputs);
+            let to = scene.layer_of(tasks, false, inputs, outputs, Content::Written);
+            let rates = scene.layer(1, true, inputs, outputs);
+            let velocity = begun.then(|| scene.layer(tasks, false, inputs, outputs));
+            let new_velocity = keeps.then(|| scene.layer_of(tasks, false, inputs, outputs, Content::Written));
+            compare!(scene, make, format!("case {case}"), |device, arena, T| {
+                let operation = InnerUpdate {
+                    tasks,
+                    rows,
+                    delta,
+                    values,
+                    from,
+                    to,
+                    rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(0.3 as T) },
+                    momentum: 0.9 as T,
+                    velocity,
+                    new_velocity,
+                };
+                device.inner_update(arena, &operation);
+            });
+        }
+    }
+}
+
+pub fn reverse_update<D: Device<f32>>(make: Make<'_, D>) {
+    let mut case = 500;
+    // The largest layer has more parameters than one pass of the sum's grid covers.
+    for (tasks, inputs, outputs) in [(1, 1, 1), (3, 7, 5), (2, 33, 40), (2, 255, 130)] {
+        for (momentum, accumulate, per_parameter, learns) in [
+            (0.0, false, false, false),
+            (0.5, true, false, true),
+            (0.9, false, true, true),
+            (0.0, true, true, true),
+            (0.0, true, false, true),
+        ] {
+            case += 1;
+            let scene = &mut Scene::new(case);
+            let weight_cotangent = scene.layer(tasks, false, inputs, outputs);
+            let begun = accumulate && momentum != 0.0;
+            let content = if begun { Content::Changed } else { Content::Written };
+            let direction = scene.layer_of(tasks, false, inputs, outputs, content);
+            let rates = scene.layer(1, true, inputs, outputs);
+            let velocity = learns.then(|| scene.layer(tasks, false, inputs, outputs));
+            let count = if per_parameter { (inputs + 1) * outputs } else { 1 };
+            let rate_gradient = learns.then(|| scene.changed(1, count, true));
+            compare!(scene, make, format!("case {case}"), |device, arena, T| {
+                let operation = ReverseUpdate {
+                    tasks,
+                    weight_cotangent,
+                    direction,
+                    accumulate,
+                    momentum: momentum as T,
+                    rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(0.3 as T) },
+                    velocity,
+                    rate_gradient,
+                    scale: 0.5 as T,
+                };
+                device.reverse_update(arena, &operation);
+            });
+        }
+    }
+}

@@ -1,0 +1,216 @@
+//! Whole meta-steps: the golden problems, and short trainings that must end where the CPU's end.
+
+use std::path::PathBuf;
+
+use innerloop::device::Device;
+use innerloop::device::cpu::CpuDevice;
+use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::objective::{Loss, VideoWeights};
+use innerloop::problem::{Answer, Problem};
+use innerloop::{
+    Algorithm, InnerConfig, MetaLearner, MetaOptimizer, Objective, OuterConfig, RateKind, Scalar, Shape, Strategy,
+    SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use super::Make;
+
+/// What the answers of a golden problem are grouped by.
+const GROUPS: [&str; 8] = [
+    "loss",
+    "task_loss",
+    "grad.",
+    "rates_grad",
+    "generator_loss",
+    "discriminator_loss",
+    "generator.grad.",
+    "discriminator.grad.",
+];
+
+pub fn golden_dual<D: Device<f32>>(make: Make<'_, D>) {
+    golden(make, Strategy::Dual);
+}
+
+pub fn golden_materialised<D: Device<f32>>(make: Make<'_, D>) {
+    golden(make, Strategy::Materialised);
+}
+
+fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy) {
+    // As cargo runs tests in the root, and so must who runs the built program elsewhere.
+    let folder = "tests/golden";
+    let mut paths: Vec<PathBuf> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    paths.retain(|p| p.extension().is_some_and(|e| e == "safetensors"));
+    assert_eq!(paths.len(), 17, "a golden problem is missing");
+    for path in paths {
+        let problem = Problem::read(&path).unwrap();
+        if path.ends_with("meta_sgd.safetensors") && strategy == Strategy::Dual {
+            continue; // it has no dual form
+        }
+        let answer = problem.solve::<f32>(make(7), Some(strategy)).unwrap();
+        let errors: Vec<f64> = GROUPS.iter().filter_map(|group| error(&answer, &problem, group)).collect();
+        assert!(errors.len() >= 3, "{}: only {} answers compared", path.display(), errors.len());
+        assert!(errors.iter().all(|e| *e <= 2e-5), "{} {strategy}: {errors:?}", path.display());
+    }
+}
+
+/// The norm of the difference over the norm, over the answers whose names begin with `group`.
+fn error(answer: &Answer, problem: &Problem, group: &str) -> Option<f64> {
+    let (mut difference, mut norm) = (0.0, 0.0);
+    for (name, expected) in problem.tensors() {
+        let Some(name) = name.strip_prefix("expected.").filter(|n| n.starts_with(group)) else { continue };
+        let (_, got) = answer.tensors.iter().find(|(n, _)| n == name).unwrap_or_else(|| panic!("no {name}"));
+        assert_eq!(got.shape, expected.shape, "{name}");
+        for (g, e) in got.values.iter().zip(&expected.values) {
+            difference += (g - e) * (g - e);
+            norm += e * e;
+        }
+    }
+    (norm > 0.0).then(|| (difference / norm).sqrt())
+}
+
+/// A learner's parameters and phi after some meta-steps of Adam, in double precision.
+fn train<T: Scalar, D: Device<T>, O: Objective>(
+    device: D,
+    objective: &O,
+    shape: Shape,
+    networks: &[Mlp],
+    (kind, inner_steps): (RateKind, usize),
+    step: impl Fn(&mut MetaLearner<T, D, O>, &mut ChaCha8Rng),
+) -> Vec<Vec<f64>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(5);
+    let phi = networks.iter().map(|mlp| MetaOptimizer::uniform(kind, mlp, inner_steps, 0.05).unwrap()).collect();
+    let mut learner = MetaLearner::new(device, objective.clone(), shape, phi).unwrap();
+    for (network, mlp) in networks.iter().enumerate() {
+        // Drawn in single precision, so that every side begins at the same numbers.
+        let parameters = Parameters::<f32>::initialise(mlp, &mut rng);
+        learner.set_parameters(network, &parameters.cast()).unwrap();
+    }
+    for _ in 0..12 {
+        step(&mut learner, &mut rng);
+        learner.update(&OuterConfig { clip: Some(1.0), ..OuterConfig::adam(1e-3) }).unwrap();
+    }
+    let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+    (0..networks.len()).flat_map(|n| [wide(learner.parameters(n).values()), wide(learner.phi(n).values())]).collect()
+}
+
+/// Holds two trainings' ends against each other.
+///
+/// Adam divides by the gradient's own size, so it magnifies rounding where a gradient is near 0: the tolerance is that of
+/// the golden problems on the change of the parameters, not on the last digit of each.
+fn same_end(what: &str, got: &[Vec<f64>], expected: &[Vec<f64>]) {
+    for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
+        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+        let difference = square(&mut got.iter().zip(expected).map(|(g, e)| g - e));
+        let error = (difference / square(&mut expected.iter().copied())).sqrt();
+        assert!(error <= 2e-5, "{what}, array {i}: off by {error:e}");
+    }
+}
+
+fn numbers<T: Scalar>(count: usize, rng: &mut ChaCha8Rng) -> Vec<T> {
+    (0..count).map(|_| T::from_f64(f64::from(rng.random_range(-1.0f32..1.0)))).collect()
+}
+
+fn supervised_config(algorithm: Algorithm, kind: RateKind, strategy: Strategy) -> SupervisedConfig {
+    let inner = InnerConfig {
+        momentum: if algorithm == Algorithm::Maml { 0.5 } else { 0.0 },
+        minibatch: Some(3),
+        rates: kind,
+        learn_rates: algorithm != Algorithm::Reptile,
+        strategy: Some(strategy),
+        ..InnerConfig::new(algorithm, 3)
+    };
+    let mlp = Mlp::with_hidden(3, &[9, 17], 2, Activation::Tanh, Activation::Linear).unwrap();
+    SupervisedConfig { mlp, loss: Loss::Mse, inner }
+}
+
+fn train_supervised<T: Scalar, D: Device<T>>(device: D, config: &SupervisedConfig) -> Vec<Vec<f64>> {
+    let shape = Shape { tasks: 5, shots: 4, queries: 6 };
+    let networks = [config.mlp.clone()];
+    let kind = (config.inner.rates, config.inner.steps);
+    train(device, config, shape, &networks, kind, |learner, rng| {
+        let (support_x, support_y) = (numbers::<T>(5 * 4 * 3, rng), numbers::<T>(5 * 4 * 2, rng));
+        let (query_x, query_y) = (numbers::<T>(5 * 6 * 3, rng), numbers::<T>(5 * 6 * 2, rng));
+        let rows =
+            SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
+        learner.run(rows, rng).unwrap();
+    })
+}
+
+pub fn supervised_training<D: Device<f32>>(make: Make<'_, D>) {
+    for (algorithm, kind, strategy) in [
+        (Algorithm::Maml, RateKind::PerLayerPerStep, Strategy::Dual),
+        (Algorithm::Maml, RateKind::PerLayerPerStep, Strategy::Materialised),
+        (Algorithm::Maml, RateKind::PerParameter, Strategy::Materialised),
+        (Algorithm::FirstOrderMaml, RateKind::Shared, Strategy::Dual),
+        (Algorithm::Anil, RateKind::Shared, Strategy::Materialised),
+        (Algorithm::Reptile, RateKind::Shared, Strategy::Materialised),
+    ] {
+        let config = supervised_config(algorithm, kind, strategy);
+        let expected = train_supervised::<f64, _>(CpuDevice::new(1).unwrap(), &config);
+        let got = train_supervised::<f32, _>(make(1), &config);
+        same_end(&format!("{algorithm} {strategy}"), &got, &expected);
+    }
+}
+
+fn train_video<T: Scalar, D: Device<T>>(device: D, config: &VideoConfig) -> Vec<Vec<f64>> {
+    let shape = Shape { tasks: 3, shots: 2, queries: 3 };
+    let (latent, clip) = (config.generator.inputs(), config.generator.outputs());
+    let networks = [config.generator.clone(), config.discriminator.clone()];
+    let kind = (config.inner.rates, config.inner.steps);
+    train(device, config, shape, &networks, kind, |learner, rng| {
+        let (support_x, support_z) = (numbers::<T>(3 * 2 * clip, rng), numbers::<T>(3 * 2 * latent, rng));
+        let (query_x, query_z) = (numbers::<T>(3 * 3 * clip, rng), numbers::<T>(3 * 3 * latent, rng));
+        let rows = VideoRows { support_x: &support_x, support_z: &support_z, query_x: &query_x, query_z: &query_z };
+        learner.run(rows, rng).unwrap();
+    })
+}
+
+pub fn video_training<D: Device<f32>>(make: Make<'_, D>) {
+    for strategy in [Strategy::Dual, Strategy::Materialised] {
+        let inner = InnerConfig { strategy: Some(strategy), learn_rates: true, ..InnerConfig::new(Algorithm::Maml, 2) };
+        let config = VideoConfig {
+            generator: Mlp::with_hidden(5, &[11, 19], 3 * 23, Activation::Relu, Activation::Tanh).unwrap(),
+            discriminator: Mlp::with_hidden(3 * 23, &[19, 11], 1, Activation::LeakyRelu, Activation::Linear).unwrap(),
+            frames: 3,
+            weights: VideoWeights { adversarial: 1.0, reconstruction: 2.0, motion: 0.5 },
+            adversarial: true,
+            inner: InnerConfig { rates: RateKind::PerLayerPerStep, ..inner },
+        };
+        let expected = train_video::<f64, _>(CpuDevice::new(1).unwrap(), &config);
+        let got = train_video::<f32, _>(make(2), &config);
+        same_end(&format!("video {strategy}"), &got, &expected);
+    }
+}
+
+/// One task's adapted parameters, and the query set after every step.
+pub fn adapted_and_traced<D: Device<f32>>(make: Make<'_, D>) {
+    fn outcome<T: Scalar, D: Device<T>>(make: &dyn Fn() -> D, strategy: Strategy) -> Vec<Vec<f64>> {
+        let config = supervised_config(Algorithm::Maml, RateKind::PerLayerPerStep, strategy);
+        let shape = Shape { tasks: 3, shots: 4, queries: 2 };
+        let mut rng = ChaCha8Rng::seed_from_u64(11);
+        let parameters = Parameters::<f32>::initialise(&config.mlp, &mut rng).cast::<T>();
+        let (support_x, support_y) = (numbers::<T>(3 * 4 * 3, &mut rng), numbers::<T>(3 * 4 * 2, &mut rng));
+        let (query_x, query_y) = (numbers::<T>(3 * 2 * 3, &mut rng), numbers::<T>(3 * 2 * 2, &mut rng));
+        let rows =
+            SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
+        let phi = || vec![MetaOptimizer::uniform(RateKind::PerLayerPerStep, &config.mlp, 3, 0.05).unwrap()];
+        let mut learner = MetaLearner::new(make(), config.clone(), shape, phi()).unwrap();
+        learner.set_parameters(0, &parameters).unwrap();
+        learner.run(rows, &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
+        let adapted = learner.adapted(0, 2).unwrap();
+        let mut tracer = MetaLearner::tracer(make(), config.clone(), shape, phi()).unwrap();
+        tracer.set_parameters(0, &parameters).unwrap();
+        let trace = tracer.trace(rows, &mut ChaCha8Rng::seed_from_u64(1)).unwrap();
+        let mut arrays = vec![adapted.values().to_vec()];
+        arrays.extend(trace.losses.into_iter().map(|losses| losses.task));
+        arrays.extend(trace.outputs);
+        arrays.iter().map(|values| values.iter().map(|v| v.to_f64()).collect()).collect()
+    }
+    for strategy in [Strategy::Dual, Strategy::Materialised] {
+        let expected = outcome::<f64, _>(&|| CpuDevice::new(1).unwrap(), strategy);
+        let got = outcome::<f32, _>(&|| make(3), strategy);
+        assert_eq!(got.len(), expected.len());
+        same_end(&format!("adapted {strategy}"), &got, &expected);
+    }
+}

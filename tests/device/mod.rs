@@ -1,0 +1,52 @@
+//! Checks that hold a device of single precision to the CPU in double precision: the same list for a real GPU and for the
+//! emulated one.
+//!
+//! Every operation runs on fresh random numbers in an arena where NaN lies between the regions and in everything that is to
+//! be written. Afterwards what was written must agree, everything else must be as it was, and other orders of execution
+//! (or other runs) must give the same bits.
+
+pub mod arrays;
+pub mod corrections;
+pub mod gradients;
+pub mod learning;
+pub mod losses;
+pub mod products;
+pub mod scene;
+
+use innerloop::device::Device;
+
+/// A device for each seed of the order in which threads run.
+pub type Make<'a, D> = &'a (dyn Fn(u64) -> D + Sync);
+
+/// A check over a device.
+pub type Check<D> = fn(Make<'_, D>);
+
+/// All of them, by name.
+pub fn all<D: Device<f32> + 'static>() -> Vec<(&'static str, Check<D>)> {
+    vec![
+        ("linear_forward", products::linear_forward::<D>),
+        ("linear_backward", products::linear_backward::<D>),
+        ("adjoint_forward", products::adjoint_forward::<D>),
+        ("adjoint_backward", products::adjoint_backward::<D>),
+        ("gram", corrections::gram::<D>),
+        ("gram_inner", corrections::gram_inner::<D>),
+        ("many_corrections", corrections::many_corrections::<D>),
+        ("outer_product", gradients::outer_product::<D>),
+        ("inner_update", gradients::inner_update::<D>),
+        ("reverse_update", gradients::reverse_update::<D>),
+        ("supervised_loss", losses::supervised_loss::<D>),
+        ("supervised_curvature", losses::supervised_curvature::<D>),
+        ("adversarial", losses::adversarial::<D>),
+        ("pixel", losses::pixel::<D>),
+        ("plain_arrays", arrays::plain_arrays::<D>),
+        ("gather", arrays::gather::<D>),
+        ("sum_rows", arrays::sum_rows::<D>),
+        ("squared_norm", arrays::squared_norm::<D>),
+        ("outer_step", arrays::outer_step::<D>),
+        ("golden_problems_dual", learning::golden_dual::<D>),
+        ("golden_problems_materialised", learning::golden_materialised::<D>),
+        ("supervised_training", learning::supervised_training::<D>),
+        ("video_training", learning::video_training::<D>),
+        ("adapted_and_traced", learning::adapted_and_traced::<D>),
+    ]
+}

@@ -1,0 +1,194 @@
+//! An arena with random numbers in some regions and NaN everywhere else, and the comparison of what became of it.
+
+use innerloop::device::cpu::CpuDevice;
+use innerloop::device::{Device, Linear, Region};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// Orders of execution, or runs, that must agree to the last bit.
+const SEEDS: u64 = 3;
+
+/// Sums of up to a few hundred products in single precision: an error of 6e-8 each, which grows as their root.
+const TOLERANCE: f64 = 2e-6;
+
+pub struct Scene {
+    values: Vec<f32>,
+    pub rng: ChaCha8Rng,
+    writes: Vec<Region>,
+}
+
+impl Scene {
+    pub fn new(seed: u64) -> Self {
+        Self { values: Vec::new(), rng: ChaCha8Rng::seed_from_u64(seed), writes: Vec::new() }
+    }
+
+    /// A gap, then room for a region; the offsets are of every alignment.
+    fn room(&mut self, rows: usize, width: usize) -> Region {
+        let gap = self.rng.random_range(1..20);
+        self.values.resize(self.values.len() + gap, f32::NAN);
+        let region = Region { offset: self.values.len(), rows, width };
+        self.values.resize(self.values.len() + region.len(), f32::NAN);
+        region
+    }
+
+    /// Random numbers.
+    pub fn random(&mut self, rows: usize, width: usize) -> Region {
+        let region = self.room(rows, width);
+        for value in &mut self.values[region.offset..region.offset + region.len()] {
+            *value = self.rng.random_range(-1.0..1.0);
+        }
+        region
+    }
+
+    /// Random numbers from `low` to `high`.
+    pub fn between(&mut self, rows: usize, width: usize, low: f32, high: f32) -> Region {
+        let region = self.room(rows, width);
+        for value in &mut self.values[region.offset..region.offset + region.len()] {
+            *value = self.rng.random_range(low..high);
+        }
+        region
+    }
+
+    /// NaN, to be written by the operation.
+    pub fn written(&mut self, rows: usize, width: usize) -> Region {
+        let region = self.room(rows, width);
+        self.writes.push(region);
+        region
+    }
+
+    /// Random numbers that the operation changes, or NaN that it writes.
+    pub fn changed(&mut self, rows: usize, width: usize, begun: bool) -> Region {
+        if !begun {
+            return self.written(rows, width);
+        }
+        let region = self.random(rows, width);
+        self.writes.push(region);
+        region
+    }
+
+    /// Marks a region as one that the operation changes.
+    pub fn also_written(&mut self, region: Region) -> &mut Self {
+        self.writes.push(region);
+        self
+    }
+
+    /// Room whose content does not matter.
+    pub fn scratch(&mut self, elements: usize) -> Region {
+        self.room(1, elements)
+    }
+
+    /// A layer's weight and bias, shared, or one for each task with a gap between.
+    pub fn layer(&mut self, tasks: usize, shared: bool, inputs: usize, outputs: usize) -> Linear {
+        self.layer_of(tasks, shared, inputs, outputs, Content::Random)
+    }
+
+    pub fn layer_of(&mut self, tasks: usize, shared: bool, inputs: usize, outputs: usize, content: Content) -> Linear {
+        let (count, gap) = if shared { (1, 0) } else { (tasks, 3) };
+        let parameters = (inputs + 1) * outputs;
+        let region = self.room(1, count * (parameters + gap));
+        for task in 0..count {
+            let part = region.elements(task * (parameters + gap), parameters);
+            if content != Content::Written {
+                for value in &mut self.values[part.offset..part.offset + parameters] {
+                    *value = self.rng.random_range(-1.0..1.0);
+                }
+            }
+            if content != Content::Random {
+                self.writes.push(part);
+            }
+        }
+        let task_stride = if shared { 0 } else { parameters + gap };
+        Linear { weight: region.offset, bias: region.offset + inputs * outputs, task_stride, inputs, outputs }
+    }
+
+    /// Runs the operation on both devices and compares.
+    pub fn compare<D: Device<f32>>(
+        &self,
+        make: super::Make<'_, D>,
+        what: &str,
+        reference: impl Fn(&CpuDevice, &mut <CpuDevice as Device<f64>>::Arena),
+        operation: impl Fn(&D, &mut D::Arena),
+    ) {
+        let whole = Region { offset: 0, rows: 1, width: self.values.len() };
+        let cpu = CpuDevice::new(1).unwrap();
+        let mut arena = Device::<f64>::arena(&cpu, self.values.len()).unwrap();
+        let wide: Vec<f64> = self.values.iter().map(|v| f64::from(*v)).collect();
+        cpu.upload(&mut arena, whole, &wide);
+        reference(&cpu, &mut arena);
+        let mut expected = vec![0.0; wide.len()];
+        cpu.download(&arena, whole, &mut expected);
+
+        let mut first: Option<Vec<f32>> = None;
+        for seed in 0..SEEDS {
+            let device = make(seed);
+            let mut arena = device.arena(self.values.len()).unwrap();
+            device.upload(&mut arena, whole, &self.values);
+            operation(&device, &mut arena);
+            let mut got = vec![0.0f32; self.values.len()];
+            device.download(&arena, whole, &mut got);
+            device.check().unwrap();
+            match &first {
+                None => {
+                    self.judge(what, &expected, &got);
+                    first = Some(got);
+                }
+                Some(first) => {
+                    let differs = first.iter().zip(&got).position(|(a, b)| a.to_bits() != b.to_bits());
+                    assert_eq!(differs, None, "{what}: the result depends on the order of execution");
+                }
+            }
+        }
+    }
+
+    fn judge(&self, what: &str, expected: &[f64], got: &[f32]) {
+        let mut untouched = vec![true; got.len()];
+        for write in &self.writes {
+            let range = write.offset..write.offset + write.len();
+            untouched[range.clone()].fill(false);
+            let (mut difference, mut norm) = (0.0, 0.0);
+            for (e, g) in expected[range.clone()].iter().zip(&got[range]) {
+                difference += (f64::from(*g) - e) * (f64::from(*g) - e);
+                norm += e * e;
+            }
+            let error = if norm > 0.0 { (difference / norm).sqrt() } else { difference.sqrt() };
+            assert!(error <= TOLERANCE, "{what}: {write:?} is off by {error:e}");
+        }
+        for (i, _) in untouched.iter().enumerate().filter(|(_, untouched)| **untouched) {
+            let (before, after) = (self.values[i], got[i]);
+            assert_eq!(
+                before.to_bits(),
+                after.to_bits(),
+                "{what}: element {i} is not its to write: {before} to {after}"
+            );
+        }
+    }
+}
+
+/// What a layer holds before the operation, and whether that changes it.
+#[derive(Clone, Copy, PartialEq)]
+pub enum Content {
+    Random,
+    Changed,
+    Written,
+}
+
+/// Expands an operation twice: on the CPU with `T = f64`, on the device with `T = f32`.
+macro_rules! compare {
+    ($scene:expr, $make:expr, $what:expr, |$device:ident, $arena:ident, $t:ident| $body:expr) => {
+        $scene.compare(
+            $make,
+            &$what,
+            |$device, $arena| {
+                #[allow(dead_code)]
+                type $t = f64;
+                $body
+            },
+            |$device, $arena| {
+                #[allow(dead_code)]
+                type $t = f32;
+                $body
+            },
+        )
+    };
+}
+pub(crate) use compare;
