@@ -23,14 +23,11 @@ pub(super) fn scale(format: &ClipFormat) -> usize {
     (96 / format.height.max(format.width)).clamp(1, 6)
 }
 
-/// Writes a row of three for each of the first few clips.
+/// Writes three rows, truth, before and after, with a column for each of the first few clips.
 pub(super) fn write_comparison(path: &Path, comparison: &Comparison<'_>) -> Result<()> {
     let size = comparison.format.values();
-    let clips = |values| <[f32]>::chunks_exact(values, size).step_by(comparison.stride);
-    let rows = (clips(comparison.truth).zip(clips(comparison.before)).zip(clips(comparison.after)))
-        .map(|((truth, before), after)| vec![truth, before, after])
-        .take(SHOWN)
-        .collect();
+    let clips = |values| <[f32]>::chunks_exact(values, size).step_by(comparison.stride).take(SHOWN).collect();
+    let rows = [comparison.truth, comparison.before, comparison.after].map(clips).to_vec();
     let montage = Montage::new(comparison.format, rows);
     write_gif(path, &Montage { scale: scale(&comparison.format), background: 255, ..montage })
 }

@@ -121,7 +121,7 @@ pub(super) struct Setup {
     /// Query rows (clips) a task [default: 5 or 10]
     #[arg(long, help_heading = "Inner loop")]
     queries: Option<usize>,
-    /// The inner learning rate, or what the learned ones begin with [default: 2 or 0.01]
+    /// The inner learning rate, or what the learned ones begin with [default: 1 or 0.01]
     #[arg(long, help_heading = "Inner loop")]
     inner_lr: Option<f64>,
     /// The discriminator's inner learning rate, or what the learned ones begin with
@@ -202,7 +202,7 @@ impl Setup {
             queries: self.queries.unwrap_or(pick(5, 10)),
         };
         let steps = self.steps.unwrap_or(if sinusoids { 70_000 } else { 2500 });
-        let inner_lr = self.inner_lr.unwrap_or(if sinusoids { 0.01 } else { 2.0 });
+        let inner_lr = self.inner_lr.unwrap_or(if sinusoids { 0.01 } else { 1.0 });
         let (job, initial_rates) = if sinusoids {
             (Job::Sinusoid(self.sinusoid(inner)?), vec![inner_lr])
         } else {
