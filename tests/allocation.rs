@@ -8,7 +8,6 @@
 //! met every kind of job; how soon depends on the scheduler.
 
 use std::alloc::{GlobalAlloc, Layout, System};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use innerloop::device::cpu::CpuDevice;
@@ -22,8 +21,6 @@ use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
 static COUNT: AtomicUsize = AtomicUsize::new(0);
-/// One measurement at a time.
-static TURN: Mutex<()> = Mutex::new(());
 
 fn count(layout: Layout) {
     if (2..=32).contains(&layout.align()) {
@@ -69,7 +66,6 @@ fn allocations<O: Objective>(
     rows: O::Rows<'_, f32>,
     threads: usize,
 ) -> usize {
-    let _turn = TURN.lock().unwrap_or_else(|e| e.into_inner());
     let device = CpuDevice::new(threads).unwrap();
     let phi = mlps.iter().map(|m| MetaOptimizer::uniform(inner.rates, m, inner.steps, 0.05).unwrap()).collect();
     let mut learner = MetaLearner::new(device, objective.clone(), SHAPE, phi).unwrap();
@@ -91,16 +87,15 @@ fn allocations<O: Objective>(
     COUNT.load(Ordering::Relaxed) - before
 }
 
-/// A queue block for every 63 meta-steps, and one for where the counting begins.
-const ALONE: usize = STEPS / 63 + 1;
+/// Far fewer than one a meta-step, which is what any allocation of the crate's own would come to.
+const FEW: usize = STEPS / 16;
 
 fn check<O: Objective>(what: &str, objective: &O, mlps: &[&Mlp], inner: &InnerConfig, rows: O::Rows<'_, f32>) {
     let alone = allocations(objective, mlps, inner, rows, 1);
     let together = allocations(objective, mlps, inner, rows, 3);
     println!("{what}: {alone} allocations in {STEPS} meta-steps on one thread, {together} on three");
-    assert!(alone <= ALONE, "{what}: {alone} allocations in {STEPS} meta-steps");
-    // Fewer than one a meta-step, which is what any allocation of the crate's own would come to.
-    assert!(together < STEPS, "{what}: {together} allocations in {STEPS} meta-steps on three threads");
+    assert!(alone <= FEW, "{what}: {alone} allocations in {STEPS} meta-steps on one thread");
+    assert!(together < STEPS / 2, "{what}: {together} allocations in {STEPS} meta-steps on three threads");
 }
 
 fn supervised(what: &str, mlp: &Mlp, inner: &InnerConfig) {
@@ -130,8 +125,15 @@ fn variants() -> Vec<(String, InnerConfig)> {
     all
 }
 
-/// The sinusoid network: tasks in lanes when there are several threads.
+/// All in one test: another one beside it, or the harness reporting it, would be counted too.
 #[test]
+fn meta_steps_allocate_nothing() {
+    lanes_of_small_networks();
+    operations_of_a_large_network();
+    the_video_gan();
+}
+
+/// The sinusoid network: tasks in lanes when there are several threads.
 fn lanes_of_small_networks() {
     let mlp = Mlp::with_hidden(1, &[40, 40], 1, Activation::Relu, Activation::Linear).unwrap();
     for (what, inner) in variants() {
@@ -147,7 +149,6 @@ fn lanes_of_small_networks() {
 }
 
 /// Large enough for all threads to share each operation.
-#[test]
 fn operations_of_a_large_network() {
     let mlp = Mlp::with_hidden(200, &[500], 600, Activation::Tanh, Activation::Linear).unwrap();
     for strategy in [Strategy::Dual, Strategy::Materialised] {
@@ -161,7 +162,6 @@ fn operations_of_a_large_network() {
     }
 }
 
-#[test]
 fn the_video_gan() {
     let generator = Mlp::with_hidden(6, &[20], 24, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(24, &[16], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
