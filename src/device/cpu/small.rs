@@ -3,8 +3,8 @@
 use super::matrix::{Kernel, Matrix, dispatch, multiply, multiply_add};
 use crate::scalar::Scalar;
 
-/// Elements of the right factor up to which it stays in a core's first cache beside the rest.
-const SMALL: usize = 4096;
+/// Elements of the right factor up to which packing it does not pay: it stays in a core's nearer caches.
+const SMALL: usize = 1 << 14;
 
 /// `out (+)= scale * left right` like [`multiply`], in whichever way suits the size. Compiled once for each instruction
 /// set, not into every kernel that calls it.
