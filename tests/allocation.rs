@@ -87,15 +87,15 @@ fn allocations<O: Objective>(
     COUNT.load(Ordering::Relaxed) - before
 }
 
-/// Far fewer than one a meta-step, which is what any allocation of the crate's own would come to.
-const FEW: usize = STEPS / 16;
+/// Any allocation of the crate's own would come to one a meta-step; the queue and the harness come to a handful.
+const FEW: usize = STEPS / 2;
 
 fn check<O: Objective>(what: &str, objective: &O, mlps: &[&Mlp], inner: &InnerConfig, rows: O::Rows<'_, f32>) {
     let alone = allocations(objective, mlps, inner, rows, 1);
     let together = allocations(objective, mlps, inner, rows, 3);
     println!("{what}: {alone} allocations in {STEPS} meta-steps on one thread, {together} on three");
     assert!(alone <= FEW, "{what}: {alone} allocations in {STEPS} meta-steps on one thread");
-    assert!(together < STEPS / 2, "{what}: {together} allocations in {STEPS} meta-steps on three threads");
+    assert!(together <= FEW, "{what}: {together} allocations in {STEPS} meta-steps on three threads");
 }
 
 fn supervised(what: &str, mlp: &Mlp, inner: &InnerConfig) {
