@@ -44,7 +44,8 @@ impl Chart<'_> {
         let (x_low, x_high, x_room) = bounds(|p| p.0);
         let (y_low, y_high, y_room) = bounds(|p| p.1);
         let mut svg = String::new();
-        let drawn = if self.logarithmic && y_low > 0.0 {
+        // Within a decade a logarithmic axis has too few labels to read.
+        let drawn = if self.logarithmic && y_low > 0.0 && y_high > 10.0 * y_low {
             self.draw(&mut svg, x_low..x_high + x_room, (y_low * 0.9..y_high * 1.1).log_scale())
         } else {
             self.draw(&mut svg, x_low..x_high + x_room, y_low - y_room..y_high + y_room)
@@ -75,6 +76,9 @@ impl Chart<'_> {
             .configure_mesh()
             .light_line_style(RGBColor(240, 240, 240))
             .bold_line_style(RGBColor(215, 215, 215))
+            .max_light_lines(0)
+            .x_labels(11)
+            .x_label_formatter(&|x| if x.fract() == 0.0 { format!("{x:.0}") } else { String::new() })
             .x_desc(self.x)
             .y_desc(self.y)
             .label_style(("sans-serif", 13))

@@ -244,8 +244,8 @@ fn message(metric: &Metric) -> String {
 
 fn loss_curve<D>(metrics: &Metrics, report: &Reporter<D>) -> Result<()> {
     let all = metrics.all();
-    // At most 500 points: more cannot be told apart.
-    let group = all.len().div_ceil(500).max(1);
+    // At most 150 points: their means show the course, where single meta-steps show chance.
+    let group = all.len().div_ceil(150).max(1);
     let points = |value: fn(&Metric) -> f64| -> Vec<(f64, f64)> {
         all.chunks(group)
             .map(|chunk| {
