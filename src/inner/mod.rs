@@ -5,6 +5,7 @@
 
 mod cost;
 mod dual;
+mod dual_layer;
 mod forward;
 mod gan;
 mod materialised;

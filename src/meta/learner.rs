@@ -2,9 +2,8 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use super::objective::{LaneShape, Objective};
-use super::outer::host_change;
-use super::{MetaOptimizer, OuterConfig, OuterKind, RateKind};
-use crate::device::{ArenaPlan, Device, OuterStep, Region};
+use super::{MetaOptimizer, RateKind};
+use crate::device::{ArenaPlan, Device, Region};
 use crate::inner::{Cost, Rates, Strategy};
 use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
@@ -55,11 +54,11 @@ pub struct Trace<T> {
 }
 
 /// One lane: some of the tasks, with memory of their own.
-struct Lane<T: Scalar, D: Device<T>, O: Objective> {
-    shape: LaneShape,
-    arena: D::Arena,
-    inner: O::Loop<T>,
-    indices: Vec<u32>,
+pub(super) struct Lane<T: Scalar, D: Device<T>, O: Objective> {
+    pub(super) shape: LaneShape,
+    pub(super) arena: D::Arena,
+    pub(super) inner: O::Loop<T>,
+    pub(super) indices: Vec<u32>,
 }
 
 /// Meta-learning of an objective on a device: holds the shared parameters, phi and the outer optimizer's state, and
@@ -68,27 +67,27 @@ struct Lane<T: Scalar, D: Device<T>, O: Objective> {
 /// After the first meta-step nothing is allocated (but for the `gemm` crate's packing room). On the CPU small networks run in lanes, a part of the tasks on each
 /// thread; large ones use all threads in every operation.
 pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
-    device: D,
-    objective: O,
-    shape: Shape,
-    strategy: Strategy,
-    planned: Strategy,
-    cost: Cost,
-    bytes: usize,
-    lanes: Vec<Lane<T, D, O>>,
-    phi: Vec<MetaOptimizer<T>>,
-    rates: Vec<Rates<T>>,
+    pub(super) device: D,
+    pub(super) objective: O,
+    pub(super) shape: Shape,
+    pub(super) strategy: Strategy,
+    pub(super) planned: Strategy,
+    pub(super) cost: Cost,
+    pub(super) bytes: usize,
+    pub(super) lanes: Vec<Lane<T, D, O>>,
+    pub(super) phi: Vec<MetaOptimizer<T>>,
+    pub(super) rates: Vec<Rates<T>>,
     /// The gradient in the inner loop's layout, and in phi's.
-    rate_gradient: Vec<Vec<T>>,
-    phi_gradient: Vec<Vec<T>>,
-    phi_moments: Vec<Vec<(f64, f64)>>,
+    pub(super) rate_gradient: Vec<Vec<T>>,
+    pub(super) phi_gradient: Vec<Vec<T>>,
+    pub(super) phi_moments: Vec<Vec<(f64, f64)>>,
     /// Adam's moments of each network, in the first lane's arena.
-    moments: Vec<[Region; 2]>,
+    pub(super) moments: Vec<[Region; 2]>,
     /// Outer steps in all, and those that each network took part in.
-    steps_done: u64,
-    steps_of: Vec<u64>,
-    losses: Losses<T>,
-    host: Vec<T>,
+    pub(super) steps_done: u64,
+    pub(super) steps_of: Vec<u64>,
+    pub(super) losses: Losses<T>,
+    pub(super) host: Vec<T>,
 }
 
 impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
@@ -241,7 +240,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.read(network, O::network(&self.lanes[0].inner, network).gradient)
     }
 
-    fn read(&self, network: usize, region: Region) -> Parameters<T> {
+    pub(super) fn read(&self, network: usize, region: Region) -> Parameters<T> {
         let mut parameters = Parameters::zeros(self.objective.networks()[network].1);
         self.device.download(&self.lanes[0].arena, region, parameters.values_mut());
         parameters
@@ -335,90 +334,6 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         }
     }
 
-    /// One step of the outer optimizer with the gradient of the last [`MetaLearner::run`].
-    ///
-    /// phi moves in its logarithm, so that rates stay positive and the learning rate is relative to them.
-    ///
-    /// # Errors
-    /// A loss or a gradient that is not finite: the parameters are left as they were. Or a device that failed.
-    pub fn update(&mut self, config: &OuterConfig) -> Result<()> {
-        let step = self.steps_done + 1;
-        let diverged = |what, value| Err(Error::Diverged { what, value, step });
-        for (what, losses) in [("loss", &self.losses.task), ("discriminator loss", &self.losses.discriminator)] {
-            if let Some(value) = losses.iter().find(|loss| !loss.is_finite()) {
-                return diverged(what, value.to_f64());
-            }
-        }
-        let first = &mut self.lanes[0];
-        let mut factors = [1.0; 2];
-        for (network, factor) in factors.iter_mut().enumerate().take(self.phi.len()) {
-            let gradient = O::network(&first.inner, network).gradient;
-            let norm = self.device.squared_norm(&first.arena, gradient).sqrt();
-            if !norm.is_finite() {
-                return diverged("gradient", norm);
-            }
-            if let Some(clip) = config.clip
-                && norm > clip
-            {
-                *factor = clip / norm;
-            }
-        }
-        if let Some(value) = self.phi_gradient.iter().flatten().find(|g| !g.is_finite()) {
-            return diverged("gradient of the rates", value.to_f64());
-        }
-        let scale = config.factor(self.steps_done);
-        let rate = config.learning_rate * scale;
-        for (network, factor) in factors.into_iter().enumerate().take(self.phi.len()) {
-            if !O::plays(&first.inner, network) {
-                continue;
-            }
-            self.steps_of[network] += 1;
-            let step = self.steps_of[network];
-            let net = O::network(&first.inner, network);
-            let (parameters, gradient) = (net.parameters, net.gradient);
-            let operation = match config.kind {
-                OuterKind::Sgd => OuterStep::Sgd { parameters, gradient, rate, factor },
-                OuterKind::Adam { beta1, beta2, epsilon } => {
-                    let [first, second] = self.moments[network];
-                    let betas = (beta1, beta2);
-                    OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas, epsilon, step }
-                }
-            };
-            self.device.outer_step(&mut first.arena, &operation);
-        }
-        self.broadcast();
-        if self.objective.inner().learn_rates && self.objective.inner().algorithm.differentiates_query() {
-            let rate = config.phi_learning_rate * scale;
-            for network in (0..self.phi.len()).filter(|n| O::plays(&self.lanes[0].inner, *n)) {
-                let gradient = &self.phi_gradient[network];
-                let values = self.phi[network].values_mut().iter_mut();
-                for ((value, gradient), moments) in values.zip(gradient).zip(&mut self.phi_moments[network]) {
-                    let logarithmic = gradient.to_f64() * value.to_f64();
-                    let change = host_change(config.kind, rate, self.steps_of[network], logarithmic, moments);
-                    *value = T::from_f64(value.to_f64() * (-change).exp());
-                }
-            }
-        }
-        self.steps_done = step;
-        self.device.check()
-    }
-
-    /// The first lane's parameters, to the others.
-    fn broadcast(&mut self) {
-        let Some((first, rest)) = self.lanes.split_first_mut() else { return };
-        if rest.is_empty() {
-            return;
-        }
-        for network in 0..self.phi.len() {
-            let region = O::network(&first.inner, network).parameters;
-            let host = &mut self.host[..region.len()];
-            self.device.download(&first.arena, region, host);
-            for lane in &mut *rest {
-                self.device.upload(&mut lane.arena, O::network(&lane.inner, network).parameters, host);
-            }
-        }
-    }
-
     /// Adapts to every task of the batch and evaluates the query set after 0, 1, ... steps.
     ///
     /// # Errors
@@ -469,55 +384,6 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.device.check()?;
         Ok(parameters)
     }
-
-    /// The outer optimizer's state: Adam's moments of each network, those of phi, and the number of steps.
-    pub fn optimizer_state(&self) -> OptimizerState<T> {
-        let read = |(network, regions): (usize, &[Region; 2])| regions.map(|region| self.read(network, region));
-        let networks = self.moments.iter().enumerate().map(read).collect();
-        let phi = self.phi_moments.clone();
-        OptimizerState { networks, phi, steps_of: self.steps_of.clone(), steps: self.steps_done }
-    }
-
-    /// Continues from a state and from phi.
-    ///
-    /// # Errors
-    /// A state of other networks or another phi.
-    pub fn restore(&mut self, state: &OptimizerState<T>, phi: &[MetaOptimizer<T>]) -> Result<()> {
-        let fits = state.networks.len() == self.moments.len()
-            && state.networks.iter().zip(&self.moments).all(|(n, m)| n[0].values().len() == m[0].len())
-            && state.steps_of.len() == self.steps_of.len()
-            && state.phi.iter().map(Vec::len).eq(self.phi_moments.iter().map(Vec::len))
-            && phi
-                .iter()
-                .map(|p| (p.kind(), p.values().len()))
-                .eq(self.phi.iter().map(|p| (p.kind(), p.values().len())));
-        if !fits {
-            return Err(Error::invalid("optimizer state", "another architecture", "the state of these networks"));
-        }
-        for (moments, regions) in state.networks.iter().zip(&self.moments) {
-            for (moment, region) in moments.iter().zip(regions) {
-                self.device.upload(&mut self.lanes[0].arena, *region, moment.values());
-            }
-        }
-        self.phi_moments.clone_from(&state.phi);
-        self.phi = phi.to_vec();
-        self.steps_of.clone_from(&state.steps_of);
-        self.steps_done = state.steps;
-        Ok(())
-    }
-}
-
-/// What an outer optimizer remembers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct OptimizerState<T> {
-    /// First and second moments of each network.
-    pub networks: Vec<[Parameters<T>; 2]>,
-    /// First and second moments of each network's phi.
-    pub phi: Vec<Vec<(f64, f64)>>,
-    /// Steps that each network took part in.
-    pub steps_of: Vec<u64>,
-    /// Steps taken in all.
-    pub steps: u64,
 }
 
 /// For each task, some of the support rows, each at most once (Fisher-Yates, as far as needed).

@@ -7,12 +7,14 @@ mod learner;
 mod meta_optimizer;
 mod objective;
 mod outer;
+mod outer_step;
 
 pub use algorithm::Algorithm;
 pub use batch::{SupervisedRows, VideoRows};
 pub use config::{InnerConfig, SupervisedConfig, VideoConfig};
-pub use learner::{Losses, MetaLearner, OptimizerState, Shape, Trace};
+pub use learner::{Losses, MetaLearner, Shape, Trace};
 pub use meta_optimizer::{MetaOptimizer, RateKind};
 pub use objective::Objective;
 pub(crate) use objective::sealed;
 pub use outer::{OuterConfig, OuterKind, Schedule};
+pub use outer_step::OptimizerState;
