@@ -175,7 +175,8 @@ impl Checkpoint {
         let (inner, networks) = (config.job.inner(), config.job.networks());
         let (mut parameters, mut phi) = (Vec::new(), Vec::new());
         for (name, mlp) in &networks {
-            let mut values = Vec::with_capacity(mlp.parameter_count());
+            // Nothing is set aside for what the configuration claims: the tensors have to be there.
+            let mut values = Vec::new();
             for (layer, prefix) in layer_names(name, mlp).into_iter().enumerate() {
                 let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
                 values.extend(reader.f32(&format!("{prefix}.weight"), Some(&[outputs, inputs]))?);

@@ -285,6 +285,15 @@ fn damaged_checkpoints_are_told_in_one_line() {
             assert!(text.contains("damaged.safetensors") && !text.contains('\n'), "{text}");
         }
     }
+    // What a configuration claims is not believed: a network that no memory holds is refused, not allocated.
+    let config = Checkpoint::decode(&damaged, &whole).unwrap().config;
+    let config = serde_json::to_string(&config).unwrap().replace("[14,9,7,144]", "[14,2000000000,7,144]");
+    assert!(config.contains("2000000000"));
+    let header = format!("{{\"format\":1,\"config\":{config},\"step\":0,\"steps_of\":[0,0]}}");
+    let nothing = Vec::<(String, safetensors::tensor::TensorView<'_>)>::new();
+    let claim = safetensors::serialize(nothing, Some([("innerloop".to_owned(), header)].into())).unwrap();
+    let text = Checkpoint::decode(&damaged, &claim).unwrap_err().to_string();
+    assert!(text.contains("no tensor \"generator.main.0.weight\""), "{text}");
     let problem = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/maml_mse_1step.safetensors");
     fail(at, &format!("generate {problem}"), &["not a checkpoint of innerloop"]);
 }
