@@ -235,7 +235,10 @@ fn bad_options_name_themselves() {
 fn a_run_that_diverges_stops_and_keeps_its_checkpoint() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let output = innerloop(at, &format!("train {TINY} --steps 400 --outer sgd --outer-lr 1e30 --clip 1e30 --out run"));
+    let output = innerloop(
+        at,
+        &format!("train {TINY} --steps 400 --pretraining 0 --outer sgd --outer-lr 1e30 --clip 1e30 --out run"),
+    );
     let text = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(1), "{text}");
     assert!(text.contains("at meta-step") && text.contains("lower the inner or outer learning rate"), "{text}");
