@@ -43,7 +43,7 @@ pub(super) struct Arguments {
 }
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
-    let checkpoint = Checkpoint::read(&RunFolder::find_checkpoint(Some(&arguments.checkpoint))?)?;
+    let mut checkpoint = Checkpoint::read(&RunFolder::find_checkpoint(Some(&arguments.checkpoint))?)?;
     let format = video_job(&checkpoint)?.source.format();
     let animation = arguments.out.with_extension("gif");
     if animation == arguments.out {
@@ -53,10 +53,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let folder = ClipFolder::open_single_task(&arguments.clips, format, &options)?;
     folder.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let options = AdaptationOptions { shots: arguments.shots, steps: arguments.steps, seed: arguments.seed };
-    let mut checkpoint = checkpoint;
-    if let Some(strategy) = arguments.compute.strategy.0 {
-        checkpoint.config.job.inner_mut().strategy = Some(strategy);
-    }
+    arguments.compute.override_strategy(&mut checkpoint.config);
     let adapted = on_device!(arguments.compute, device => adapt(&device, &checkpoint, Arc::new(folder), &options)?);
     let (shots, queries) = (adapted.batch.shots, adapted.batch.queries);
     if adapted.judged_on_support {

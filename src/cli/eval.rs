@@ -74,9 +74,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         let problem = format!("is adapted to {:?}", subject.name);
         return Err(Error::file(&path, problem, "name the checkpoint that train wrote"));
     }
-    if let Some(strategy) = arguments.compute.strategy.0 {
-        checkpoint.config.job.inner_mut().strategy = Some(strategy);
-    }
+    arguments.compute.override_strategy(&mut checkpoint.config);
     let folder = match &arguments.out {
         Some(folder) => folder.clone(),
         None => path.parent().map_or_else(PathBuf::new, Path::to_owned),

@@ -24,6 +24,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::device::DeviceKind;
 use crate::device::cpu::CpuDevice;
+use crate::run::RunConfig;
 use crate::{Error, Result, Strategy};
 
 /// Fast gradient-based meta-learning with multilayer perceptrons, and a video generator that adapts to a new subject
@@ -93,6 +94,13 @@ macro_rules! on_device {
 use on_device;
 
 impl Compute {
+    /// Puts the form that is asked for, if any, in place of the run's own.
+    fn override_strategy(&self, config: &mut RunConfig) {
+        if let Some(strategy) = self.strategy.0 {
+            config.job.inner_mut().strategy = Some(strategy);
+        }
+    }
+
     /// The CPU, for what only the CPU computes: double precision.
     fn cpu_for_f64(&self) -> Result<CpuDevice> {
         match self.device {

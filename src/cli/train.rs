@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
@@ -17,7 +17,7 @@ use crate::model::Parameters;
 use crate::run::{
     Batches, Evaluation, Job, Pools, RunConfig, Session, SineBatches, StepReport, VideoBatches, joint_training,
 };
-use crate::{Error, Result};
+use crate::{Error, Result, Trace};
 
 /// Meta-train on a folder of clips, or on built-in tasks
 ///
@@ -77,9 +77,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         Some((_, checkpoint)) => checkpoint.config.clone(),
         None => arguments.setup.config()?,
     };
-    if let Some(strategy) = arguments.compute.strategy.0 {
-        config.job.inner_mut().strategy = Some(strategy);
-    }
+    arguments.compute.override_strategy(&mut config);
     let min_clips = config.shape.shots.saturating_add(config.shape.queries);
     let (job, shape) = (config.job.clone(), config.shape);
     match &job {
@@ -319,45 +317,41 @@ impl<D: Device<f32> + Clone> Reporter<D> {
         say!("run: {}", self.folder.0.display());
     }
 
+    /// Adapts the session's parameters to the held-out episodes.
+    fn trace<B: Batches>(&self, session: &Session<D, B>, evaluation: &Evaluation) -> Result<Trace<f32>> {
+        let (config, learner) = (session.config(), session.learner());
+        let networks = 0..config.job.networks().len();
+        let parameters: Vec<_> = networks.clone().map(|network| learner.parameters(network)).collect();
+        let phi: Vec<_> = networks.map(|network| learner.phi(network).clone()).collect();
+        let plays = config.adversarial_at(session.steps_done());
+        evaluation.trace(&self.device, &parameters, &phi, config.job.inner().steps, plays)
+    }
+
     /// Writes held-out tasks as they are, before, and after adapting; nothing for sinusoids.
-    fn sample<B: Batches>(&self, session: &Session<D, B>, path: &std::path::Path) -> Result<()>
-where {
-        let Some(evaluation) = &self.evaluation else { return Ok(()) };
-        let Some(clips) = evaluation.clips() else { return Ok(()) };
-        let Job::Video(job) = &session.config().job else { return Ok(()) };
-        let (checkpoint, steps) = (session.checkpoint(), job.objective.inner.steps);
-        let plays = session.config().adversarial_at(session.steps_done());
-        let trace = evaluation.trace(&self.device, &checkpoint.parameters, &checkpoint.phi, steps, plays)?;
-        let format = job.source.format();
-        let comparison = Comparison {
-            format,
-            truth: &clips.query_x,
-            before: &trace.outputs[0],
-            after: &trace.outputs[steps],
-            stride: clips.queries,
-        };
-        write_comparison(path, &comparison)
+    fn sample<B: Batches>(&self, session: &Session<D, B>, path: &Path) -> Result<()> {
+        match &self.evaluation {
+            Some(evaluation) if evaluation.clips().is_some() => {
+                write_samples(session.config(), evaluation, &self.trace(session, evaluation)?, path)
+            }
+            _ => Ok(()),
+        }
     }
 
     /// The last samples, and what adapting gains.
-    fn finish<B: Batches>(&self, session: &Session<D, B>) -> Result<()>
-where {
+    fn finish<B: Batches>(&self, session: &Session<D, B>) -> Result<()> {
         say!("checkpoint: {}", self.folder.checkpoint().display());
         let Some(evaluation) = &self.evaluation else {
             say!("no task was held out, so nothing tells what adapting gains");
             return Ok(());
         };
+        let (config, trace) = (session.config(), self.trace(session, evaluation)?);
         if evaluation.clips().is_some() {
-            self.sample(session, &self.folder.adapted())?;
+            write_samples(config, evaluation, &trace, &self.folder.adapted())?;
             say!("truth, before, after adapting: {}", self.folder.adapted().display());
         }
-        let (config, checkpoint) = (session.config(), session.checkpoint());
-        let steps = config.job.inner().steps;
-        let plays = config.adversarial_at(config.steps);
-        let trace = evaluation.trace(&self.device, &checkpoint.parameters, &checkpoint.phi, steps, plays)?;
         let scores = evaluation.scores(&trace)?;
         let (first, last) = (&scores[0], &scores[scores.len() - 1]);
-        let given = format!("{steps} steps on {} examples of a held-out task", config.shape.shots);
+        let given = format!("{} steps on {} examples of a held-out task", config.job.inner().steps, config.shape.shots);
         match (first.psnr, last.psnr) {
             (Some(before), Some(after)) => say!(
                 "adapting by {given}: query PSNR {:.2} -> {:.2} dB ({:+.2} dB, {EPISODES} tasks)",
@@ -373,4 +367,17 @@ where {
         }
         Ok(())
     }
+}
+
+/// Held-out clips as they are, before, and after adapting.
+fn write_samples(config: &RunConfig, evaluation: &Evaluation, trace: &Trace<f32>, path: &Path) -> Result<()> {
+    let (Job::Video(job), Some(clips)) = (&config.job, evaluation.clips()) else { return Ok(()) };
+    let comparison = Comparison {
+        format: job.source.format(),
+        truth: &clips.query_x,
+        before: &trace.outputs[0],
+        after: &trace.outputs[trace.outputs.len() - 1],
+        stride: clips.queries,
+    };
+    write_comparison(path, &comparison)
 }
