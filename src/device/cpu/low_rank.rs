@@ -212,7 +212,7 @@ pub(super) struct Products<'a, T> {
 
 impl<T: Scalar> Kernel for Products<'_, T> {
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<const FMA: bool, const WIDE: bool>(self) {
         let n = self.y.offsets.len();
         let group = self.rows.div_ceil(self.rows.div_ceil(5));
         let mut row = 0;

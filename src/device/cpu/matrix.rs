@@ -16,6 +16,12 @@ impl<T> Matrix<T> {
         Self { pointer, row_stride, column_stride: 1 }
     }
 
+    /// The same places as numbers of another type.
+    pub fn cast<U>(self) -> Matrix<U> {
+        let Self { pointer, row_stride, column_stride } = self;
+        Matrix { pointer: pointer.cast(), row_stride, column_stride }
+    }
+
     pub fn transposed(self) -> Self {
         Self { pointer: self.pointer, row_stride: self.column_stride, column_stride: self.row_stride }
     }
@@ -63,28 +69,28 @@ pub(super) unsafe fn multiply<T: Scalar>(
 
 /// A computation that is compiled for each vector instruction set.
 pub(super) trait Kernel {
-    /// `FMA`: the target has fused multiply-add.
-    fn run<const FMA: bool>(self);
+    /// `FMA`: the target has fused multiply-add. `WIDE`: it has 32 registers of 512 bits.
+    fn run<const FMA: bool, const WIDE: bool>(self);
 }
 
 /// Runs a kernel with the widest vectors this machine has.
 #[inline]
 pub(super) fn dispatch(kernel: impl Kernel) {
-    struct Call<K, const FMA: bool>(K);
-    impl<K: Kernel, const FMA: bool> pulp::NullaryFnOnce for Call<K, FMA> {
+    struct Call<K, const FMA: bool, const WIDE: bool>(K);
+    impl<K: Kernel, const FMA: bool, const WIDE: bool> pulp::NullaryFnOnce for Call<K, FMA, WIDE> {
         type Output = ();
         #[inline(always)]
         fn call(self) {
-            self.0.run::<FMA>();
+            self.0.run::<FMA, WIDE>();
         }
     }
     match pulp::Arch::new() {
         #[cfg(target_arch = "x86_64")]
-        pulp::Arch::V4(simd) => simd.vectorize(Call::<_, true>(kernel)),
+        pulp::Arch::V4(simd) => simd.vectorize(Call::<_, true, true>(kernel)),
         #[cfg(target_arch = "x86_64")]
-        pulp::Arch::V3(simd) => simd.vectorize(Call::<_, true>(kernel)),
-        _ if cfg!(target_arch = "aarch64") => kernel.run::<true>(),
-        _ => kernel.run::<false>(),
+        pulp::Arch::V3(simd) => simd.vectorize(Call::<_, true, false>(kernel)),
+        _ if cfg!(target_arch = "aarch64") => kernel.run::<true, false>(),
+        _ => kernel.run::<false, false>(),
     }
 }
 

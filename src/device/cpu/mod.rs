@@ -5,6 +5,8 @@
 //! number of threads only, so results are the same from run to run.
 
 mod adversarial;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod elementwise;
 mod low_rank;
 mod matrix;

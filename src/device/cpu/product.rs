@@ -20,7 +20,7 @@ const TILE_COLUMNS: usize = 128;
 const PANEL_ROWS: usize = 512;
 /// Rows a task up to which a product with its own transposed weights is made of inner products.
 const FEW_ROWS: usize = 16;
-/// Inner dimension from which inner products are worth their final sums, and transposing is worth its own pass.
+/// Inner dimension from which inner products are worth their final sums.
 const LONG: usize = 64;
 
 /// A product that is added to the blocks from `first_block` on.
@@ -40,11 +40,6 @@ impl Source {
     fn weights(&self, task: usize, column: usize) -> usize {
         let start = self.layer.weight + task * self.layer.task_stride;
         start + if self.transposed { column * self.layer.inputs } else { column }
-    }
-
-    /// Whether the weight is transposed in a pass of its own; the `gemm` crate copes with short ones of each task.
-    fn needs_panel(&self) -> bool {
-        self.transposed && (self.layer.is_shared() || self.input.width >= LONG)
     }
 }
 
@@ -101,7 +96,7 @@ impl<T: Scalar> Product<'_, T> {
             let span = Span { tasks, columns: (column, self.width.min(column + columns)) };
             let width = span.columns.1 - span.columns.0;
             let room = if self.target.is_some() { 0 } else { self.blocks * (tasks.1 - tasks.0) * self.rows * width };
-            let panel = |s: &Source| if s.needs_panel() { s.input.width.min(PANEL_ROWS) * width } else { 0 };
+            let panel = |s: &Source| if s.transposed { s.input.width.min(PANEL_ROWS) * width } else { 0 };
             let panel = self.sources.iter().flatten().map(panel).max().unwrap_or(0);
             scratch(room + panel, |offsets, own| {
                 let (own, panel) = own.split_at_mut(room);
@@ -143,7 +138,7 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
 
     /// One product: `rows` rows of a source from `(block, task)` on, with that task's weights.
     #[inline(always)]
-    fn multiply<const FMA: bool>(
+    fn multiply<const FMA: bool, const WIDE: bool>(
         &mut self,
         source: &Source,
         (block, task): (usize, usize),
@@ -159,15 +154,15 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
         let (out, out_stride) = self.place(block, task);
         // SAFETY: the operands are declared regions of these shapes, tile and panel are this job's own.
         unsafe {
-            if source.needs_panel() && !source.layer.is_shared() && rows <= FEW_ROWS {
+            if source.transposed && !source.layer.is_shared() && k >= LONG && rows <= FEW_ROWS {
                 self.offsets.clear();
                 self.offsets.extend((0..width).map(|column| start + column * stride));
                 let y = Rows { base: self.base, offsets: self.offsets };
-                Products { x: left.cast_const(), rows, width: k, y, out, out_stride, accumulate }.run::<FMA>();
-            } else if source.needs_panel() && width > 1 {
+                Products { x: left.cast_const(), rows, width: k, y, out, out_stride, accumulate }.run::<FMA, WIDE>();
+            } else if source.transposed && width > 1 {
                 for first in (0..k).step_by(PANEL_ROWS) {
                     let count = PANEL_ROWS.min(k - first);
-                    transpose(Matrix::rows(self.base.at(start + first), stride), width, count, self.panel);
+                    transpose::<T, WIDE>(Matrix::rows(self.base.at(start + first), stride), width, count, self.panel);
                     let left = Matrix::rows(left.add(first).cast_const(), k);
                     let right = Matrix::rows(self.panel.cast_const(), width);
                     let (shape, out) = ((rows, count, width), (out, out_stride));
@@ -183,7 +178,7 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
 
     /// All products, without corrections.
     #[inline(always)]
-    fn products<const FMA: bool>(&mut self) {
+    fn products<const FMA: bool, const WIDE: bool>(&mut self) {
         let product = self.product;
         let Span { tasks: (first, last), columns: (from, to) } = self.span;
         let (count, width) = (last - first, to - from);
@@ -193,14 +188,14 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
             let range = source.first_block..source.first_block + blocks;
             let whole = count == product.tasks && source.layer.is_shared();
             if whole && range.clone().all(|b| !begun[b]) {
-                self.multiply::<FMA>(source, (range.start, 0), blocks * count * product.rows, false);
+                self.multiply::<FMA, WIDE>(source, (range.start, 0), blocks * count * product.rows, false);
             } else {
                 for block in range.clone() {
                     if source.layer.is_shared() {
-                        self.multiply::<FMA>(source, (block, first), count * product.rows, begun[block]);
+                        self.multiply::<FMA, WIDE>(source, (block, first), count * product.rows, begun[block]);
                     } else {
                         for task in first..last {
-                            self.multiply::<FMA>(source, (block, task), product.rows, begun[block]);
+                            self.multiply::<FMA, WIDE>(source, (block, task), product.rows, begun[block]);
                         }
                     }
                 }
@@ -240,8 +235,8 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
 
 impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Kernel for Tile<'_, T, F> {
     #[inline(always)]
-    fn run<const FMA: bool>(mut self) {
-        self.products::<FMA>();
+    fn run<const FMA: bool, const WIDE: bool>(mut self) {
+        self.products::<FMA, WIDE>();
         let product = self.product;
         let (from, to) = self.span.columns;
         for block in 0..product.blocks {

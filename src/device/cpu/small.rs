@@ -33,16 +33,16 @@ struct Call<T> {
 
 impl<T: Scalar> Kernel for Call<T> {
     #[inline(always)]
-    fn run<const FMA: bool>(self) {
+    fn run<const FMA: bool, const WIDE: bool>(self) {
         let Self { shape: (m, k, n), left, right, scale, out, accumulate } = self;
         // SAFETY: the promise of `multiply_any`'s caller.
         unsafe {
             if n == 1 && out.1 == 1 && left.row_stride == 1 {
                 // A column is computed as a row.
                 let (left, right) = (right.transposed(), left.transposed());
-                multiply_small::<T, FMA>((1, k, m), left, right, scale, (out.0, m), accumulate);
-            } else if n > 1 && right.column_stride == 1 && n * k <= SMALL {
-                multiply_small::<T, FMA>((m, k, n), left, right, scale, out, accumulate);
+                multiply_rows::<T, FMA, WIDE>((1, k, m), left, right, scale, (out.0, m), accumulate);
+            } else if n > 1 && right.column_stride == 1 && (is_wide::<T, WIDE>() || n * k <= SMALL) {
+                multiply_rows::<T, FMA, WIDE>((m, k, n), left, right, scale, out, accumulate);
             } else {
                 multiply((m, k, n), left, right, scale, out.0, out.1, accumulate);
             }
@@ -50,7 +50,33 @@ impl<T: Scalar> Kernel for Call<T> {
     }
 }
 
+/// Whether [`super::avx512`] serves.
+const fn is_wide<T: Scalar, const WIDE: bool>() -> bool {
+    cfg!(target_arch = "x86_64") && WIDE && size_of::<T>() == size_of::<f32>()
+}
+
 /// `right` has contiguous rows.
+#[inline(always)]
+unsafe fn multiply_rows<T: Scalar, const FMA: bool, const WIDE: bool>(
+    shape: (usize, usize, usize),
+    left: Matrix<T>,
+    right: Matrix<T>,
+    scale: T,
+    (out, stride): (*mut T, usize),
+    accumulate: bool,
+) {
+    #[cfg(target_arch = "x86_64")]
+    if is_wide::<T, WIDE>() {
+        let (left, right, scale) = (left.cast(), right.cast(), scale.to_f64() as f32);
+        // SAFETY: the caller's promise; T is f32, and the machine has AVX-512.
+        unsafe { super::avx512::multiply(shape, left, right, scale, (out.cast(), stride), accumulate) };
+        return;
+    }
+    // SAFETY: the caller's promise.
+    unsafe { multiply_small::<T, FMA>(shape, left, right, scale, (out, stride), accumulate) };
+}
+
+/// The same with whatever vectors there are.
 #[inline(always)]
 unsafe fn multiply_small<T: Scalar, const FMA: bool>(
     (m, k, n): (usize, usize, usize),
