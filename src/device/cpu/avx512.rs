@@ -3,68 +3,116 @@
 //! Sums of up to 6 rows by 4 vectors stay in registers, a ragged edge is masked, and nothing is packed: on Zen 4 this reaches
 //! the machine's peak within 4 % and outruns the `gemm` crate by a tenth (`benches/results/`).
 
-use std::arch::x86_64::*;
-
 use super::matrix::Matrix;
+use crate::scalar::Scalar;
 
-/// Numbers in a vector.
-const LANES: usize = 16;
-/// Vectors of a strip at most.
-const VECTORS: usize = 4;
-/// Rows of the right factor that are gone through at a time: their piece under a strip stays in the L2 cache.
-const DEPTH: usize = 512;
+/// Columns of a strip at most: four vectors.
+pub(super) const COLUMNS: usize = 64;
 
-/// Where a product goes, and how.
-#[derive(Clone, Copy)]
-struct Target {
-    out: *mut f32,
-    stride: usize,
-    scale: f32,
-    accumulate: bool,
+/// Whether [`multiply`] serves numbers of this type on this machine.
+pub(super) fn serves<T: Scalar>() -> bool {
+    #[cfg(target_arch = "x86_64")]
+    return size_of::<T>() == size_of::<f32>() && matches!(pulp::Arch::new(), pulp::Arch::V4(_));
+    #[cfg(not(target_arch = "x86_64"))]
+    return false;
 }
 
-/// `out (+)= scale * left right`; `right` has contiguous rows.
+/// The factor to the right: contiguous rows, cut into panels of 64 columns that lie anywhere.
+#[derive(Clone, Copy)]
+pub(super) struct Right<T> {
+    pub pointer: *const T,
+    /// From one row of a panel to the next.
+    pub row_stride: usize,
+    /// From one panel to the next.
+    pub panel_stride: usize,
+}
+
+impl<T> Right<T> {
+    /// A plain row-major matrix.
+    pub fn rows(pointer: *const T, row_stride: usize) -> Self {
+        Self { pointer, row_stride, panel_stride: COLUMNS }
+    }
+}
+
+/// `out (+)= scale * left right`.
 ///
 /// # Safety
-/// `left` is `[m, k]` and `right` `[k, n]`, both readable; `out`, with its stride, is writable and overlaps neither. The machine has
-/// AVX-512.
-#[target_feature(enable = "avx512f")]
-pub(super) unsafe fn multiply(
-    (m, k, n): (usize, usize, usize),
-    left: Matrix<f32>,
-    right: Matrix<f32>,
-    scale: f32,
-    (out, stride): (*mut f32, usize),
+/// [`serves`] says so. `left` is `[m, k]` and `right` `[k, n]`, both readable; `out`, with its stride, is writable and overlaps neither.
+pub(super) unsafe fn multiply<T: Scalar>(
+    shape: (usize, usize, usize),
+    left: Matrix<T>,
+    right: Right<T>,
+    scale: T,
+    (out, stride): (*mut T, usize),
     accumulate: bool,
 ) {
-    debug_assert_eq!(right.column_stride, 1);
-    // As even as m allows.
-    let group = m.div_ceil(m.div_ceil(6));
-    for first in (0..k.max(1)).step_by(DEPTH) {
-        let depth = DEPTH.min(k - first);
-        for row in (0..m).step_by(group) {
-            for column in (0..n).step_by(VECTORS * LANES) {
-                // SAFETY: `group` rows, or what is left of them, and at most 64 columns from here on exist.
-                unsafe {
-                    let left = Matrix {
-                        pointer: left.pointer.add(row * left.row_stride + first * left.column_stride),
-                        ..left
-                    };
-                    let right = Matrix { pointer: right.pointer.add(first * right.row_stride + column), ..right };
-                    let out = out.add(row * stride + column);
-                    let target = Target { out, stride, scale, accumulate: accumulate || first > 0 };
-                    rows(group.min(m - row), (n - column).min(VECTORS * LANES), depth, left, right, target);
+    #[cfg(target_arch = "x86_64")]
+    {
+        let right =
+            Right { pointer: right.pointer.cast(), row_stride: right.row_stride, panel_stride: right.panel_stride };
+        let target = x86::Target { out: out.cast(), stride, scale: scale.to_f64() as f32, accumulate };
+        // SAFETY: the caller's promise; T is f32, and the machine has AVX-512.
+        unsafe { x86::multiply(shape, left.cast(), right, target) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!(
+        "this machine has no AVX-512: {:?}",
+        (shape, left.pointer, right.pointer, scale, out, stride, accumulate)
+    );
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::super::matrix::Matrix;
+    use super::{COLUMNS, Right};
+
+    /// Numbers in a vector.
+    const LANES: usize = 16;
+    /// Rows of the right factor that are gone through at a time: their piece of a panel stays in the L2 cache.
+    const DEPTH: usize = 512;
+
+    /// Where a product goes, and how.
+    #[derive(Clone, Copy)]
+    pub struct Target {
+        pub out: *mut f32,
+        pub stride: usize,
+        pub scale: f32,
+        pub accumulate: bool,
+    }
+
+    /// See [`super::multiply`].
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn multiply((m, k, n): (usize, usize, usize), left: Matrix<f32>, right: Right<f32>, target: Target) {
+        // As even as m allows.
+        let group = m.div_ceil(m.div_ceil(6));
+        for first in (0..k.max(1)).step_by(DEPTH) {
+            let depth = DEPTH.min(k - first);
+            for row in (0..m).step_by(group) {
+                for column in (0..n).step_by(COLUMNS) {
+                    // SAFETY: `group` rows, or what is left of them, and at most 64 columns from here on exist.
+                    unsafe {
+                        let left = Matrix {
+                            pointer: left.pointer.add(row * left.row_stride + first * left.column_stride),
+                            ..left
+                        };
+                        let panel = column / COLUMNS * right.panel_stride;
+                        let right = Matrix::rows(right.pointer.add(panel + first * right.row_stride), right.row_stride);
+                        let out = target.out.add(row * target.stride + column);
+                        let target = Target { out, accumulate: target.accumulate || first > 0, ..target };
+                        rows(group.min(m - row), (n - column).min(COLUMNS), depth, left, right, target);
+                    }
                 }
             }
         }
     }
-}
 
-/// Picks the strip of this size.
-#[target_feature(enable = "avx512f")]
-#[inline]
-unsafe fn rows(rows: usize, columns: usize, k: usize, left: Matrix<f32>, right: Matrix<f32>, target: Target) {
-    macro_rules! strips {
+    /// Picks the strip of this size.
+    #[target_feature(enable = "avx512f")]
+    #[inline]
+    unsafe fn rows(rows: usize, columns: usize, k: usize, left: Matrix<f32>, right: Matrix<f32>, target: Target) {
+        macro_rules! strips {
         ($($rows:literal)*) => {
             match (rows, columns.div_ceil(LANES)) {
                 $(
@@ -77,51 +125,52 @@ unsafe fn rows(rows: usize, columns: usize, k: usize, left: Matrix<f32>, right: 
             }
         };
     }
-    // SAFETY: the caller's promise.
-    unsafe { strips!(1 2 3 4 5 6) }
-}
+        // SAFETY: the caller's promise.
+        unsafe { strips!(1 2 3 4 5 6) }
+    }
 
-/// `M` rows, `V` vectors of which the last may be partly filled.
-#[target_feature(enable = "avx512f")]
-unsafe fn strip<const M: usize, const V: usize>(
-    columns: usize,
-    k: usize,
-    left: Matrix<f32>,
-    right: Matrix<f32>,
-    target: Target,
-) {
-    let mask = ((1_u32 << (columns - (V - 1) * LANES)) - 1) as __mmask16;
-    let mut sums = [[_mm512_setzero_ps(); V]; M];
-    // SAFETY: the first `columns` elements of k rows of `right`, k elements of M rows of `left`.
-    unsafe {
-        for i in 0..k {
-            let from = right.pointer.add(i * right.row_stride);
-            let mut values = [_mm512_setzero_ps(); V];
-            for v in 0..V - 1 {
-                values[v] = _mm512_loadu_ps(from.add(v * LANES));
-            }
-            values[V - 1] = _mm512_maskz_loadu_ps(mask, from.add((V - 1) * LANES));
-            for m in 0..M {
-                let factor = _mm512_set1_ps(*left.pointer.add(m * left.row_stride + i * left.column_stride));
-                for v in 0..V {
-                    sums[m][v] = _mm512_fmadd_ps(factor, values[v], sums[m][v]);
+    /// `M` rows, `V` vectors of which the last may be partly filled.
+    #[target_feature(enable = "avx512f")]
+    unsafe fn strip<const M: usize, const V: usize>(
+        columns: usize,
+        k: usize,
+        left: Matrix<f32>,
+        right: Matrix<f32>,
+        target: Target,
+    ) {
+        let mask = ((1_u32 << (columns - (V - 1) * LANES)) - 1) as __mmask16;
+        let mut sums = [[_mm512_setzero_ps(); V]; M];
+        // SAFETY: the first `columns` elements of k rows of `right`, k elements of M rows of `left`.
+        unsafe {
+            for i in 0..k {
+                let from = right.pointer.add(i * right.row_stride);
+                let mut values = [_mm512_setzero_ps(); V];
+                for v in 0..V - 1 {
+                    values[v] = _mm512_loadu_ps(from.add(v * LANES));
+                }
+                values[V - 1] = _mm512_maskz_loadu_ps(mask, from.add((V - 1) * LANES));
+                for m in 0..M {
+                    let factor = _mm512_set1_ps(*left.pointer.add(m * left.row_stride + i * left.column_stride));
+                    for v in 0..V {
+                        sums[m][v] = _mm512_fmadd_ps(factor, values[v], sums[m][v]);
+                    }
                 }
             }
         }
-    }
-    let scale = _mm512_set1_ps(target.scale);
-    for m in 0..M {
-        for v in 0..V {
-            let mask = if v + 1 < V { __mmask16::MAX } else { mask };
-            // SAFETY: the first `columns` elements of M rows of the output.
-            unsafe {
-                let out = target.out.add(m * target.stride + v * LANES);
-                let value = if target.accumulate {
-                    _mm512_fmadd_ps(scale, sums[m][v], _mm512_maskz_loadu_ps(mask, out))
-                } else {
-                    _mm512_mul_ps(scale, sums[m][v])
-                };
-                _mm512_mask_storeu_ps(out, mask, value);
+        let scale = _mm512_set1_ps(target.scale);
+        for m in 0..M {
+            for v in 0..V {
+                let mask = if v + 1 < V { __mmask16::MAX } else { mask };
+                // SAFETY: the first `columns` elements of M rows of the output.
+                unsafe {
+                    let out = target.out.add(m * target.stride + v * LANES);
+                    let value = if target.accumulate {
+                        _mm512_fmadd_ps(scale, sums[m][v], _mm512_maskz_loadu_ps(mask, out))
+                    } else {
+                        _mm512_mul_ps(scale, sums[m][v])
+                    };
+                    _mm512_mask_storeu_ps(out, mask, value);
+                }
             }
         }
     }

@@ -5,12 +5,12 @@
 //! number of threads only, so results are the same from run to run.
 
 mod adversarial;
-#[cfg(target_arch = "x86_64")]
 mod avx512;
 mod elementwise;
 mod low_rank;
 mod matrix;
 mod outer_product;
+mod panels;
 mod pixel;
 mod product;
 mod scratch;
@@ -23,6 +23,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use self::panels::PanelCache;
 use super::region::check_access;
 use super::{
     AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram, GramInner, InnerUpdate,
@@ -82,6 +83,7 @@ impl CpuDevice {
 #[derive(Debug)]
 pub struct CpuArena<T> {
     values: Vec<T>,
+    panels: PanelCache<T>,
 }
 
 impl<T: Scalar> CpuArena<T> {
@@ -92,6 +94,7 @@ impl<T: Scalar> CpuArena<T> {
 
     /// The elements of a region, to change.
     pub fn slice_mut(&mut self, region: Region) -> &mut [T] {
+        self.panels.written(&region);
         &mut self.values[region.offset..region.offset + region.len()]
     }
 
@@ -101,12 +104,13 @@ impl<T: Scalar> CpuArena<T> {
     /// written: `reads` and `writes` are checked for that here, once an operation.
     fn shared(&mut self, reads: &[Region], writes: &[Region]) -> Base<T> {
         check_access(self.values.len(), reads, writes);
+        writes.iter().for_each(|region| self.panels.written(region));
         Base(self.values.as_mut_ptr())
     }
 }
 
 /// The arena's first element, shared by the threads that work on one operation (see [`CpuArena::shared`]).
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Debug)]
 struct Base<T>(*mut T);
 
 // SAFETY: the threads of one operation write disjoint tiles and read what none of them writes.
@@ -149,7 +153,7 @@ impl<T: Scalar> Device<T> for CpuDevice {
             Error::invalid("memory", format!("{gigabytes:.1} GB cannot be had"), "a smaller meta-batch or network")
         })?;
         values.resize(elements, T::ZERO);
-        Ok(CpuArena { values })
+        Ok(CpuArena { values, panels: PanelCache::default() })
     }
 
     fn upload(&self, arena: &mut Self::Arena, to: Region, from: &[T]) {
@@ -166,6 +170,7 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
     fn copy(&self, arena: &mut Self::Arena, from: Region, to: Region) {
         assert_eq!(from.len(), to.len());
+        arena.panels.written(&to);
         arena.values.copy_within(from.offset..from.offset + from.len(), to.offset);
     }
     fn gather(&self, arena: &mut Self::Arena, from: Region, indices: &[u32], to: Region) {

@@ -1,8 +1,10 @@
 //! The four products with a layer's weights, each with everything that follows it fused into the tile.
 
+use super::avx512;
 use super::elementwise::{Columns, activate, adjoint_gate, gate};
 use super::low_rank::{self, Apply, Products, Rows};
 use super::matrix::{Kernel, Matrix, dispatch};
+use super::panels::Panels;
 use super::scratch::scratch;
 use super::small::multiply_any;
 use super::transpose::transpose;
@@ -25,7 +27,7 @@ const LONG: usize = 64;
 
 /// A product that is added to the blocks from `first_block` on.
 #[derive(Clone, Copy)]
-struct Source {
+struct Source<T> {
     input: Region,
     first_block: usize,
     layer: Linear,
@@ -33,9 +35,11 @@ struct Source {
     transposed: bool,
     /// Whether the layer's bias belongs to it.
     bias: bool,
+    /// The weight as panels.
+    panels: Option<Panels<T>>,
 }
 
-impl Source {
+impl<T> Source<T> {
     /// Where the factor to the right begins, from column `column` on: `[k, columns]`, or `[columns, k]` if transposed.
     fn weights(&self, task: usize, column: usize) -> usize {
         let start = self.layer.weight + task * self.layer.task_stride;
@@ -49,7 +53,7 @@ struct Product<'a, T> {
     rows: usize,
     blocks: usize,
     width: usize,
-    sources: [Option<Source>; 2],
+    sources: [Option<Source<T>>; 2],
     corrections: Corrections<'a, T>,
     /// Where tiles are computed; a thread's own scratch when there is none.
     target: Option<Region>,
@@ -87,8 +91,10 @@ impl<T: Scalar> Product<'_, T> {
     fn run(&self, device: &CpuDevice, base: Base<T>, finish: impl Fn(usize, usize, Columns, *mut T, usize) + Sync) {
         low_rank::assemble(device, base, self.tasks, self.rows, &self.corrections);
         let (task_ranges, column_ranges) = self.tiles(device.threads());
-        // Column edges at multiples of a vector, so that only the last tile has a ragged edge.
-        let columns = self.width.div_ceil(column_ranges).next_multiple_of(16).min(self.width);
+        // Column edges at multiples of a vector or a panel, so that only the last tile has a ragged edge.
+        let paneled = self.sources.iter().flatten().any(|s| s.panels.is_some());
+        let edge = if paneled { avx512::COLUMNS } else { 16 };
+        let columns = self.width.div_ceil(column_ranges).next_multiple_of(edge).min(self.width);
         let column_ranges = self.width.div_ceil(columns);
         device.run(task_ranges * column_ranges, |job| {
             let (range, column) = (job % task_ranges, job / task_ranges * columns);
@@ -96,7 +102,9 @@ impl<T: Scalar> Product<'_, T> {
             let span = Span { tasks, columns: (column, self.width.min(column + columns)) };
             let width = span.columns.1 - span.columns.0;
             let room = if self.target.is_some() { 0 } else { self.blocks * (tasks.1 - tasks.0) * self.rows * width };
-            let panel = |s: &Source| if s.transposed { s.input.width.min(PANEL_ROWS) * width } else { 0 };
+            let panel = |s: &Source<T>| {
+                if s.transposed && s.panels.is_none() { s.input.width.min(PANEL_ROWS) * width } else { 0 }
+            };
             let panel = self.sources.iter().flatten().map(panel).max().unwrap_or(0);
             scratch(room + panel, |offsets, own| {
                 let (own, panel) = own.split_at_mut(room);
@@ -140,7 +148,7 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
     #[inline(always)]
     fn multiply<const FMA: bool, const WIDE: bool>(
         &mut self,
-        source: &Source,
+        source: &Source<T>,
         (block, task): (usize, usize),
         rows: usize,
         accumulate: bool,
@@ -154,7 +162,11 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
         let (out, out_stride) = self.place(block, task);
         // SAFETY: the operands are declared regions of these shapes, tile and panel are this job's own.
         unsafe {
-            if source.transposed && !source.layer.is_shared() && k >= LONG && rows <= FEW_ROWS {
+            if let Some(panels) = source.panels {
+                let left = Matrix::rows(left.cast_const(), k);
+                let right = panels.from_column(from);
+                avx512::multiply((rows, k, width), left, right, T::ONE, (out, out_stride), accumulate);
+            } else if source.transposed && !source.layer.is_shared() && k >= LONG && rows <= FEW_ROWS {
                 self.offsets.clear();
                 self.offsets.extend((0..width).map(|column| start + column * stride));
                 let y = Rows { base: self.base, offsets: self.offsets };
@@ -162,7 +174,13 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
             } else if source.transposed && width > 1 {
                 for first in (0..k).step_by(PANEL_ROWS) {
                     let count = PANEL_ROWS.min(k - first);
-                    transpose::<T, WIDE>(Matrix::rows(self.base.at(start + first), stride), width, count, self.panel);
+                    transpose::<T, WIDE>(
+                        Matrix::rows(self.base.at(start + first), stride),
+                        width,
+                        count,
+                        self.panel,
+                        width,
+                    );
                     let left = Matrix::rows(left.add(first).cast_const(), k);
                     let right = Matrix::rows(self.panel.cast_const(), width);
                     let (shape, out) = ((rows, count, width), (out, out_stride));
@@ -278,9 +296,10 @@ fn first_row(region: &Region, tasks: usize, rows: usize, block: usize, task: usi
 
 /// See [`LinearForward`].
 pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearForward<'_, T>) {
+    let panels = arena.panels(device, &op.layer, true);
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
     let base = arena.shared(&[op.input, weight, bias], &[op.output, op.corrections.scratch]);
-    let source = Source { input: op.input, first_block: 0, layer: op.layer, transposed: true, bias: true };
+    let source = Source { input: op.input, first_block: 0, layer: op.layer, transposed: true, bias: true, panels };
     let product = Product {
         tasks: op.tasks,
         rows: op.rows,
@@ -295,10 +314,11 @@ pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
 
 /// See [`LinearBackward`].
 pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearBackward<'_, T>) {
+    let panels = arena.panels(device, &op.layer, false);
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let gate_values = op.gate.map_or(op.delta, |g| g.values);
     let base = arena.shared(&[op.delta, weight, gate_values], &[op.output, op.corrections.scratch]);
-    let source = Source { input: op.delta, first_block: 0, layer: op.layer, transposed: false, bias: false };
+    let source = Source { input: op.delta, first_block: 0, layer: op.layer, transposed: false, bias: false, panels };
     let product = Product {
         tasks: op.tasks,
         rows: op.rows,
@@ -318,6 +338,7 @@ pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
 
 /// See [`AdjointForward`].
 pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointForward<'_, T>) {
+    let panels = op.input.and_then(|_| arena.panels(device, &op.layer, true));
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let input = op.input.map_or(op.delta, |(region, _)| region);
     let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
@@ -334,8 +355,16 @@ pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
             layer: op.layer,
             transposed: true,
             bias: false,
+            panels,
         }),
-        op.direction.map(|d| Source { input: d.values, first_block: 0, layer: d.layer, transposed: true, bias: true }),
+        op.direction.map(|d| Source {
+            input: d.values,
+            first_block: 0,
+            layer: d.layer,
+            transposed: true,
+            bias: true,
+            panels: None,
+        }),
     ];
     let product = Product {
         tasks: op.tasks,
@@ -359,19 +388,23 @@ pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
 
 /// See [`AdjointBackward`].
 pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointBackward<'_, T>) {
+    let panels = arena.panels(device, &op.layer, false);
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
     let direction_values = op.direction.map_or(op.z_cotangent, |d| d.values);
     let gate_values = op.gate.map_or(op.z_cotangent, |g| g.values);
     let reads = [op.z_cotangent, weight, direction[0], direction_values, gate_values];
     let base = arena.shared(&reads, &[op.output, op.corrections.scratch]);
-    let source = |input, layer| Source { input, first_block: 0, layer, transposed: false, bias: false };
+    let source = |input, layer, panels| Source { input, first_block: 0, layer, transposed: false, bias: false, panels };
     let product = Product {
         tasks: op.tasks,
         rows: op.rows,
         blocks: op.z_cotangent.rows / (op.tasks * op.rows),
         width: op.layer.inputs,
-        sources: [Some(source(op.z_cotangent, op.layer)), op.direction.map(|d| source(d.values, d.layer))],
+        sources: [
+            Some(source(op.z_cotangent, op.layer, panels)),
+            op.direction.map(|d| source(d.values, d.layer, None)),
+        ],
         corrections: op.corrections,
         target: None,
     };

@@ -1,5 +1,6 @@
 //! Products of small matrices, straight from where they lie: for these, packing costs more than it saves.
 
+use super::avx512::{self, Right};
 use super::matrix::{Kernel, Matrix, dispatch, multiply, multiply_add};
 use crate::scalar::Scalar;
 
@@ -41,18 +42,13 @@ impl<T: Scalar> Kernel for Call<T> {
                 // A column is computed as a row.
                 let (left, right) = (right.transposed(), left.transposed());
                 multiply_rows::<T, FMA, WIDE>((1, k, m), left, right, scale, (out.0, m), accumulate);
-            } else if n > 1 && right.column_stride == 1 && (is_wide::<T, WIDE>() || n * k <= SMALL) {
+            } else if n > 1 && right.column_stride == 1 && (WIDE && size_of::<T>() == 4 || n * k <= SMALL) {
                 multiply_rows::<T, FMA, WIDE>((m, k, n), left, right, scale, out, accumulate);
             } else {
                 multiply((m, k, n), left, right, scale, out.0, out.1, accumulate);
             }
         }
     }
-}
-
-/// Whether [`super::avx512`] serves.
-const fn is_wide<T: Scalar, const WIDE: bool>() -> bool {
-    cfg!(target_arch = "x86_64") && WIDE && size_of::<T>() == size_of::<f32>()
 }
 
 /// `right` has contiguous rows.
@@ -65,15 +61,21 @@ unsafe fn multiply_rows<T: Scalar, const FMA: bool, const WIDE: bool>(
     (out, stride): (*mut T, usize),
     accumulate: bool,
 ) {
-    #[cfg(target_arch = "x86_64")]
-    if is_wide::<T, WIDE>() {
-        let (left, right, scale) = (left.cast(), right.cast(), scale.to_f64() as f32);
-        // SAFETY: the caller's promise; T is f32, and the machine has AVX-512.
-        unsafe { super::avx512::multiply(shape, left, right, scale, (out.cast(), stride), accumulate) };
-        return;
+    // SAFETY: the caller's promise; wide vectors are what the one asks for.
+    unsafe {
+        if WIDE && size_of::<T>() == size_of::<f32>() {
+            avx512::multiply(
+                shape,
+                left,
+                Right::rows(right.pointer, right.row_stride),
+                scale,
+                (out, stride),
+                accumulate,
+            );
+        } else {
+            multiply_small::<T, FMA>(shape, left, right, scale, (out, stride), accumulate);
+        }
     }
-    // SAFETY: the caller's promise.
-    unsafe { multiply_small::<T, FMA>(shape, left, right, scale, (out, stride), accumulate) };
 }
 
 /// The same with whatever vectors there are.

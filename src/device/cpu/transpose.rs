@@ -9,13 +9,20 @@ use crate::scalar::Scalar;
 /// Side of a square: a cache line of f32.
 const SIDE: usize = 16;
 
-/// `to[c, r] = from[r, c]` for `rows` rows and `columns` columns; a row of `to` is `rows` elements. `from` is row-major.
+/// `to[c, r] = from[r, c]` for `rows` rows and `columns` columns, with `to_stride` elements from one row of `to` to the next. `from` is
+/// row-major.
 ///
 /// # Safety
-/// `from` is readable in these bounds, and `to` writable for `rows * columns` elements elsewhere. `WIDE`: the machine has
+/// `from` is readable in these bounds, and `to` writable elsewhere. `WIDE`: the machine has
 /// AVX-512.
 #[inline(always)]
-pub(super) unsafe fn transpose<T: Scalar, const WIDE: bool>(from: Matrix<T>, rows: usize, columns: usize, to: *mut T) {
+pub(super) unsafe fn transpose<T: Scalar, const WIDE: bool>(
+    from: Matrix<T>,
+    rows: usize,
+    columns: usize,
+    to: *mut T,
+    to_stride: usize,
+) {
     let Matrix { pointer, row_stride, column_stride } = from;
     debug_assert_eq!(column_stride, 1);
     for r in (0..rows).step_by(SIDE) {
@@ -24,15 +31,15 @@ pub(super) unsafe fn transpose<T: Scalar, const WIDE: bool>(from: Matrix<T>, row
             // SAFETY: the caller's bounds.
             unsafe {
                 let from = pointer.add(r * row_stride + c);
-                let to = to.add(c * rows + r);
+                let to = to.add(c * to_stride + r);
                 #[cfg(target_arch = "x86_64")]
                 if WIDE && size_of::<T>() == size_of::<f32>() {
-                    square(shape, from.cast(), row_stride, to.cast(), rows);
+                    square(shape, from.cast(), row_stride, to.cast(), to_stride);
                     continue;
                 }
                 for r in 0..shape.0 {
                     for c in 0..shape.1 {
-                        *to.add(c * rows + r) = *from.add(r * row_stride + c);
+                        *to.add(c * to_stride + r) = *from.add(r * row_stride + c);
                     }
                 }
             }
@@ -91,7 +98,7 @@ mod tests {
         fn run<const FMA: bool, const WIDE: bool>(self) {
             let from = Matrix::rows(self.from.as_ptr(), self.stride);
             // SAFETY: both arrays have room.
-            unsafe { transpose::<T, WIDE>(from, self.shape.0, self.shape.1, self.to) };
+            unsafe { transpose::<T, WIDE>(from, self.shape.0, self.shape.1, self.to, self.shape.0) };
         }
     }
 

@@ -1,0 +1,126 @@
+//! Shared weights laid out for the products they take part in, kept until they are written.
+//!
+//! A meta-step multiplies with the same weights in every pass of every inner step; laid out once as panels of 64 columns
+//! they are read from end to end, in the order in which the product wants them.
+
+use super::avx512;
+use super::matrix::{Kernel, Matrix, dispatch};
+use super::transpose::transpose;
+use super::{Base, CpuArena, CpuDevice};
+use crate::device::{Linear, Region};
+use crate::scalar::Scalar;
+
+/// Elements of a weight from which its panels pay.
+const LARGE: usize = 1 << 14;
+
+/// The panels of one factor `[k, n]`: columns `64 i..64 i + 64` are contiguous, `[k, 64]`; the last may be partly filled.
+#[derive(Clone, Copy)]
+pub(super) struct Panels<T> {
+    first: Base<T>,
+    k: usize,
+}
+
+impl<T: Scalar> Panels<T> {
+    /// The columns from `column` on, a multiple of 64.
+    pub fn from_column(self, column: usize) -> avx512::Right<T> {
+        debug_assert_eq!(column % avx512::COLUMNS, 0);
+        let size = self.k * avx512::COLUMNS;
+        let pointer = self.first.at(column / avx512::COLUMNS * size).cast_const();
+        avx512::Right { pointer, row_stride: avx512::COLUMNS, panel_stride: size }
+    }
+}
+
+/// One weight's panels.
+#[derive(Debug)]
+struct Entry<T> {
+    weight: Region,
+    transposed: bool,
+    values: Vec<T>,
+    /// Whether they still hold what the weight does.
+    fresh: bool,
+}
+
+/// The panels an arena keeps.
+#[derive(Debug)]
+pub(super) struct PanelCache<T> {
+    entries: Vec<Entry<T>>,
+}
+
+impl<T> Default for PanelCache<T> {
+    fn default() -> Self {
+        Self { entries: Vec::new() }
+    }
+}
+
+impl<T> PanelCache<T> {
+    /// A region is about to be written.
+    pub fn written(&mut self, region: &Region) {
+        for entry in &mut self.entries {
+            entry.fresh &= !entry.weight.overlaps(region);
+        }
+    }
+}
+
+impl<T: Scalar> CpuArena<T> {
+    /// The panels of a layer's `W` (`[outputs, inputs]`), or of `W^T`; none where they would not pay.
+    pub(super) fn panels(&mut self, device: &CpuDevice, layer: &Linear, transposed: bool) -> Option<Panels<T>> {
+        let Linear { inputs, outputs, .. } = *layer;
+        if !layer.is_shared() || inputs.min(outputs) < 2 || inputs * outputs < LARGE || !avx512::serves::<T>() {
+            return None;
+        }
+        let weight = Region { offset: layer.weight, rows: outputs, width: inputs };
+        let (k, n) = if transposed { (inputs, outputs) } else { (outputs, inputs) };
+        let entries = &mut self.panels.entries;
+        let known = entries.iter().position(|e| e.weight == weight && e.transposed == transposed);
+        let entry = known.unwrap_or_else(|| {
+            let values = vec![T::ZERO; k * n.next_multiple_of(avx512::COLUMNS)];
+            entries.push(Entry { weight, transposed, values, fresh: false });
+            entries.len() - 1
+        });
+        let entry = &mut entries[entry];
+        let first = Base(entry.values.as_mut_ptr());
+        if !std::mem::replace(&mut entry.fresh, true) {
+            let from = Matrix::rows(self.values[layer.weight..].as_ptr(), inputs);
+            let source = Base(from.pointer.cast_mut());
+            device.run_ranges(n.div_ceil(avx512::COLUMNS), 4 * k * avx512::COLUMNS, |begin, end| {
+                let from = Matrix { pointer: source.at(0).cast_const(), ..from };
+                dispatch(Pack { from, k, n, transposed, panels: (begin, end), to: first.at(0) });
+            });
+        }
+        Some(Panels { first, k })
+    }
+}
+
+/// Writes some panels.
+struct Pack<T> {
+    from: Matrix<T>,
+    k: usize,
+    n: usize,
+    transposed: bool,
+    panels: (usize, usize),
+    to: *mut T,
+}
+
+impl<T: Scalar> Kernel for Pack<T> {
+    #[inline(always)]
+    fn run<const FMA: bool, const WIDE: bool>(self) {
+        const COLUMNS: usize = avx512::COLUMNS;
+        let Self { from: Matrix { pointer, row_stride, .. }, k, n, .. } = self;
+        for panel in self.panels.0..self.panels.1 {
+            let (column, width) = (panel * COLUMNS, COLUMNS.min(n - panel * COLUMNS));
+            // SAFETY: the weight is `[n, k]` if transposed and `[k, n]` if not; every panel has room for `[k, 64]`.
+            unsafe {
+                let to = self.to.add(column * k);
+                if self.transposed {
+                    let from = Matrix::rows(pointer.add(column * row_stride), row_stride);
+                    transpose::<T, WIDE>(from, width, k, to, COLUMNS);
+                } else {
+                    for row in 0..k {
+                        let from = pointer.add(row * row_stride + column);
+                        std::ptr::copy_nonoverlapping(from, to.add(row * COLUMNS), width);
+                    }
+                }
+            }
+        }
+    }
+}
