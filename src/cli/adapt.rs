@@ -54,7 +54,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     folder.notes().iter().for_each(|note| eprintln!("note: {note}"));
     let options = AdaptationOptions { shots: arguments.shots, steps: arguments.steps, seed: arguments.seed };
     arguments.compute.override_strategy(&mut checkpoint.config);
-    let adapted = on_device!(arguments.compute, device => adapt(&device, &checkpoint, Arc::new(folder), &options)?);
+    let adapted = on_device!(arguments.compute, device => adapt(&device, &checkpoint, Arc::new(folder), &options))?;
     let (shots, queries) = (adapted.batch.shots, adapted.batch.queries);
     if adapted.judged_on_support {
         say!("adapting with {shots} clips; none is left to judge on, so these are judged on themselves");

@@ -59,7 +59,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         conditions_of(&checkpoint, frames.iter().map(Vec::as_slice))?
     };
     let (count, seed) = (arguments.count, arguments.seed);
-    let clips = on_device!(arguments.compute, device => generate(&device, &checkpoint, &conditions, count, seed)?);
+    let clips = on_device!(arguments.compute, device => generate(&device, &checkpoint, &conditions, count, seed))?;
     let clips: Vec<&[f32]> = clips.chunks_exact(format.values()).collect();
     write(&arguments.out, &format, &clips)?;
     say!("{} clips of {format}: {}", clips.len(), arguments.out.display());

@@ -31,7 +31,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let problem = Problem::read(&arguments.problem)?;
     let (compute, strategy) = (&arguments.compute, arguments.compute.strategy.0);
     let answer = match arguments.precision {
-        Precision::F32 => on_device!(compute, device => problem.solve::<f32>(device, strategy)?),
+        Precision::F32 => on_device!(compute, device => problem.solve::<f32>(device, strategy))?,
         Precision::F64 => problem.solve::<f64>(compute.cpu_for_f64()?, strategy)?,
     };
     answer.write(&arguments.out)?;

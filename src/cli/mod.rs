@@ -85,8 +85,11 @@ macro_rules! on_device {
                 $body
             }
             _ => {
-                let $device = $crate::device::cpu::CpuDevice::new($compute.threads)?;
-                $body
+                let device = $crate::device::cpu::CpuDevice::new($compute.threads)?;
+                device.clone().within(|| {
+                    let $device = device;
+                    $body
+                })
             }
         }
     };

@@ -136,7 +136,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let mut moments = Vec::new();
         let lanes = (0..lanes)
             .map(|lane| {
-                let tasks = shape.tasks * lane / lanes..shape.tasks * (lane + 1) / lanes;
+                // The first lane begins first, and so takes what is left over.
+                let tasks = (shape.tasks * lane).div_ceil(lanes)..(shape.tasks * (lane + 1)).div_ceil(lanes);
                 let lane_shape = LaneShape { tasks, shape, strategy, trace };
                 let mut plan = ArenaPlan::default();
                 let built = objective.build::<T>(&mut plan, &lane_shape);

@@ -52,7 +52,13 @@ pub(super) unsafe fn multiply<T: Scalar>(
             Right { pointer: right.pointer.cast(), row_stride: right.row_stride, panel_stride: right.panel_stride };
         let target = x86::Target { out: out.cast(), stride, scale: scale.to_f64() as f32, accumulate };
         // SAFETY: the caller's promise; T is f32, and the machine has AVX-512.
-        unsafe { x86::multiply(shape, left.cast(), right, target) };
+        unsafe {
+            if shape.2 == 1 && left.column_stride == 1 && right.row_stride == 1 {
+                x86::column((shape.0, shape.1), left.pointer.cast(), left.row_stride, right.pointer, target);
+            } else {
+                x86::multiply(shape, left.cast(), right, target);
+            }
+        }
     }
     #[cfg(not(target_arch = "x86_64"))]
     unreachable!(
@@ -105,6 +111,33 @@ mod x86 {
                     }
                 }
             }
+        }
+    }
+
+    /// `out[m] (+)= scale * left[m, k] right[k]`, with contiguous rows to the left and a contiguous column to the right.
+    #[target_feature(enable = "avx512f")]
+    pub unsafe fn column(
+        (m, k): (usize, usize),
+        left: *const f32,
+        row_stride: usize,
+        right: *const f32,
+        target: Target,
+    ) {
+        for row in 0..m {
+            let mut sum = _mm512_setzero_ps();
+            for first in (0..k).step_by(LANES) {
+                let mask = ((1_u32 << LANES.min(k - first)) - 1) as __mmask16;
+                // SAFETY: the elements `first..k` of a row and of the column exist.
+                unsafe {
+                    let left = _mm512_maskz_loadu_ps(mask, left.add(row * row_stride + first));
+                    let right = _mm512_maskz_loadu_ps(mask, right.add(first));
+                    sum = _mm512_fmadd_ps(left, right, sum);
+                }
+            }
+            let sum = target.scale * _mm512_reduce_add_ps(sum);
+            // SAFETY: the output has m rows.
+            let out = unsafe { &mut *target.out.add(row * target.stride) };
+            *out = if target.accumulate { *out + sum } else { sum };
         }
     }
 

@@ -29,19 +29,15 @@ impl Columns {
         unsafe { std::slice::from_raw_parts(pointer.add(k * width + self.from), self.to - self.from) }
     }
 
-    /// Writes the tile to the rows that begin at `out`, or adds it to them.
+    /// Adds the tile to the rows that begin at `out`.
     #[inline(always)]
-    pub fn store<T: Scalar>(&self, tile: *mut T, stride: usize, out: *mut T, width: usize, accumulate: bool) {
+    pub fn add_to<T: Scalar>(&self, tile: *mut T, stride: usize, out: *mut T, width: usize) {
         for k in 0..self.rows {
             // SAFETY: tile and output rows are this job's own.
             unsafe {
                 let tile = self.row(tile, stride, k);
                 let out = std::slice::from_raw_parts_mut(out.add(k * width + self.from), self.to - self.from);
-                if accumulate {
-                    out.iter_mut().zip(tile).for_each(|(o, t)| *o += *t);
-                } else {
-                    out.copy_from_slice(tile);
-                }
+                out.iter_mut().zip(tile).for_each(|(o, t)| *o += *t);
             }
         }
     }

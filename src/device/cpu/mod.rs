@@ -60,6 +60,11 @@ impl CpuDevice {
         if self.serial { 1 } else { self.pool.current_num_threads() }
     }
 
+    /// Runs `work` on one of the device's own threads: what it starts there does not wait for a thread to wake.
+    pub fn within<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        self.pool.install(work)
+    }
+
     /// Runs `job(0..jobs)`, in parallel unless there is but one thread or one job.
     fn run(&self, jobs: usize, job: impl Fn(usize) + Sync) {
         if self.threads() == 1 || jobs <= 1 {

@@ -406,14 +406,17 @@ pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAre
             op.direction.map(|d| source(d.values, d.layer, None)),
         ],
         corrections: op.corrections,
-        target: None,
+        // What is there already is added to, from a tile of its own.
+        target: (!op.accumulate).then_some(op.output),
     };
     product.run(device, base, |block, task, columns, tile, stride| {
         if let Some(Gate { activation, values, blocks }) = op.gate {
             let values = base.at(first_row(&values, op.tasks, op.rows, blocks[block], task));
             gate(activation, columns, tile, stride, values, op.layer.inputs);
         }
-        let out = base.at(first_row(&op.output, op.tasks, op.rows, block, task));
-        columns.store(tile, stride, out, op.layer.inputs, op.accumulate);
+        if op.accumulate {
+            let out = base.at(first_row(&op.output, op.tasks, op.rows, block, task));
+            columns.add_to(tile, stride, out, op.layer.inputs);
+        }
     });
 }

@@ -42,6 +42,8 @@ impl<T: Scalar> Kernel for Call<T> {
                 // A column is computed as a row.
                 let (left, right) = (right.transposed(), left.transposed());
                 multiply_rows::<T, FMA, WIDE>((1, k, m), left, right, scale, (out.0, m), accumulate);
+            } else if n == 1 && WIDE && size_of::<T>() == size_of::<f32>() {
+                multiply_rows::<T, FMA, WIDE>((m, k, 1), left, right, scale, out, accumulate);
             } else if n > 1 && right.column_stride == 1 && (WIDE && size_of::<T>() == 4 || n * k <= SMALL) {
                 multiply_rows::<T, FMA, WIDE>((m, k, n), left, right, scale, out, accumulate);
             } else {

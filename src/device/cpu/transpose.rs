@@ -1,13 +1,13 @@
 //! Transposing a piece of a weight into a thread's own room.
 //!
-//! A product wants the factor to its right with contiguous rows. Squares are read and written by whole cache lines, and
-//! turned in registers where there are 512-bit ones.
+//! A product wants the factor to its right with contiguous rows. Squares are turned in registers where
+//! vectors can be masked.
 
 use super::matrix::Matrix;
 use crate::scalar::Scalar;
 
-/// Side of a square: a cache line of f32.
-const SIDE: usize = 16;
+/// Side of a square: a 256-bit register of f32, of which eight turn at once.
+const SIDE: usize = 8;
 
 /// `to[c, r] = from[r, c]` for `rows` rows and `columns` columns, with `to_stride` elements from one row of `to` to the next. `from` is
 /// row-major.
@@ -47,37 +47,44 @@ pub(super) unsafe fn transpose<T: Scalar, const WIDE: bool>(
     }
 }
 
-/// Up to 16 x 16 numbers of 32 bits: four rounds that interleave row `i` with row `i + 8`.
+/// Up to 8 x 8 numbers of 32 bits: three rounds that interleave single numbers, pairs and fours.
 ///
 /// # Safety
 /// As [`transpose`].
 #[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx512f")]
+#[target_feature(enable = "avx512f,avx512vl")]
 #[inline]
 unsafe fn square((rows, columns): (usize, usize), from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
     use std::arch::x86_64::*;
-    let low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    let high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    let mask = |count: usize| ((1_u32 << count) - 1) as __mmask16;
-    let mut lines = [_mm512_setzero_ps(); SIDE];
-    for (r, line) in lines.iter_mut().enumerate() {
+    let mask = |count: usize| ((1_u32 << count) - 1) as __mmask8;
+    let mut a = [_mm256_setzero_ps(); SIDE];
+    for (r, line) in a.iter_mut().enumerate() {
         if r < rows {
             // SAFETY: the first `columns` elements of row r.
-            *line = unsafe { _mm512_maskz_loadu_ps(mask(columns), from.add(r * stride)) };
+            *line = unsafe { _mm256_maskz_loadu_ps(mask(columns), from.add(r * stride)) };
         }
     }
-    for _ in 0..4 {
-        let mut next = lines;
-        for i in 0..SIDE / 2 {
-            next[2 * i] = _mm512_permutex2var_ps(lines[i], low, lines[i + SIDE / 2]);
-            next[2 * i + 1] = _mm512_permutex2var_ps(lines[i], high, lines[i + SIDE / 2]);
-        }
-        lines = next;
+    let pair = |i: usize| (_mm256_unpacklo_ps(a[i], a[i + 1]), _mm256_unpackhi_ps(a[i], a[i + 1]));
+    // Columns 0 and 4, 1 and 5, 2 and 6, 3 and 7 of four rows.
+    let four = |i: usize| {
+        let ((low, high), (low_2, high_2)) = (pair(i), pair(i + 2));
+        [
+            _mm256_shuffle_ps::<0b01_00_01_00>(low, low_2),
+            _mm256_shuffle_ps::<0b11_10_11_10>(low, low_2),
+            _mm256_shuffle_ps::<0b01_00_01_00>(high, high_2),
+            _mm256_shuffle_ps::<0b11_10_11_10>(high, high_2),
+        ]
+    };
+    let (top, bottom) = (four(0), four(4));
+    let mut lines = a;
+    for c in 0..SIDE / 2 {
+        lines[c] = _mm256_permute2f128_ps::<0x20>(top[c], bottom[c]);
+        lines[c + SIDE / 2] = _mm256_permute2f128_ps::<0x31>(top[c], bottom[c]);
     }
     for (c, line) in lines.iter().enumerate() {
         if c < columns {
             // SAFETY: the first `rows` elements of row c of the result.
-            unsafe { _mm512_mask_storeu_ps(to.add(c * to_stride), mask(rows), *line) };
+            unsafe { _mm256_mask_storeu_ps(to.add(c * to_stride), mask(rows), *line) };
         }
     }
 }
