@@ -191,19 +191,23 @@ mod x86 {
             }
         }
         let scale = _mm512_set1_ps(target.scale);
+        let edge = |v: usize| if v + 1 < V { __mmask16::MAX } else { mask };
+        let at = |m: usize, v: usize| target.out.wrapping_add(m * target.stride + v * LANES);
+        // Everything is loaded before anything is stored: a load that touches the line of a masked store waits for it.
         for m in 0..M {
             for v in 0..V {
-                let mask = if v + 1 < V { __mmask16::MAX } else { mask };
-                // SAFETY: the first `columns` elements of M rows of the output.
-                unsafe {
-                    let out = target.out.add(m * target.stride + v * LANES);
-                    let value = if target.accumulate {
-                        _mm512_fmadd_ps(scale, sums[m][v], _mm512_maskz_loadu_ps(mask, out))
-                    } else {
-                        _mm512_mul_ps(scale, sums[m][v])
-                    };
-                    _mm512_mask_storeu_ps(out, mask, value);
-                }
+                sums[m][v] = if target.accumulate {
+                    // SAFETY: the first `columns` elements of M rows of the output.
+                    _mm512_fmadd_ps(scale, sums[m][v], unsafe { _mm512_maskz_loadu_ps(edge(v), at(m, v)) })
+                } else {
+                    _mm512_mul_ps(scale, sums[m][v])
+                };
+            }
+        }
+        for m in 0..M {
+            for v in 0..V {
+                // SAFETY: as above.
+                unsafe { _mm512_mask_storeu_ps(at(m, v), edge(v), sums[m][v]) };
             }
         }
     }
