@@ -22,12 +22,13 @@ impl Cost {
     }
 
     /// The estimate the planner compares, in units of one flop of a large shared product:
-    /// `shared + 3 low_rank + 3 per_task + 16 per_task_elements`.
+    /// `shared + 4 low_rank + 1.5 per_task + 12 per_task_elements`.
     ///
-    /// The factors are measured on CPUs (`innerloop bench`): corrections and few-row products reach about a third of the
-    /// rate of a large product, and a weight that is streamed costs as much time as about 16 flop.
+    /// The factors are measured on CPUs (`innerloop bench`): corrections reach about a quarter of the rate of a large
+    /// product, a task's own products two thirds, and a weight that is streamed costs as much time as about 12 flop (from the
+    /// last cache; from memory three times that, where the choice is clear anyway).
     pub fn estimate(&self) -> f64 {
-        self.shared + 3.0 * self.low_rank + 3.0 * self.per_task + 16.0 * self.per_task_elements
+        self.shared + 4.0 * self.low_rank + 1.5 * self.per_task + 12.0 * self.per_task_elements
     }
 }
 
