@@ -7,6 +7,7 @@
 mod adversarial;
 mod avx512;
 mod elementwise;
+mod linear;
 mod low_rank;
 mod matrix;
 mod outer_product;
@@ -186,16 +187,16 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
 
     fn linear_forward(&self, arena: &mut Self::Arena, operation: &LinearForward<'_, T>) {
-        product::linear_forward(self, arena, operation);
+        linear::linear_forward(self, arena, operation);
     }
     fn linear_backward(&self, arena: &mut Self::Arena, operation: &LinearBackward<'_, T>) {
-        product::linear_backward(self, arena, operation);
+        linear::linear_backward(self, arena, operation);
     }
     fn adjoint_forward(&self, arena: &mut Self::Arena, operation: &AdjointForward<'_, T>) {
-        product::adjoint_forward(self, arena, operation);
+        linear::adjoint_forward(self, arena, operation);
     }
     fn adjoint_backward(&self, arena: &mut Self::Arena, operation: &AdjointBackward<'_, T>) {
-        product::adjoint_backward(self, arena, operation);
+        linear::adjoint_backward(self, arena, operation);
     }
     fn gram(&self, arena: &mut Self::Arena, operation: &Gram<'_>) {
         low_rank::gram(self, arena, operation);

@@ -1,17 +1,15 @@
-//! The four products with a layer's weights, each with everything that follows it fused into the tile.
+//! A product of rows with weights, tile by tile: corrections, bias and everything that follows are applied to a tile while it is hot.
 
 use super::avx512;
-use super::elementwise::{Columns, activate, adjoint_gate, gate};
+use super::linear::{Columns, Finish};
 use super::low_rank::{self, Apply, Products, Rows};
 use super::matrix::{Kernel, Matrix, dispatch};
 use super::panels::Panels;
 use super::scratch::scratch;
 use super::small::multiply_any;
 use super::transpose::transpose;
-use super::{Base, CpuArena, CpuDevice};
-use crate::device::{
-    AdjointBackward, AdjointForward, Corrections, Gate, Linear, LinearBackward, LinearForward, Region,
-};
+use super::{Base, CpuDevice};
+use crate::device::{Corrections, Linear, Region};
 use crate::scalar::Scalar;
 
 /// Rows of a tile at most: with [`TILE_COLUMNS`] they stay in a core's L2 cache.
@@ -27,16 +25,16 @@ const LONG: usize = 64;
 
 /// A product that is added to the blocks from `first_block` on.
 #[derive(Clone, Copy)]
-struct Source<T> {
-    input: Region,
-    first_block: usize,
-    layer: Linear,
+pub(super) struct Source<T> {
+    pub input: Region,
+    pub first_block: usize,
+    pub layer: Linear,
     /// With `W^T` (and the layer's outputs as columns) rather than with `W`.
-    transposed: bool,
+    pub transposed: bool,
     /// Whether the layer's bias belongs to it.
-    bias: bool,
+    pub bias: bool,
     /// The weight as panels.
-    panels: Option<Panels<T>>,
+    pub panels: Option<Panels<T>>,
 }
 
 impl<T> Source<T> {
@@ -48,15 +46,16 @@ impl<T> Source<T> {
 }
 
 /// What the four operations share: sources, corrections and the shape of the output.
-struct Product<'a, T> {
-    tasks: usize,
-    rows: usize,
-    blocks: usize,
-    width: usize,
-    sources: [Option<Source<T>>; 2],
-    corrections: Corrections<'a, T>,
+pub(super) struct Product<'a, T> {
+    pub tasks: usize,
+    pub rows: usize,
+    pub blocks: usize,
+    pub width: usize,
+    pub sources: [Option<Source<T>>; 2],
+    pub corrections: Corrections<'a, T>,
     /// Where tiles are computed; a thread's own scratch when there is none.
-    target: Option<Region>,
+    pub target: Option<Region>,
+    pub finish: Finish<'a>,
 }
 
 /// Tasks `first..last`, columns `from..to`.
@@ -87,8 +86,8 @@ impl<T: Scalar> Product<'_, T> {
         (task_ranges.max(wanted.div_ceil(columns).min(self.tasks)), columns)
     }
 
-    /// Computes every tile and hands it to `finish(block, task, columns, tile, stride)`, `[rows, columns]` each.
-    fn run(&self, device: &CpuDevice, base: Base<T>, finish: impl Fn(usize, usize, Columns, *mut T, usize) + Sync) {
+    /// Computes every tile.
+    pub fn run(&self, device: &CpuDevice, base: Base<T>) {
         low_rank::assemble(device, base, self.tasks, self.rows, &self.corrections);
         let (task_ranges, column_ranges) = self.tiles(device.threads());
         // Column edges at multiples of a vector or a panel, so that only the last tile has a ragged edge.
@@ -109,14 +108,14 @@ impl<T: Scalar> Product<'_, T> {
             scratch(room + panel, |offsets, own| {
                 let (own, panel) = own.split_at_mut(room);
                 let (own, panel) = (own.as_mut_ptr(), panel.as_mut_ptr());
-                dispatch(Tile { product: self, base, span, own, panel, offsets, finish: &finish });
+                dispatch(Tile { product: self, base, span, own, panel, offsets });
             });
         });
     }
 }
 
 /// One tile of a product.
-struct Tile<'a, T, F> {
+struct Tile<'a, T> {
     product: &'a Product<'a, T>,
     base: Base<T>,
     span: Span,
@@ -124,10 +123,9 @@ struct Tile<'a, T, F> {
     /// Room for a transposed piece of a weight.
     panel: *mut T,
     offsets: &'a mut Vec<usize>,
-    finish: &'a F,
 }
 
-impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
+impl<T: Scalar> Tile<'_, T> {
     /// Where the tile's rows of one block and task begin, and their stride.
     fn place(&self, block: usize, task: usize) -> (*mut T, usize) {
         let Span { tasks: (first, last), columns: (from, to) } = self.span;
@@ -251,7 +249,7 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Tile<'_, T, F> {
     }
 }
 
-impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Kernel for Tile<'_, T, F> {
+impl<T: Scalar> Kernel for Tile<'_, T> {
     #[inline(always)]
     fn run<const FMA: bool, const WIDE: bool>(mut self) {
         self.products::<FMA, WIDE>();
@@ -276,147 +274,9 @@ impl<T: Scalar, F: Fn(usize, usize, Columns, *mut T, usize)> Kernel for Tile<'_,
                     apply.run::<FMA>();
                 }
                 self.add_bias(block, task, tile, tile_stride);
-                (self.finish)(block, task, Columns { from, to, rows: product.rows }, tile, tile_stride);
+                let columns = Columns { from, to, rows: product.rows };
+                product.finish.apply(self.base, (product.tasks, block, task), columns, tile, tile_stride);
             }
         }
     }
-}
-
-/// The regions that hold a layer's numbers, for the overlap check.
-fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
-    let last = if layer.is_shared() { 0 } else { tasks - 1 };
-    let whole = |offset, len| Region { offset, rows: 1, width: last * layer.task_stride + len };
-    [whole(layer.weight, layer.inputs * layer.outputs), whole(layer.bias, layer.outputs)]
-}
-
-/// Row of block `block`, task `task` in blocks of `rows` rows a task.
-fn first_row(region: &Region, tasks: usize, rows: usize, block: usize, task: usize) -> usize {
-    region.offset + (block * tasks + task) * rows * region.width
-}
-
-/// See [`LinearForward`].
-pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearForward<'_, T>) {
-    let panels = arena.panels(device, &op.layer, true);
-    let [weight, bias] = layer_regions(&op.layer, op.tasks);
-    let base = arena.shared(&[op.input, weight, bias], &[op.output, op.corrections.scratch]);
-    let source = Source { input: op.input, first_block: 0, layer: op.layer, transposed: true, bias: true, panels };
-    let product = Product {
-        tasks: op.tasks,
-        rows: op.rows,
-        blocks: op.input.rows / (op.tasks * op.rows),
-        width: op.layer.outputs,
-        sources: [Some(source), None],
-        corrections: op.corrections,
-        target: Some(op.output),
-    };
-    product.run(device, base, |_, _, columns, tile, stride| activate(op.activation, columns, tile, stride));
-}
-
-/// See [`LinearBackward`].
-pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearBackward<'_, T>) {
-    let panels = arena.panels(device, &op.layer, false);
-    let [weight, _] = layer_regions(&op.layer, op.tasks);
-    let gate_values = op.gate.map_or(op.delta, |g| g.values);
-    let base = arena.shared(&[op.delta, weight, gate_values], &[op.output, op.corrections.scratch]);
-    let source = Source { input: op.delta, first_block: 0, layer: op.layer, transposed: false, bias: false, panels };
-    let product = Product {
-        tasks: op.tasks,
-        rows: op.rows,
-        blocks: op.delta.rows / (op.tasks * op.rows),
-        width: op.layer.inputs,
-        sources: [Some(source), None],
-        corrections: op.corrections,
-        target: Some(op.output),
-    };
-    product.run(device, base, |block, task, columns, tile, stride| {
-        if let Some(Gate { activation, values, blocks }) = op.gate {
-            let values = base.at(first_row(&values, op.tasks, op.rows, blocks[block], task));
-            gate(activation, columns, tile, stride, values, op.layer.inputs);
-        }
-    });
-}
-
-/// See [`AdjointForward`].
-pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointForward<'_, T>) {
-    let panels = op.input.and_then(|_| arena.panels(device, &op.layer, true));
-    let [weight, _] = layer_regions(&op.layer, op.tasks);
-    let input = op.input.map_or(op.delta, |(region, _)| region);
-    let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
-    let direction_values = op.direction.map_or(input, |d| d.values);
-    let reads = [input, weight, direction[0], direction[1], direction_values, op.gate.values, op.delta];
-    let curved = op.gate.activation.is_curved();
-    let writes = [op.e_cotangent, op.corrections.scratch, op.z_cotangent];
-    let base = arena.shared(&reads, &writes[..if curved { 3 } else { 2 }]);
-    let blocks = op.gate.blocks.len();
-    let sources = [
-        op.input.map(|(input, first_block)| Source {
-            input,
-            first_block,
-            layer: op.layer,
-            transposed: true,
-            bias: false,
-            panels,
-        }),
-        op.direction.map(|d| Source {
-            input: d.values,
-            first_block: 0,
-            layer: d.layer,
-            transposed: true,
-            bias: true,
-            panels: None,
-        }),
-    ];
-    let product = Product {
-        tasks: op.tasks,
-        rows: op.rows,
-        blocks,
-        width: op.layer.outputs,
-        sources,
-        corrections: op.corrections,
-        target: Some(op.e_cotangent),
-    };
-    product.run(device, base, |block, task, columns, tile, stride| {
-        let gate_block = op.gate.blocks[block];
-        let at = |region: &Region, block| base.at(first_row(region, op.tasks, op.rows, block, task));
-        // The first block that a gate block gates writes, the others add.
-        let adds = op.gate.blocks[..block].contains(&gate_block);
-        let z = if curved { at(&op.z_cotangent, gate_block) } else { std::ptr::null_mut() };
-        let operands = [at(&op.gate.values, gate_block), at(&op.delta, block), z];
-        adjoint_gate(op.gate.activation, columns, tile, stride, operands, adds);
-    });
-}
-
-/// See [`AdjointBackward`].
-pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointBackward<'_, T>) {
-    let panels = arena.panels(device, &op.layer, false);
-    let [weight, _] = layer_regions(&op.layer, op.tasks);
-    let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
-    let direction_values = op.direction.map_or(op.z_cotangent, |d| d.values);
-    let gate_values = op.gate.map_or(op.z_cotangent, |g| g.values);
-    let reads = [op.z_cotangent, weight, direction[0], direction_values, gate_values];
-    let base = arena.shared(&reads, &[op.output, op.corrections.scratch]);
-    let source = |input, layer, panels| Source { input, first_block: 0, layer, transposed: false, bias: false, panels };
-    let product = Product {
-        tasks: op.tasks,
-        rows: op.rows,
-        blocks: op.z_cotangent.rows / (op.tasks * op.rows),
-        width: op.layer.inputs,
-        sources: [
-            Some(source(op.z_cotangent, op.layer, panels)),
-            op.direction.map(|d| source(d.values, d.layer, None)),
-        ],
-        corrections: op.corrections,
-        // What is there already is added to, from a tile of its own.
-        target: (!op.accumulate).then_some(op.output),
-    };
-    product.run(device, base, |block, task, columns, tile, stride| {
-        if let Some(Gate { activation, values, blocks }) = op.gate {
-            let values = base.at(first_row(&values, op.tasks, op.rows, blocks[block], task));
-            gate(activation, columns, tile, stride, values, op.layer.inputs);
-        }
-        if op.accumulate {
-            let out = base.at(first_row(&op.output, op.tasks, op.rows, block, task));
-            columns.add_to(tile, stride, out, op.layer.inputs);
-        }
-    });
 }
