@@ -89,7 +89,7 @@ mod x86 {
     }
 
     /// See [`super::multiply`].
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512vl")]
     pub unsafe fn multiply((m, k, n): (usize, usize, usize), left: Matrix<f32>, right: Right<f32>, target: Target) {
         // As even as m allows.
         let group = m.div_ceil(m.div_ceil(6));
@@ -141,73 +141,113 @@ mod x86 {
         }
     }
 
+    /// No columns beyond the full vectors of a strip; up to 8, in a vector of half the width; more.
+    const NO_TAIL: u8 = 0;
+    const HALF: u8 = 1;
+    const WHOLE: u8 = 2;
+
     /// Picks the strip of this size.
-    #[target_feature(enable = "avx512f")]
+    #[target_feature(enable = "avx512f,avx512vl")]
     #[inline]
     unsafe fn rows(rows: usize, columns: usize, k: usize, left: Matrix<f32>, right: Matrix<f32>, target: Target) {
-        macro_rules! strips {
-        ($($rows:literal)*) => {
-            match (rows, columns.div_ceil(LANES)) {
-                $(
-                    ($rows, 1) => strip::<$rows, 1>(columns, k, left, right, target),
-                    ($rows, 2) => strip::<$rows, 2>(columns, k, left, right, target),
-                    ($rows, 3) => strip::<$rows, 3>(columns, k, left, right, target),
-                    ($rows, _) => strip::<$rows, 4>(columns, k, left, right, target),
-                )*
-                _ => unreachable!("a group has 1 to 6 rows"),
-            }
+        let tail = match columns % LANES {
+            0 => NO_TAIL,
+            1..=8 => HALF,
+            _ => WHOLE,
         };
-    }
+        macro_rules! strips {
+            ($($rows:literal)*) => {
+                match rows {
+                    $($rows => strips!($rows: 0 1 2 3),)*
+                    _ => unreachable!("a group has 1 to 6 rows"),
+                }
+            };
+            ($rows:literal: $($full:literal)*) => {
+                match (columns / LANES, tail) {
+                    $(
+                        ($full, NO_TAIL) => strip::<$rows, $full, NO_TAIL>(columns, k, left, right, target),
+                        ($full, HALF) => strip::<$rows, $full, HALF>(columns, k, left, right, target),
+                        ($full, _) => strip::<$rows, $full, WHOLE>(columns, k, left, right, target),
+                    )*
+                    _ => strip::<$rows, 4, NO_TAIL>(columns, k, left, right, target),
+                }
+            };
+        }
         // SAFETY: the caller's promise.
         unsafe { strips!(1 2 3 4 5 6) }
     }
 
-    /// `M` rows, `V` vectors of which the last may be partly filled.
-    #[target_feature(enable = "avx512f")]
-    unsafe fn strip<const M: usize, const V: usize>(
+    /// `M` rows, `V` full vectors and a tail of columns, which is masked. With 256-bit units a tail of half a vector takes
+    /// half the time of a whole one.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn strip<const M: usize, const V: usize, const TAIL: u8>(
         columns: usize,
         k: usize,
         left: Matrix<f32>,
         right: Matrix<f32>,
         target: Target,
     ) {
-        let mask = ((1_u32 << (columns - (V - 1) * LANES)) - 1) as __mmask16;
+        let mask = ((1_u32 << (columns % LANES)) - 1) as __mmask16;
+        let half = mask as __mmask8;
         let mut sums = [[_mm512_setzero_ps(); V]; M];
+        let mut tails = [_mm512_setzero_ps(); M];
+        let mut halves = [_mm256_setzero_ps(); M];
         // SAFETY: the first `columns` elements of k rows of `right`, k elements of M rows of `left`.
         unsafe {
             for i in 0..k {
                 let from = right.pointer.add(i * right.row_stride);
                 let mut values = [_mm512_setzero_ps(); V];
-                for v in 0..V - 1 {
+                for v in 0..V {
                     values[v] = _mm512_loadu_ps(from.add(v * LANES));
                 }
-                values[V - 1] = _mm512_maskz_loadu_ps(mask, from.add((V - 1) * LANES));
+                let rest = from.add(V * LANES);
+                let tail = if TAIL == WHOLE { _mm512_maskz_loadu_ps(mask, rest) } else { _mm512_setzero_ps() };
+                let half_tail = if TAIL == HALF { _mm256_maskz_loadu_ps(half, rest) } else { _mm256_setzero_ps() };
                 for m in 0..M {
                     let factor = _mm512_set1_ps(*left.pointer.add(m * left.row_stride + i * left.column_stride));
                     for v in 0..V {
                         sums[m][v] = _mm512_fmadd_ps(factor, values[v], sums[m][v]);
                     }
+                    match TAIL {
+                        WHOLE => tails[m] = _mm512_fmadd_ps(factor, tail, tails[m]),
+                        HALF => halves[m] = _mm256_fmadd_ps(_mm512_castps512_ps256(factor), half_tail, halves[m]),
+                        _ => {}
+                    }
                 }
             }
         }
         let scale = _mm512_set1_ps(target.scale);
-        let edge = |v: usize| if v + 1 < V { __mmask16::MAX } else { mask };
+        let half_scale = _mm256_set1_ps(target.scale);
         let at = |m: usize, v: usize| target.out.wrapping_add(m * target.stride + v * LANES);
         // Everything is loaded before anything is stored: a load that touches the line of a masked store waits for it.
         for m in 0..M {
-            for v in 0..V {
-                sums[m][v] = if target.accumulate {
-                    // SAFETY: the first `columns` elements of M rows of the output.
-                    _mm512_fmadd_ps(scale, sums[m][v], unsafe { _mm512_maskz_loadu_ps(edge(v), at(m, v)) })
-                } else {
-                    _mm512_mul_ps(scale, sums[m][v])
-                };
+            // SAFETY: the first `columns` elements of M rows of the output.
+            unsafe {
+                for v in 0..V {
+                    let before = if target.accumulate { _mm512_loadu_ps(at(m, v)) } else { _mm512_setzero_ps() };
+                    sums[m][v] = _mm512_fmadd_ps(scale, sums[m][v], before);
+                }
+                if TAIL == WHOLE {
+                    let mask = if target.accumulate { mask } else { 0 };
+                    tails[m] = _mm512_fmadd_ps(scale, tails[m], _mm512_maskz_loadu_ps(mask, at(m, V)));
+                }
+                if TAIL == HALF {
+                    let half = if target.accumulate { half } else { 0 };
+                    halves[m] = _mm256_fmadd_ps(half_scale, halves[m], _mm256_maskz_loadu_ps(half, at(m, V)));
+                }
             }
         }
         for m in 0..M {
-            for v in 0..V {
-                // SAFETY: as above.
-                unsafe { _mm512_mask_storeu_ps(at(m, v), edge(v), sums[m][v]) };
+            // SAFETY: as above.
+            unsafe {
+                for v in 0..V {
+                    _mm512_storeu_ps(at(m, v), sums[m][v]);
+                }
+                match TAIL {
+                    WHOLE => _mm512_mask_storeu_ps(at(m, V), mask, tails[m]),
+                    HALF => _mm256_mask_storeu_ps(at(m, V), half, halves[m]),
+                    _ => {}
+                }
             }
         }
     }
