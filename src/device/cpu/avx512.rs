@@ -194,8 +194,8 @@ mod x86 {
         let mut halves = [_mm256_setzero_ps(); M];
         // SAFETY: the first `columns` elements of k rows of `right`, k elements of M rows of `left`.
         unsafe {
-            for i in 0..k {
-                let from = right.pointer.add(i * right.row_stride);
+            let (mut factors, mut from) = (left.pointer, right.pointer);
+            for _ in 0..k {
                 let mut values = [_mm512_setzero_ps(); V];
                 for v in 0..V {
                     values[v] = _mm512_loadu_ps(from.add(v * LANES));
@@ -204,7 +204,7 @@ mod x86 {
                 let tail = if TAIL == WHOLE { _mm512_maskz_loadu_ps(mask, rest) } else { _mm512_setzero_ps() };
                 let half_tail = if TAIL == HALF { _mm256_maskz_loadu_ps(half, rest) } else { _mm256_setzero_ps() };
                 for m in 0..M {
-                    let factor = _mm512_set1_ps(*left.pointer.add(m * left.row_stride + i * left.column_stride));
+                    let factor = _mm512_set1_ps(*factors.add(m * left.row_stride));
                     for v in 0..V {
                         sums[m][v] = _mm512_fmadd_ps(factor, values[v], sums[m][v]);
                     }
@@ -214,6 +214,8 @@ mod x86 {
                         _ => {}
                     }
                 }
+                factors = factors.wrapping_add(left.column_stride);
+                from = from.wrapping_add(right.row_stride);
             }
         }
         let scale = _mm512_set1_ps(target.scale);
