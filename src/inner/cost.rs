@@ -22,13 +22,13 @@ impl Cost {
     }
 
     /// The estimate the planner compares, in units of one flop of a large shared product:
-    /// `shared + 4 low_rank + 1.5 per_task + 12 per_task_elements`.
+    /// `shared + 5 low_rank + 1.3 per_task + 8 per_task_elements`.
     ///
-    /// The factors are measured on CPUs (`innerloop bench`): corrections reach about a quarter of the rate of a large
-    /// product, a task's own products two thirds, and a weight that is streamed costs as much time as about 12 flop (from the
-    /// last cache; from memory three times that, where the choice is clear anyway).
+    /// The factors are measured on CPUs (`innerloop bench`, over networks from 1-40-40-1 to 128-256-512-4096): corrections reach
+    /// about a fifth of the rate of a large product, a task's own products three quarters, and a weight that is streamed from
+    /// the caches costs as much time as about 8 flop. From memory it is several times that, where the choice is clear anyway.
     pub fn estimate(&self) -> f64 {
-        self.shared + 4.0 * self.low_rank + 1.5 * self.per_task + 12.0 * self.per_task_elements
+        self.shared + 5.0 * self.low_rank + 1.3 * self.per_task + 8.0 * self.per_task_elements
     }
 }
 

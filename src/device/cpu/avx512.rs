@@ -34,50 +34,68 @@ impl<T> Right<T> {
     }
 }
 
-/// `out (+)= scale * left right`.
+/// `left right`, with `depth` columns to the left and rows to the right.
+#[derive(Clone, Copy)]
+pub(super) struct Term<T> {
+    pub left: Matrix<T>,
+    pub right: Right<T>,
+    pub depth: usize,
+}
+
+impl<T> Term<T> {
+    /// `depth` columns to the left and rows to the right, from `begin` on.
+    fn piece(&self, begin: usize, depth: usize) -> Self {
+        let left = self.left.pointer.wrapping_add(begin * self.left.column_stride);
+        let right = self.right.pointer.wrapping_add(begin * self.right.row_stride);
+        Self { left: Matrix { pointer: left, ..self.left }, right: Right { pointer: right, ..self.right }, depth }
+    }
+}
+
+/// `out (+)= scale * sum of terms`, `[m, n]`, which leaves the registers once where the terms are short.
 ///
 /// # Safety
-/// [`serves`] says so. `left` is `[m, k]` and `right` `[k, n]`, both readable; `out`, with its stride, is writable and overlaps neither.
+/// [`serves`] says so. Every `left` is `[m, depth]` and every `right` `[depth, n]`, all readable; `out`, with its stride, is
+/// writable and overlaps none of them.
 pub(super) unsafe fn multiply<T: Scalar>(
-    shape: (usize, usize, usize),
-    left: Matrix<T>,
-    right: Right<T>,
+    (m, n): (usize, usize),
+    terms: &[Term<T>],
     scale: T,
     (out, stride): (*mut T, usize),
     accumulate: bool,
 ) {
+    debug_assert!(serves::<T>());
     #[cfg(target_arch = "x86_64")]
     {
-        let right =
-            Right { pointer: right.pointer.cast(), row_stride: right.row_stride, panel_stride: right.panel_stride };
+        // SAFETY: T is f32, which leaves the slice as it is.
+        let terms = unsafe { std::slice::from_raw_parts(terms.as_ptr().cast::<Term<f32>>(), terms.len()) };
         let target = x86::Target { out: out.cast(), stride, scale: scale.to_f64() as f32, accumulate };
-        // SAFETY: the caller's promise; T is f32, and the machine has AVX-512.
+        // SAFETY: the caller's promise; the machine has AVX-512.
         unsafe {
-            if shape.2 == 1 && left.column_stride == 1 && right.row_stride == 1 {
-                x86::column((shape.0, shape.1), left.pointer.cast(), left.row_stride, right.pointer, target);
-            } else {
-                x86::multiply(shape, left.cast(), right, target);
+            match terms {
+                [Term { left, right, depth }] if n == 1 && left.column_stride == 1 && right.row_stride == 1 => {
+                    x86::column((m, *depth), left.pointer, left.row_stride, right.pointer, target);
+                }
+                _ => x86::multiply((m, n), terms, target),
             }
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    unreachable!(
-        "this machine has no AVX-512: {:?}",
-        (shape, left.pointer, right.pointer, scale, out, stride, accumulate)
-    );
+    unreachable!("this machine has no AVX-512: {:?}", (m, n, terms.len(), scale, out, stride, accumulate));
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::matrix::Matrix;
-    use super::{COLUMNS, Right};
+    use super::{COLUMNS, Term};
 
     /// Numbers in a vector.
     const LANES: usize = 16;
     /// Rows of the right factor that are gone through at a time: their piece of a panel stays in the L2 cache.
     const DEPTH: usize = 512;
+    /// Rows of several terms that are summed up in registers: more of them would push the left factors, which are gone through
+    /// across their rows, out of the L1 cache between two strips.
+    const SHORT: usize = 96;
 
     /// Where a product goes, and how.
     #[derive(Clone, Copy)]
@@ -90,26 +108,40 @@ mod x86 {
 
     /// See [`super::multiply`].
     #[target_feature(enable = "avx512f,avx512vl")]
-    pub unsafe fn multiply((m, k, n): (usize, usize, usize), left: Matrix<f32>, right: Right<f32>, target: Target) {
+    pub unsafe fn multiply(shape: (usize, usize), terms: &[Term<f32>], target: Target) {
+        let mut accumulate = target.accumulate;
+        let mut rest = terms;
+        while let Some(first) = rest.first() {
+            // As many terms as are short together, or one.
+            let mut depth = 0;
+            let short = |t: &&Term<f32>| {
+                depth += t.depth;
+                depth <= SHORT
+            };
+            let count = rest.iter().take_while(short).count().max(1);
+            let depth = if count > 1 { DEPTH } else { first.depth.max(1) };
+            for begin in (0..depth).step_by(DEPTH) {
+                let piece = [first.piece(begin, DEPTH.min(first.depth - begin))];
+                let terms = if count > 1 { &rest[..count] } else { &piece };
+                // SAFETY: the caller's promise.
+                unsafe { pass(shape, terms, Target { accumulate: accumulate || begin > 0, ..target }) };
+            }
+            accumulate = true;
+            rest = &rest[count..];
+        }
+    }
+
+    /// All strips.
+    #[target_feature(enable = "avx512f,avx512vl")]
+    unsafe fn pass((m, n): (usize, usize), terms: &[Term<f32>], target: Target) {
         // As even as m allows.
         let group = m.div_ceil(m.div_ceil(6));
-        for first in (0..k.max(1)).step_by(DEPTH) {
-            let depth = DEPTH.min(k - first);
-            for row in (0..m).step_by(group) {
-                for column in (0..n).step_by(COLUMNS) {
-                    // SAFETY: `group` rows, or what is left of them, and at most 64 columns from here on exist.
-                    unsafe {
-                        let left = Matrix {
-                            pointer: left.pointer.add(row * left.row_stride + first * left.column_stride),
-                            ..left
-                        };
-                        let panel = column / COLUMNS * right.panel_stride;
-                        let right = Matrix::rows(right.pointer.add(panel + first * right.row_stride), right.row_stride);
-                        let out = target.out.add(row * target.stride + column);
-                        let target = Target { out, accumulate: target.accumulate || first > 0, ..target };
-                        rows(group.min(m - row), (n - column).min(COLUMNS), depth, left, right, target);
-                    }
-                }
+        for row in (0..m).step_by(group) {
+            for column in (0..n).step_by(COLUMNS) {
+                let out = target.out.wrapping_add(row * target.stride + column);
+                let size = (group.min(m - row), (n - column).min(COLUMNS));
+                // SAFETY: `group` rows, or what is left of them, and at most 64 columns from here on exist.
+                unsafe { rows(size, (row, column), terms, Target { out, ..target }) };
             }
         }
     }
@@ -149,7 +181,7 @@ mod x86 {
     /// Picks the strip of this size.
     #[target_feature(enable = "avx512f,avx512vl")]
     #[inline]
-    unsafe fn rows(rows: usize, columns: usize, k: usize, left: Matrix<f32>, right: Matrix<f32>, target: Target) {
+    unsafe fn rows((rows, columns): (usize, usize), from: (usize, usize), terms: &[Term<f32>], target: Target) {
         let tail = match columns % LANES {
             0 => NO_TAIL,
             1..=8 => HALF,
@@ -165,11 +197,11 @@ mod x86 {
             ($rows:literal: $($full:literal)*) => {
                 match (columns / LANES, tail) {
                     $(
-                        ($full, NO_TAIL) => strip::<$rows, $full, NO_TAIL>(columns, k, left, right, target),
-                        ($full, HALF) => strip::<$rows, $full, HALF>(columns, k, left, right, target),
-                        ($full, _) => strip::<$rows, $full, WHOLE>(columns, k, left, right, target),
+                        ($full, NO_TAIL) => strip::<$rows, $full, NO_TAIL>(columns, from, terms, target),
+                        ($full, HALF) => strip::<$rows, $full, HALF>(columns, from, terms, target),
+                        ($full, _) => strip::<$rows, $full, WHOLE>(columns, from, terms, target),
                     )*
-                    _ => strip::<$rows, 4, NO_TAIL>(columns, k, left, right, target),
+                    _ => strip::<$rows, 4, NO_TAIL>(columns, from, terms, target),
                 }
             };
         }
@@ -182,9 +214,8 @@ mod x86 {
     #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn strip<const M: usize, const V: usize, const TAIL: u8>(
         columns: usize,
-        k: usize,
-        left: Matrix<f32>,
-        right: Matrix<f32>,
+        (row, column): (usize, usize),
+        terms: &[Term<f32>],
         target: Target,
     ) {
         let mask = ((1_u32 << (columns % LANES)) - 1) as __mmask16;
@@ -192,26 +223,29 @@ mod x86 {
         let mut sums = [[_mm512_setzero_ps(); V]; M];
         let mut tails = [_mm512_setzero_ps(); M];
         let mut halves = [_mm256_setzero_ps(); M];
-        // SAFETY: the first `columns` elements of k rows of `right`, k elements of M rows of `left`.
-        unsafe {
-            let (mut factors, mut from) = (left.pointer, right.pointer);
-            for _ in 0..k {
-                let mut values = [_mm512_setzero_ps(); V];
-                for v in 0..V {
-                    values[v] = _mm512_loadu_ps(from.add(v * LANES));
-                }
-                let rest = from.add(V * LANES);
-                let tail = if TAIL == WHOLE { _mm512_maskz_loadu_ps(mask, rest) } else { _mm512_setzero_ps() };
-                let half_tail = if TAIL == HALF { _mm256_maskz_loadu_ps(half, rest) } else { _mm256_setzero_ps() };
-                for m in 0..M {
-                    let factor = _mm512_set1_ps(*factors.add(m * left.row_stride));
+        for Term { left, right, depth } in terms {
+            let mut factors = left.pointer.wrapping_add(row * left.row_stride);
+            let mut from = right.pointer.wrapping_add(column / COLUMNS * right.panel_stride);
+            for _ in 0..*depth {
+                // SAFETY: the first `columns` elements of a row of `right`, an element of M rows of `left`.
+                unsafe {
+                    let mut values = [_mm512_setzero_ps(); V];
                     for v in 0..V {
-                        sums[m][v] = _mm512_fmadd_ps(factor, values[v], sums[m][v]);
+                        values[v] = _mm512_loadu_ps(from.add(v * LANES));
                     }
-                    match TAIL {
-                        WHOLE => tails[m] = _mm512_fmadd_ps(factor, tail, tails[m]),
-                        HALF => halves[m] = _mm256_fmadd_ps(_mm512_castps512_ps256(factor), half_tail, halves[m]),
-                        _ => {}
+                    let rest = from.add(V * LANES);
+                    let tail = if TAIL == WHOLE { _mm512_maskz_loadu_ps(mask, rest) } else { _mm512_setzero_ps() };
+                    let half_tail = if TAIL == HALF { _mm256_maskz_loadu_ps(half, rest) } else { _mm256_setzero_ps() };
+                    for m in 0..M {
+                        let factor = _mm512_set1_ps(*factors.add(m * left.row_stride));
+                        for v in 0..V {
+                            sums[m][v] = _mm512_fmadd_ps(factor, values[v], sums[m][v]);
+                        }
+                        match TAIL {
+                            WHOLE => tails[m] = _mm512_fmadd_ps(factor, tail, tails[m]),
+                            HALF => halves[m] = _mm256_fmadd_ps(_mm512_castps512_ps256(factor), half_tail, halves[m]),
+                            _ => {}
+                        }
                     }
                 }
                 factors = factors.wrapping_add(left.column_stride);

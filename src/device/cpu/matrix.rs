@@ -16,12 +16,6 @@ impl<T> Matrix<T> {
         Self { pointer, row_stride, column_stride: 1 }
     }
 
-    /// The same places as numbers of another type.
-    pub fn cast<U>(self) -> Matrix<U> {
-        let Self { pointer, row_stride, column_stride } = self;
-        Matrix { pointer: pointer.cast(), row_stride, column_stride }
-    }
-
     pub fn transposed(self) -> Self {
         Self { pointer: self.pointer, row_stride: self.column_stride, column_stride: self.row_stride }
     }

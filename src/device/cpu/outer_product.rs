@@ -1,7 +1,7 @@
 //! The weight gradient of many rows at once: `sum_t P_t^T Q_t`.
 
 use super::matrix::Matrix;
-use super::small::multiply_any;
+use super::small::{Product, multiply_sum};
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{Linear, OuterProduct, OuterTerm, Region};
 use crate::scalar::Scalar;
@@ -21,11 +21,7 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
         base = arena.shared(&[term.p, term.q], &writes[..1]);
     }
     if !op.layer.is_shared() {
-        device.run(op.tasks, |task| {
-            for (i, term) in op.terms.iter().enumerate() {
-                add_task(base, op, term, task, op.accumulate || i > 0);
-            }
-        });
+        device.run(op.tasks, |task| of_task(base, op, task));
         return;
     }
     let threads = device.threads();
@@ -39,14 +35,15 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
         if rows == 0 || columns == 0 {
             return;
         }
-        for (i, term) in op.terms.iter().enumerate() {
-            let p = Matrix::rows(base.at(term.p.offset + row), outputs).transposed();
-            let q = Matrix::rows(base.at(term.q.offset + column), inputs);
-            let out = base.at(op.layer.weight + row * inputs + column);
-            let accumulate = op.accumulate || i > 0;
-            // SAFETY: declared regions; each job writes its own tile.
-            unsafe { multiply_any((rows, term.p.rows, columns), p, q, term.scale, (out, inputs), accumulate) };
-        }
+        let products = op.terms.iter().map(|term| Product {
+            left: Matrix::rows(base.at(term.p.offset + row).cast_const(), outputs).transposed(),
+            right: Matrix::rows(base.at(term.q.offset + column).cast_const(), inputs),
+            depth: term.p.rows,
+            scale: term.scale,
+        });
+        let out = base.at(op.layer.weight + row * inputs + column);
+        // SAFETY: declared regions; each job writes its own tile.
+        unsafe { multiply_sum((rows, columns), products, (out, inputs), op.accumulate) };
         if column == 0 {
             // SAFETY: the job of the first column owns these biases.
             let bias = unsafe { base.slice_mut(op.layer.bias + row, rows) };
@@ -62,35 +59,40 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
 
 /// `bias += scale * sum over the rows of p`, from column `from` on.
 fn add_rows<T: Scalar>(base: Base<T>, p: &Region, from: usize, scale: T, bias: &mut [T]) {
-    for r in 0..p.rows {
-        // SAFETY: a declared region that is only read.
-        let row = unsafe { base.slice(p.offset + r * p.width + from, bias.len()) };
-        bias.iter_mut().zip(row).for_each(|(b, v)| *b += scale * *v);
-    }
+    pulp::Arch::new().dispatch(|| {
+        for r in 0..p.rows {
+            // SAFETY: a declared region that is only read.
+            let row = unsafe { base.slice(p.offset + r * p.width + from, bias.len()) };
+            bias.iter_mut().zip(row).for_each(|(b, v)| *b += scale * *v);
+        }
+    });
 }
 
-/// One term of one task, whose rows are found in every block.
-fn add_task<T: Scalar>(base: Base<T>, op: &OuterProduct<'_, T>, term: &OuterTerm<T>, task: usize, accumulate: bool) {
+/// One task's own, whose rows are found in every block.
+fn of_task<T: Scalar>(base: Base<T>, op: &OuterProduct<'_, T>, task: usize) {
     let Linear { inputs, outputs, .. } = op.layer;
-    let blocks = term.blocks;
-    let rows = term.p.rows / (op.tasks * blocks);
-    for block in 0..blocks {
+    let rows = |term: &OuterTerm<T>, block: usize| {
+        let rows = term.p.rows / (op.tasks * term.blocks);
         let first = (block * op.tasks + task) * rows;
-        let (p, q) = (term.p.rows(first, rows), term.q.rows(first, rows));
-        let accumulate = accumulate || block > 0;
-        let out = base.at(op.layer.weight + task * op.layer.task_stride);
-        let left = Matrix::rows(base.at(p.offset), outputs).transposed();
-        let right = Matrix::rows(base.at(q.offset), inputs);
-        // SAFETY: declared regions; each job writes its own task's weights.
-        let bias = unsafe {
-            multiply_any((outputs, rows, inputs), left, right, term.scale, (out, inputs), accumulate);
-            base.slice_mut(op.layer.bias + task * op.layer.task_stride, outputs)
-        };
-        if !accumulate {
-            bias.fill(T::ZERO);
-        }
-        if term.with_bias {
-            add_rows(base, &p, 0, term.scale, bias);
-        }
+        (term.p.rows(first, rows), term.q.rows(first, rows))
+    };
+    let pieces = || op.terms.iter().flat_map(|term| (0..term.blocks).map(move |block| (term, rows(term, block))));
+    let products = pieces().map(|(term, (p, q))| Product {
+        left: Matrix::rows(base.at(p.offset).cast_const(), outputs).transposed(),
+        right: Matrix::rows(base.at(q.offset).cast_const(), inputs),
+        depth: p.rows,
+        scale: term.scale,
+    });
+    let out = base.at(op.layer.weight + task * op.layer.task_stride);
+    // SAFETY: declared regions; each job writes its own task's weights.
+    let bias = unsafe {
+        multiply_sum((outputs, inputs), products, (out, inputs), op.accumulate);
+        base.slice_mut(op.layer.bias + task * op.layer.task_stride, outputs)
+    };
+    if !op.accumulate {
+        bias.fill(T::ZERO);
+    }
+    for (term, (p, _)) in pieces().filter(|(term, _)| term.with_bias) {
+        add_rows(base, &p, 0, term.scale, bias);
     }
 }

@@ -163,7 +163,8 @@ impl<T: Scalar> Tile<'_, T> {
             if let Some(panels) = source.panels {
                 let left = Matrix::rows(left.cast_const(), k);
                 let right = panels.from_column(from);
-                avx512::multiply((rows, k, width), left, right, T::ONE, (out, out_stride), accumulate);
+                let term = avx512::Term { left, right, depth: k };
+                avx512::multiply((rows, width), &[term], T::ONE, (out, out_stride), accumulate);
             } else if source.transposed && !source.layer.is_shared() && k >= LONG && rows <= FEW_ROWS {
                 self.offsets.clear();
                 self.offsets.extend((0..width).map(|column| start + column * stride));

@@ -1,6 +1,9 @@
-//! Products of small matrices, straight from where they lie: for these, packing costs more than it saves.
+//! Products on one thread, in whichever way suits the machine and the size.
+//!
+//! Small factors are taken straight from where they lie: for these, packing costs more than it saves. So are all in single
+//! precision where there is AVX-512 ([`super::avx512`]); the rest goes through the `gemm` crate.
 
-use super::avx512::{self, Right};
+use super::avx512::{self, Right, Term};
 use super::matrix::{Kernel, Matrix, dispatch, multiply, multiply_add};
 use crate::scalar::Scalar;
 
@@ -21,6 +24,51 @@ pub(super) unsafe fn multiply_any<T: Scalar>(
     accumulate: bool,
 ) {
     dispatch(Call { shape, left, right, scale, out, accumulate });
+}
+
+/// One term of a sum of products: `scale * left right`, with `depth` columns to the left and rows to the right.
+pub(super) struct Product<T> {
+    pub left: Matrix<T>,
+    pub right: Matrix<T>,
+    pub depth: usize,
+    pub scale: T,
+}
+
+/// `out (+)= sum of scale * left right`, `[m, n]`; every `right` has contiguous rows.
+///
+/// # Safety
+/// As [`multiply`], for every term.
+pub(super) unsafe fn multiply_sum<T: Scalar>(
+    (m, n): (usize, usize),
+    products: impl Iterator<Item = Product<T>>,
+    (out, stride): (*mut T, usize),
+    mut accumulate: bool,
+) {
+    /// Terms that are handed on together.
+    const TOGETHER: usize = 8;
+    let together = avx512::serves::<T>() && n > 1;
+    let null = Matrix::rows(std::ptr::null(), 0);
+    let mut terms = [Term { left: null, right: Right::rows(null.pointer, 0), depth: 0 }; TOGETHER];
+    let (mut count, mut common) = (0, T::ZERO);
+    // SAFETY: the caller's promise.
+    unsafe {
+        for Product { left, right, depth, scale } in products {
+            if !together {
+                multiply_any((m, depth, n), left, right, scale, (out, stride), accumulate);
+                accumulate = true;
+                continue;
+            }
+            if count == TOGETHER || (count > 0 && scale != common) {
+                avx512::multiply((m, n), &terms[..count], common, (out, stride), accumulate);
+                (count, accumulate) = (0, true);
+            }
+            terms[count] = Term { left, right: Right::rows(right.pointer, right.row_stride), depth };
+            (count, common) = (count + 1, scale);
+        }
+        if count > 0 {
+            avx512::multiply((m, n), &terms[..count], common, (out, stride), accumulate);
+        }
+    }
 }
 
 struct Call<T> {
@@ -66,14 +114,9 @@ unsafe fn multiply_rows<T: Scalar, const FMA: bool, const WIDE: bool>(
     // SAFETY: the caller's promise; wide vectors are what the one asks for.
     unsafe {
         if WIDE && size_of::<T>() == size_of::<f32>() {
-            avx512::multiply(
-                shape,
-                left,
-                Right::rows(right.pointer, right.row_stride),
-                scale,
-                (out, stride),
-                accumulate,
-            );
+            let (m, depth, n) = shape;
+            let term = Term { left, right: Right::rows(right.pointer, right.row_stride), depth };
+            avx512::multiply((m, n), &[term], scale, (out, stride), accumulate);
         } else {
             multiply_small::<T, FMA>(shape, left, right, scale, (out, stride), accumulate);
         }
