@@ -124,3 +124,67 @@ impl<T: Scalar> Kernel for Pack<T> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::device::{ArenaPlan, Corrections, Device, LinearBackward, LinearForward};
+    use crate::model::Activation;
+
+    /// A product with a large weight follows every way in which the weight can change.
+    #[test]
+    fn a_written_weight_is_laid_out_anew() {
+        const ROWS: usize = 7;
+        let (inputs, outputs) = (150, 201);
+        let device = CpuDevice::new(2).unwrap();
+        let mut plan = ArenaPlan::default();
+        let (x, d) = (plan.take(ROWS, inputs), plan.take(ROWS, outputs));
+        let (weight, other, bias) = (plan.take(outputs, inputs), plan.take(outputs, inputs), plan.take(1, outputs));
+        let (forward, backward) = (plan.take(ROWS, outputs), plan.take(ROWS, inputs));
+        let mut arena: CpuArena<f32> = device.arena(plan.elements()).unwrap();
+        let numbers = |region: Region, seed: usize| -> Vec<f32> {
+            (0..region.len()).map(|i| ((i * 7919 + seed * 31) % 101) as f32 / 50.0 - 1.0).collect()
+        };
+        for (region, seed) in [(x, 1), (d, 2), (weight, 3), (other, 4)] {
+            device.upload(&mut arena, region, &numbers(region, seed));
+        }
+        let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs };
+        let corrections = Corrections { blocks: &[], scales: &[], scratch: bias.rows(0, 0) };
+        let check = |arena: &mut CpuArena<f32>, after: &str| {
+            let operation = LinearForward {
+                tasks: ROWS,
+                rows: 1,
+                input: x,
+                layer,
+                corrections,
+                activation: Activation::Linear,
+                output: forward,
+            };
+            device.linear_forward(arena, &operation);
+            let operation =
+                LinearBackward { tasks: ROWS, rows: 1, delta: d, layer, corrections, gate: None, output: backward };
+            device.linear_backward(arena, &operation);
+            for (input, output, stride) in [(x, forward, (inputs, 1)), (d, backward, (1, inputs))] {
+                for (r, c) in (0..ROWS).flat_map(|r| (0..output.width).map(move |c| (r, c))) {
+                    let product = |i: usize| {
+                        let w = arena.slice(weight)[c * stride.0 + i * stride.1];
+                        f64::from(arena.slice(input)[r * input.width + i]) * f64::from(w)
+                    };
+                    let expected: f64 = (0..input.width).map(product).sum();
+                    let error = (f64::from(arena.slice(output)[r * output.width + c]) - expected).abs();
+                    assert!(error < 1e-4, "{after}: off by {error} at {r}, {c}");
+                }
+            }
+        };
+        check(&mut arena, "upload");
+        check(&mut arena, "nothing");
+        device.copy(&mut arena, other, weight);
+        check(&mut arena, "copy");
+        device.add_scaled(&mut arena, other, 0.5, weight);
+        check(&mut arena, "add_scaled");
+        device.fill(&mut arena, weight.elements(inputs + 1, 1), 3.0);
+        check(&mut arena, "fill of one element");
+        device.add_host(&mut arena, weight.rows(outputs - 1, 1), &vec![1.0; inputs]);
+        check(&mut arena, "add_host to the last row");
+    }
+}

@@ -216,30 +216,114 @@ unsafe fn strip<T: Scalar, const M: usize, const W: usize, const FMA: bool>(
 mod tests {
     use super::*;
 
-    #[test]
-    fn every_width_and_layout() {
-        let value = |i: usize| ((i * 7919 + 13) % 101) as f64 / 50.0 - 1.0;
-        for (m, k, n) in [(1, 1, 1), (7, 3, 61), (13, 40, 40), (40, 25, 1), (5, 1, 40), (3, 90, 90), (6, 0, 5)] {
-            for transposed in [false, true] {
-                for accumulate in [false, true] {
-                    let a: Vec<f64> = (0..m * k).map(value).collect();
-                    let b: Vec<f64> = (0..k * n).map(|i| value(i + 7)).collect();
-                    let left =
-                        if transposed { Matrix::rows(a.as_ptr(), m).transposed() } else { Matrix::rows(a.as_ptr(), k) };
-                    let at = |r: usize, c: usize| if transposed { c * m + r } else { r * k + c };
-                    let mut out = vec![if accumulate { 2.0 } else { f64::NAN }; m * n];
-                    let right = Matrix::rows(b.as_ptr(), n);
-                    // SAFETY: the arrays have these shapes.
-                    unsafe { multiply_any((m, k, n), left, right, 0.5, (out.as_mut_ptr(), n), accumulate) };
-                    for r in 0..m {
-                        for c in 0..n {
-                            let sum: f64 = (0..k).map(|i| a[at(r, i)] * b[i * n + c]).sum();
-                            let expected = 0.5 * sum + if accumulate { 2.0 } else { 0.0 };
-                            assert!((out[r * n + c] - expected).abs() < 1e-12, "{m} {k} {n} at {r}, {c}");
-                        }
+    fn numbers<T: Scalar>(count: usize, seed: usize) -> Vec<T> {
+        (0..count).map(|i| T::from_f64(((i * 7919 + seed * 31 + 13) % 101) as f64 / 50.0 - 1.0)).collect()
+    }
+
+    fn epsilon<T: Scalar>() -> f64 {
+        if size_of::<T>() == 4 { f64::from(f32::EPSILON) } else { f64::EPSILON }
+    }
+
+    /// Columns with every kind of edge, inner dimensions beyond what is gone through at a time.
+    const SHAPES: [(usize, usize, usize); 12] = [
+        (1, 1, 1),
+        (7, 3, 61),
+        (13, 40, 40),
+        (40, 25, 1),
+        (5, 1, 40),
+        (3, 90, 90),
+        (6, 0, 5),
+        (7, 700, 1),
+        (4, 1100, 70),
+        (17, 513, 24),
+        (2, 33, 131),
+        (40, 10, 9),
+    ];
+
+    /// Holds an `[m, n]` result, in rows of `n + 3`, against the sum of the terms in double precision.
+    fn check<T: Scalar>(
+        (m, n): (usize, usize),
+        terms: &[(Vec<T>, Vec<T>, usize, T)],
+        transposed: bool,
+        accumulate: bool,
+    ) {
+        let stride = n + 3;
+        let poison = T::from_f64(f64::NAN);
+        let before = if accumulate { T::from_f64(2.0) } else { poison };
+        let mut out = vec![before; m * stride];
+        let products = terms.iter().map(|(a, b, k, scale)| Product {
+            left: if transposed { Matrix::rows(a.as_ptr(), m).transposed() } else { Matrix::rows(a.as_ptr(), *k) },
+            right: Matrix::rows(b.as_ptr(), n),
+            depth: *k,
+            scale: *scale,
+        });
+        // SAFETY: the arrays have these shapes.
+        unsafe { multiply_sum((m, n), products, (out.as_mut_ptr(), stride), accumulate) };
+        for r in 0..m {
+            for c in 0..n {
+                let (mut sum, mut size) = (if accumulate { 2.0 } else { 0.0 }, 2.0);
+                for (a, b, k, scale) in terms {
+                    for i in 0..*k {
+                        let left = if transposed { a[i * m + r] } else { a[r * k + i] };
+                        let product = scale.to_f64() * left.to_f64() * b[i * n + c].to_f64();
+                        sum += product;
+                        size += product.abs();
                     }
                 }
+                let (error, tolerance) = ((out[r * stride + c].to_f64() - sum).abs(), epsilon::<T>() * 16.0 * size);
+                assert!(error <= tolerance, "{} {m} {n} at {r}, {c}: off by {error}", T::NAME);
+            }
+            // What lies between the rows is nobody's.
+            assert!(
+                out[r * stride + n..(r + 1) * stride].iter().all(|v| v.to_f64().to_bits() == before.to_f64().to_bits())
+            );
+        }
+    }
+
+    fn every_width_and_layout<T: Scalar>() {
+        for (m, k, n) in SHAPES {
+            for (transposed, accumulate) in [(false, false), (false, true), (true, false), (true, true)] {
+                let term = (numbers::<T>(m * k, 1), numbers::<T>(k * n, 2), k, T::from_f64(0.5));
+                check((m, n), &[term], transposed, accumulate);
             }
         }
+    }
+
+    /// Few rows and many, one factor and several, more terms than are handed on together.
+    fn sums<T: Scalar>() {
+        for (m, n) in [(40, 40), (7, 61), (5, 1), (9, 130)] {
+            for (depths, scales) in [
+                (&[10, 10][..], &[1.0, 1.0][..]),
+                (&[3, 600, 5, 80, 80], &[0.5; 5]),
+                (&[1, 2, 3, 4, 5, 6, 7, 8, 9, 10], &[0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.5, -2.0]),
+            ] {
+                let term = |(i, (k, scale)): (usize, (&usize, &f64))| {
+                    (numbers::<T>(m * k, i), numbers::<T>(k * n, i + 7), *k, T::from_f64(*scale))
+                };
+                let terms: Vec<_> = depths.iter().zip(scales).enumerate().map(term).collect();
+                check((m, n), &terms, true, false);
+                check((m, n), &terms, false, true);
+            }
+        }
+    }
+
+    #[test]
+    fn every_width_and_layout_f32() {
+        every_width_and_layout::<f32>();
+    }
+
+    #[test]
+    fn every_width_and_layout_f64() {
+        every_width_and_layout::<f64>();
+    }
+
+    #[test]
+    fn sums_f32() {
+        sums::<f32>();
+    }
+
+    #[test]
+    fn sums_f64() {
+        sums::<f64>();
     }
 }
