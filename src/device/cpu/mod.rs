@@ -1,4 +1,5 @@
-//! The CPU: matrix products through the `gemm` crate, threads through `rayon`, everything else vectorised with `pulp`.
+//! The CPU: matrix products by kernels of our own where there is AVX-512 and through the `gemm` crate elsewhere, threads
+//! through `rayon`, everything else vectorised with `pulp`.
 //!
 //! A product is cut into tiles that fit the L2 cache; the low-rank corrections, the bias, the activation and its
 //! derivative are applied to a tile right after it was computed. The order of every sum depends on shapes and on the
@@ -10,12 +11,13 @@ mod elementwise;
 mod linear;
 mod low_rank;
 mod matrix;
+mod multiply;
 mod outer_product;
 mod panels;
 mod pixel;
 mod product;
 mod scratch;
-mod small;
+
 mod supervised;
 mod transpose;
 mod update;

@@ -1,7 +1,7 @@
 //! The weight gradient of many rows at once: `sum_t P_t^T Q_t`.
 
 use super::matrix::Matrix;
-use super::small::{Product, multiply_sum};
+use super::multiply::{Product, multiply_sum};
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{Linear, OuterProduct, OuterTerm, Region};
 use crate::scalar::Scalar;

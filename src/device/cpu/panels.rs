@@ -22,7 +22,7 @@ pub(super) struct Panels<T> {
 
 impl<T: Scalar> Panels<T> {
     /// The columns from `column` on, a multiple of 64.
-    pub fn from_column(self, column: usize) -> avx512::Right<T> {
+    pub fn starting_at(self, column: usize) -> avx512::Right<T> {
         debug_assert_eq!(column % avx512::COLUMNS, 0);
         let size = self.k * avx512::COLUMNS;
         let pointer = self.first.at(column / avx512::COLUMNS * size).cast_const();

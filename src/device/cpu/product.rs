@@ -4,9 +4,9 @@ use super::avx512;
 use super::linear::{Columns, Finish};
 use super::low_rank::{self, Apply, Products, Rows};
 use super::matrix::{Kernel, Matrix, dispatch};
+use super::multiply::multiply_any;
 use super::panels::Panels;
 use super::scratch::scratch;
-use super::small::multiply_any;
 use super::transpose::transpose;
 use super::{Base, CpuDevice};
 use crate::device::{Corrections, Linear, Region};
@@ -162,7 +162,7 @@ impl<T: Scalar> Tile<'_, T> {
         unsafe {
             if let Some(panels) = source.panels {
                 let left = Matrix::rows(left.cast_const(), k);
-                let right = panels.from_column(from);
+                let right = panels.starting_at(from);
                 let term = avx512::Term { left, right, depth: k };
                 avx512::multiply((rows, width), &[term], T::ONE, (out, out_stride), accumulate);
             } else if source.transposed && !source.layer.is_shared() && k >= LONG && rows <= FEW_ROWS {

@@ -1,7 +1,7 @@
 //! The materialised form's inner update and its transpose.
 
 use super::matrix::Matrix;
-use super::small::multiply_any;
+use super::multiply::multiply_any;
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{InnerUpdate, Linear, Rate, Region, ReverseUpdate};
 use crate::scalar::Scalar;
