@@ -34,7 +34,12 @@ pub(super) unsafe fn transpose<T: Scalar, const WIDE: bool>(
                 let to = to.add(c * to_stride + r);
                 #[cfg(target_arch = "x86_64")]
                 if WIDE && size_of::<T>() == size_of::<f32>() {
-                    square(shape, from.cast(), row_stride, to.cast(), to_stride);
+                    let (from, to) = (from.cast(), to.cast());
+                    if shape == (SIDE, SIDE) {
+                        square::<true>(shape, from, row_stride, to, to_stride);
+                    } else {
+                        square::<false>(shape, from, row_stride, to, to_stride);
+                    }
                     continue;
                 }
                 for r in 0..shape.0 {
@@ -47,19 +52,25 @@ pub(super) unsafe fn transpose<T: Scalar, const WIDE: bool>(
     }
 }
 
-/// Up to 8 x 8 numbers of 32 bits: three rounds that interleave single numbers, pairs and fours.
+/// 8 x 8 numbers of 32 bits, or up to that many where not `FULL`: three rounds that interleave single numbers, pairs and fours.
 ///
 /// # Safety
 /// As [`transpose`].
 #[cfg(target_arch = "x86_64")]
 #[target_feature(enable = "avx512f,avx512vl")]
 #[inline]
-unsafe fn square((rows, columns): (usize, usize), from: *const f32, stride: usize, to: *mut f32, to_stride: usize) {
+unsafe fn square<const FULL: bool>(
+    (rows, columns): (usize, usize),
+    from: *const f32,
+    stride: usize,
+    to: *mut f32,
+    to_stride: usize,
+) {
     use std::arch::x86_64::*;
-    let mask = |count: usize| ((1_u32 << count) - 1) as __mmask8;
+    let mask = |count: usize| if FULL { __mmask8::MAX } else { ((1_u32 << count) - 1) as __mmask8 };
     let mut a = [_mm256_setzero_ps(); SIDE];
     for (r, line) in a.iter_mut().enumerate() {
-        if r < rows {
+        if FULL || r < rows {
             // SAFETY: the first `columns` elements of row r.
             *line = unsafe { _mm256_maskz_loadu_ps(mask(columns), from.add(r * stride)) };
         }
@@ -82,7 +93,7 @@ unsafe fn square((rows, columns): (usize, usize), from: *const f32, stride: usiz
         lines[c + SIDE / 2] = _mm256_permute2f128_ps::<0x31>(top[c], bottom[c]);
     }
     for (c, line) in lines.iter().enumerate() {
-        if c < columns {
+        if FULL || c < columns {
             // SAFETY: the first `rows` elements of row c of the result.
             unsafe { _mm256_mask_storeu_ps(to.add(c * to_stride), mask(rows), *line) };
         }
