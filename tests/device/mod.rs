@@ -7,7 +7,10 @@
 
 pub mod arrays;
 pub mod corrections;
+#[path = "../fixtures/golden.rs"]
+mod golden;
 pub mod gradients;
+pub mod inner_adam;
 pub mod learning;
 pub mod losses;
 pub mod products;
@@ -34,6 +37,9 @@ pub fn all<D: Device<f32> + 'static>() -> Vec<(&'static str, Check<D>)> {
         ("outer_product", gradients::outer_product::<D>),
         ("inner_update", gradients::inner_update::<D>),
         ("reverse_update", gradients::reverse_update::<D>),
+        ("adam_update", inner_adam::adam_update::<D>),
+        ("adam_rate_gradient", inner_adam::adam_rate_gradient::<D>),
+        ("reverse_adam", inner_adam::reverse_adam::<D>),
         ("supervised_loss", losses::supervised_loss::<D>),
         ("supervised_curvature", losses::supervised_curvature::<D>),
         ("adversarial", losses::adversarial::<D>),

@@ -3,8 +3,8 @@
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::Loss;
 use innerloop::{
-    Algorithm, InnerConfig, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy, SupervisedConfig,
-    VideoConfig,
+    Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy,
+    SupervisedConfig, VideoConfig,
 };
 use proptest::prelude::{ProptestConfig, TestCaseError, prop_assert, prop_assert_eq, proptest};
 
@@ -38,10 +38,9 @@ fn hold(got: &Outcome, want: &Outcome, tolerance: f64) -> Result<(), TestCaseErr
 }
 
 fn check(problem: &Problem) -> Result<(), TestCaseError> {
-    let dual_exists = problem.inner().rates != RateKind::PerParameter;
     let materialised = problem.solve(Strategy::Materialised, 1);
     hold(&problem.solve(Strategy::Materialised, 3), &materialised, 1e-12)?;
-    if dual_exists {
+    if problem.forms().contains(&Strategy::Dual) {
         let dual = problem.solve(Strategy::Dual, 1);
         hold(&dual, &materialised, 1e-10)?;
         hold(&problem.solve(Strategy::Dual, 3), &dual, 1e-12)?;
@@ -82,7 +81,7 @@ fn large_networks_agree() {
     let inner = InnerConfig {
         rates: RateKind::Shared,
         learn_rates: true,
-        momentum: 0.5,
+        optimizer: InnerOptimizer::Sgd { momentum: 0.5 },
         ..InnerConfig::new(Algorithm::Maml, 2)
     };
     let problem = Problem {
