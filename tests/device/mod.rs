@@ -14,6 +14,7 @@ pub mod inner_adam;
 pub mod learning;
 pub mod losses;
 pub mod products;
+pub mod run;
 pub mod scene;
 
 use innerloop::device::Device;
@@ -25,7 +26,7 @@ pub type Make<'a, D> = &'a (dyn Fn(u64) -> D + Sync);
 pub type Check<D> = fn(Make<'_, D>);
 
 /// All of them, by name.
-pub fn all<D: Device<f32> + 'static>() -> Vec<(&'static str, Check<D>)> {
+pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> {
     vec![
         ("linear_forward", products::linear_forward::<D>),
         ("linear_backward", products::linear_backward::<D>),
@@ -54,5 +55,7 @@ pub fn all<D: Device<f32> + 'static>() -> Vec<(&'static str, Check<D>)> {
         ("supervised_training", learning::supervised_training::<D>),
         ("video_training", learning::video_training::<D>),
         ("adapted_and_traced", learning::adapted_and_traced::<D>),
+        ("sinusoid_run", run::sinusoid_run::<D>),
+        ("video_run", run::video_run::<D>),
     ]
 }

@@ -30,6 +30,10 @@ pub trait Driver: Clone + Send + Sync {
     /// A copy, or a launch before it, failed.
     fn read(&self, memory: &Self::Memory, offset: usize, to: &mut [f32]) -> Result<(), String>;
 
+    /// Told, before every launch and copy, which numbers it keeps to, by offset and length: what to hold it to, where a
+    /// driver can. Several calls before one launch add up.
+    fn keep_to(_memory: &Self::Memory, _regions: impl Iterator<Item = (usize, usize)>) {}
+
     /// Starts a kernel over `memory`.
     ///
     /// # Safety

@@ -149,9 +149,11 @@ macro_rules! arguments {
 use arguments;
 
 impl<D: Driver> CudaArena<D> {
-    /// Checks an operation's regions: see [`check_access`].
+    /// Checks an operation's regions, see [`check_access`], and tells the driver of them.
     fn check(&self, reads: &[Region], writes: &[Region]) {
         check_access(self.elements, reads, writes);
+        let regions = reads.iter().chain(writes).map(|region| (region.offset, region.len()));
+        D::keep_to(&self.memory, regions.chain([(self.partials(), reduction::PARTIALS)]));
     }
 
     /// Where the room for partial sums begins.
