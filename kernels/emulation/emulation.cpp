@@ -20,7 +20,9 @@
 #include <sanitizer/common_interface_defs.h>
 #endif
 
-#ifndef __x86_64__
+// Elsewhere than on x86-64, or where a build asks for it (CXXFLAGS=-DINNERLOOP_UCONTEXT), by the C library's slower means.
+#if !defined(__x86_64__) || defined(INNERLOOP_UCONTEXT)
+#define UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -53,7 +55,7 @@ constexpr unsigned char CANARY = 0xA5;
 
 [[noreturn]] void fail(const char* what, const char* file, int line);
 
-#ifdef __x86_64__
+#ifndef UCONTEXT
 using Place = void*;
 // Saves the callee-saved registers and the stack in `*from`, and goes on at `to`.
 extern "C" void innerloop_switch(Place* from, Place to);
@@ -238,18 +240,17 @@ void Scheduler::run_block(unsigned threads) {
     }
 }
 
-void say_where(const char* what, const void* address) {
+void say_where(const char* what) {
     char text[200];
-    int length = snprintf(text, sizeof text, "emulated kernel %s, block (%u, %u, %u), thread %u: %s %p\n",
-                          scheduler.kernel, block_index.x, block_index.y, block_index.z, current ? current->thread.x : 0,
-                          what, address);
+    int length = snprintf(text, sizeof text, "emulated kernel %s, block (%u, %u, %u), thread %u: %s\n", scheduler.kernel,
+                          block_index.x, block_index.y, block_index.z, current ? current->thread.x : 0, what);
     (void)!write(2, text, length);
 }
 
-void on_fault(int number, siginfo_t* info, void*) {
+void on_fault(int number) {
     // Restoring the default first: the access faults again when this returns, and ends the program.
     signal(number, SIG_DFL);
-    say_where(number == SIGILL ? "undefined behaviour at" : "no access to", info->si_addr);
+    say_where(number == SIGILL ? "undefined behaviour" : "an access outside the arena");
 }
 
 }  // namespace
@@ -297,12 +298,12 @@ void* shared_memory(size_t bytes) {
 extern "C" void* emulate_allocate(size_t bytes) {
     static const bool installed = [] {
         struct sigaction action = {};
-        action.sa_sigaction = emulation::on_fault;
-        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+        action.sa_handler = emulation::on_fault;
+        action.sa_flags = SA_ONSTACK;
 #ifdef __SANITIZE_ADDRESS__
         // The sanitizer reports before it ends the program.
         __asan_set_error_report_callback(
-            [](const char*) { emulation::say_where("outside the operation's regions; from", emulation::current); });
+            [](const char*) { emulation::say_where("outside what the operation named, see above"); });
 #endif
         return sigaction(SIGSEGV, &action, nullptr) == 0 && sigaction(SIGILL, &action, nullptr) == 0;
     }();

@@ -8,7 +8,7 @@
 pub mod arrays;
 pub mod corrections;
 #[path = "../fixtures/golden.rs"]
-mod golden;
+pub mod golden;
 pub mod gradients;
 pub mod inner_adam;
 pub mod learning;
