@@ -127,3 +127,39 @@ fn absurd_numbers_of_steps_are_refused() {
     assert!(build(1001, Some(Strategy::Dual)).unwrap_err().contains("inner steps"));
     assert_eq!(build(1001, None), Ok(Strategy::Materialised));
 }
+
+/// The first checkpoints hold the momentum where the rule is now.
+#[test]
+fn stored_rules_are_read_in_both_forms() {
+    let stored = |optimizer| InnerConfig { optimizer, ..InnerConfig::new(Algorithm::Maml, 3) };
+    for optimizer in [InnerOptimizer::Sgd { momentum: 0.5 }, InnerOptimizer::ADAM] {
+        let text = serde_json::to_string(&stored(optimizer)).unwrap();
+        assert_eq!(serde_json::from_str::<InnerConfig>(&text).unwrap(), stored(optimizer));
+    }
+    let mut old = serde_json::to_value(stored(InnerOptimizer::Sgd { momentum: 0.0 })).unwrap();
+    old.as_object_mut().unwrap().remove("optimizer");
+    old["momentum"] = serde_json::json!(0.25);
+    let expected = stored(InnerOptimizer::Sgd { momentum: 0.25 });
+    assert_eq!(serde_json::from_value::<InnerConfig>(old).unwrap(), expected);
+}
+
+#[test]
+fn constants_of_adam_out_of_range_are_refused() {
+    let mlp = Mlp::new(&[1, 1], &[Activation::Linear]).unwrap();
+    for (beta1, beta2, epsilon, field) in [
+        (1.0, 0.9, 1e-8, "beta1"),
+        (0.9, -0.1, 1e-8, "beta2"),
+        (0.9, f64::NAN, 1e-8, "beta2"),
+        (0.9, 0.9, 0.0, "epsilon"),
+        (0.9, 0.9, f64::INFINITY, "epsilon"),
+    ] {
+        let optimizer = InnerOptimizer::Adam { beta1, beta2, epsilon };
+        let inner = InnerConfig { optimizer, rates: RateKind::Shared, ..InnerConfig::new(Algorithm::Maml, 1) };
+        let phi = MetaOptimizer::uniform(RateKind::Shared, &mlp, 1, 0.1).unwrap();
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+        let device = innerloop::device::cpu::CpuDevice::new(1).unwrap();
+        let shape = Shape { tasks: 1, shots: 1, queries: 1 };
+        let error = MetaLearner::<f64, _, _>::new(device, config, shape, vec![phi]).map(|_| ()).unwrap_err();
+        assert!(error.to_string().starts_with(field), "{error}");
+    }
+}
