@@ -1,7 +1,9 @@
 //! Compiles the CUDA kernels: with nvcc into one fatbin (feature `cuda`), with the host's C++ compiler to run them
 //! emulated (feature `emulate`). Without these features it does nothing.
 //!
-//! `INNERLOOP_CUDA_ARCHS=90a` (or a list: `80,90a`) compiles for these GPUs only, which is faster.
+//! `INNERLOOP_CUDA_ARCHS=90a` (or a list: `80,90a`) compiles for these GPUs only, which is faster. With
+//! `INNERLOOP_EMULATE_SANITIZE=1` the emulated kernels are built to check every access and for undefined behaviour (Linux,
+//! GCC with its libasan).
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
@@ -56,7 +58,23 @@ mod emulated {
         let (root, out) = folders();
         let all = out.join("kernels.cpp");
         combine(&root, &all);
-        cc::Build::new()
+        println!("cargo:rerun-if-env-changed=INNERLOOP_EMULATE_SANITIZE");
+        println!("cargo:rustc-check-cfg=cfg(sanitize_emulation)");
+        let mut build = cc::Build::new();
+        if std::env::var("INNERLOOP_EMULATE_SANITIZE").is_ok_and(|v| !v.is_empty() && v != "0") {
+            println!("cargo:rustc-cfg=sanitize_emulation");
+            // Undefined behaviour traps, which takes no runtime; the address sanitizer's is linked whole, as its compiler
+            // would if Rust did not ask for no default libraries.
+            for flag in
+                ["-fsanitize=address,undefined", "-fsanitize-undefined-trap-on-error", "-fno-omit-frame-pointer", "-g"]
+            {
+                build.flag(flag);
+            }
+            println!(
+                "cargo:rustc-link-arg=-Wl,--whole-archive,-l:libasan.a,--no-whole-archive,-ldl,-lpthread,-lrt,-lm"
+            );
+        }
+        build
             .cpp(true)
             .std("c++17")
             .opt_level(2)

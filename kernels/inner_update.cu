@@ -3,7 +3,7 @@
 //
 // A layer's bias lies right behind its weight, in every array of parameters.
 
-#include "tile.cuh"
+#include "gradient.cuh"
 
 struct InnerUpdate {
     // Rows [blocks * T * rows, outputs] and [.., inputs].
@@ -40,43 +40,13 @@ __device__ inline void update(float* arena, const InnerUpdate& op, u32 task, u64
     arena[op.to + task * op.to_stride + at] = arena[op.from + task * op.from_stride + at] - rate * v;
 }
 
-// Grid: x the tiles of outputs of every task, y the tiles of inputs.
+// Grid: that of `Gradient`, a task a group.
 KERNEL(inner_update, InnerUpdate) {
     SHARED(GradientTiles, shared);
-    u32 tiles = (op.outputs + TILE - 1) / TILE;
-    u32 task = blockIdx.x / tiles;
-    u32 first_row = blockIdx.x % tiles * TILE;
-    u32 first_column = blockIdx.y * TILE;
-    float sum[MICRO_M][MICRO_N] = {};
-    float bias = 0.0f;
-    int stage = 0;
-    for (u32 block = 0; block < op.blocks; ++block) {
-        u64 row = (u64)(block * op.tasks + task) * op.rows;
-        u32 output = first_row + threadIdx.x % TILE;
-        u32 input = first_column + threadIdx.x % TILE;
-        Columns p = {arena + op.delta + row * op.outputs, op.outputs, op.rows, output, op.outputs, 1.0f, 0.0f};
-        Columns q = {arena + op.values + row * op.inputs, op.inputs, op.rows, input, op.inputs, 1.0f, 0.0f};
-        multiply(sum, shared.tiles, stage, p, q);
-        bias += p.total;
-    }
-#pragma unroll
-    for (int m = 0; m < MICRO_M; ++m) {
-        u32 row = first_row + micro_row() + m;
-        if (row >= op.outputs) continue;
-#pragma unroll
-        for (int n = 0; n < MICRO_N; ++n) {
-            u32 column = first_column + micro_column() + n;
-            if (column >= op.inputs) continue;
-            update(arena, op, task, (u64)row * op.inputs + column, sum[m][n]);
-        }
-    }
-    if (blockIdx.y != 0) return;
-    if (threadIdx.x >= TILE) shared.bias[threadIdx.x - TILE] = bias;
-    __syncthreads();
-    u32 row = first_row + threadIdx.x;
-    if (threadIdx.x < TILE && row < op.outputs) {
-        update(arena, op, task, (u64)op.outputs * op.inputs + row, bias + shared.bias[threadIdx.x]);
-    }
+    Gradient gradient(op.inputs, op.outputs);
+    gradient.add_blocks(shared.tiles, arena + op.delta, arena + op.values, op.blocks, op.tasks, op.rows, 1.0f, true);
+    gradient.finish(shared.bias, (u64)op.inputs * op.outputs,
+                    [&](u64 at, float value) { update(arena, op, gradient.group, at, value); });
 }
 
 struct ReverseUpdate {

@@ -20,12 +20,6 @@ struct alignas(16) Tiles {
     float right[2][DEPTH][TILE + 4];
 };
 
-// For a weight gradient, whose bias part two threads share.
-struct alignas(16) GradientTiles {
-    Tiles tiles;
-    float bias[TILE];
-};
-
 // An operand whose inner dimension lies contiguous: element (row, k) at `base[row * stride + k]`.
 struct Rows {
     const float* base;

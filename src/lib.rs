@@ -53,7 +53,7 @@ pub mod video;
 pub use error::{Error, Result};
 pub use inner::{Cost, Strategy, forward};
 pub use meta::{
-    Algorithm, InnerConfig, Losses, MetaLearner, MetaOptimizer, Objective, OptimizerState, OuterConfig, OuterKind,
-    RateKind, Schedule, Shape, SupervisedConfig, SupervisedRows, Trace, VideoConfig, VideoRows,
+    Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, Objective, OptimizerState, OuterConfig,
+    OuterKind, RateKind, Schedule, Shape, SupervisedConfig, SupervisedRows, Trace, VideoConfig, VideoRows,
 };
 pub use scalar::Scalar;

@@ -4,8 +4,8 @@
 //! Tensors: `layers.L.weight|bias` (or `generator.…` and `discriminator.…`), `support.x|y|z` and `query.x|y|z` as
 //! `[tasks, rows, width]`, and `rates` where they are learned (`[steps, layers]`, or `rates.L.weight|bias` for one a
 //! parameter). Metadata: `problem` (supervised or gan), `algorithm`, `activations`, `loss`, `inner_steps`, `inner_lr`,
-//! `rates` (shared, per_layer_per_step, per_parameter), `momentum`; for the GAN `generator_activations`,
-//! `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
+//! `rates` (shared, per_layer_per_step, per_parameter), `inner_optimizer` (sgd, the default, with `momentum`, or adam with
+//! `beta1`, `beta2` and `epsilon`); for the GAN `generator_activations`, `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
 //! `reconstruction_weight`, `motion_weight`.
 
 use std::collections::HashMap;
@@ -20,8 +20,8 @@ use crate::device::Device;
 use crate::model::{Activation, Mlp, Parameters};
 use crate::objective::VideoWeights;
 use crate::{
-    Algorithm, Error, InnerConfig, MetaLearner, MetaOptimizer, RateKind, Result, Scalar, Shape, Strategy,
-    SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+    Algorithm, Error, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, RateKind, Result, Scalar, Shape,
+    Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
 };
 
 /// A named array of double-precision numbers.
@@ -205,12 +205,31 @@ impl Problem {
         };
         let algorithm: Algorithm = self.field("algorithm")?;
         Ok(InnerConfig {
-            momentum: self.field_or("momentum", 0.0)?,
+            optimizer: self.optimizer()?,
             rates: kind,
             learn_rates: kind != RateKind::Shared && algorithm.differentiates_query(),
             strategy,
             ..InnerConfig::new(algorithm, self.field("inner_steps")?)
         })
+    }
+
+    fn optimizer(&self) -> Result<InnerOptimizer> {
+        let momentum = self.field_or("momentum", 0.0)?;
+        match self.field_or("inner_optimizer", "sgd".to_owned())?.as_str() {
+            "sgd" => Ok(InnerOptimizer::Sgd { momentum }),
+            "adam" if momentum != 0.0 => {
+                Err(self.error(format!("metadata field \"momentum\" is {momentum}"), "with adam there is only beta1"))
+            }
+            "adam" => Ok(InnerOptimizer::Adam {
+                beta1: self.field_or("beta1", 0.9)?,
+                beta2: self.field_or("beta2", 0.999)?,
+                epsilon: self.field_or("epsilon", 1e-8)?,
+            }),
+            other => {
+                let problem = format!("metadata field \"inner_optimizer\" is {other:?}");
+                Err(self.error(problem, "sgd or adam are known"))
+            }
+        }
     }
 
     fn solve_supervised<T: Scalar>(&self, device: impl Device<T>, strategy: Option<Strategy>) -> Result<Answer> {

@@ -14,8 +14,8 @@ use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::{
-    Algorithm, InnerConfig, MetaLearner, MetaOptimizer, Objective, OuterConfig, RateKind, Shape, Strategy,
-    SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+    Algorithm, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, OuterConfig, RateKind, Shape,
+    Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
 };
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
@@ -114,7 +114,7 @@ fn variants() -> Vec<(String, InnerConfig)> {
                 let inner = InnerConfig {
                     strategy: Some(strategy),
                     minibatch,
-                    momentum: 0.5,
+                    optimizer: InnerOptimizer::Sgd { momentum: 0.5 },
                     learn_rates: true,
                     ..InnerConfig::new(algorithm, 3)
                 };

@@ -190,6 +190,7 @@ fn sinusoids_and_every_algorithm() {
         "--rates shared --outer sgd",
         "--fixed-rates --momentum 0.5",
         "--minibatch 3 --inner-steps 3",
+        "--inner-optimizer adam --inner-steps 2",
     ]
     .iter()
     .enumerate()
@@ -210,6 +211,8 @@ fn bad_options_name_themselves() {
         ("--shots 0", ["shots", "at least 1"]),
         ("--minibatch 9", ["minibatch", "1 to 2"]),
         ("--momentum 1.5", ["momentum", "below 1"]),
+        ("--inner-optimizer adam --momentum 0.5", ["--momentum", "--inner-optimizer sgd"]),
+        ("--inner-optimizer adam --strategy dual", ["Adam", "materialised"]),
         ("--adversarial-from 2", ["--adversarial-from", "0 to 1"]),
         ("--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
         ("--algorithm anil", ["algorithm", "maml"]),

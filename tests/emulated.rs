@@ -2,14 +2,24 @@
 
 mod device;
 
+use std::alloc::{GlobalAlloc, Layout, System};
+use std::cell::Cell;
 use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use innerloop::Result;
 use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedMemory, Kernel};
 use innerloop::device::{Device, Region};
+use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::objective::Loss;
+use innerloop::problem::Problem;
+use innerloop::{
+    Algorithm, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, OuterConfig, Result, Shape, Strategy,
+    SupervisedConfig, SupervisedRows,
+};
 use libtest_mimic::{Arguments, Trial};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 fn main() {
     let arguments = Arguments::from_args();
@@ -20,9 +30,16 @@ fn main() {
         })
     });
     let mut trials: Vec<Trial> = checks.collect();
-    trials.push(Trial::test("failures_are_told", || {
-        failures_are_told();
-        Ok(())
+    let own: [(&str, fn()); 3] = [
+        ("failures_are_told", failures_are_told),
+        ("every_kernel_is_named", every_kernel_is_named),
+        ("meta_steps_allocate_nothing", meta_steps_allocate_nothing),
+    ];
+    trials.extend(own.map(|(name, check)| {
+        Trial::test(name, move || {
+            check();
+            Ok(())
+        })
     }));
     libtest_mimic::run(&arguments, trials).exit();
 }
@@ -40,6 +57,9 @@ impl Driver for Refusing {
 
     fn name(&self) -> String {
         "cuda:9".into()
+    }
+    fn keep_to(memory: &EmulatedMemory, regions: impl Iterator<Item = (usize, usize)>) {
+        EmulatedDriver::keep_to(memory, regions);
     }
     fn allocate(&self, elements: usize) -> Result<EmulatedMemory> {
         self.driver.allocate(elements)
@@ -90,4 +110,95 @@ fn failures_are_told() {
     device.download(&arena, to, &mut values);
     device.check().unwrap();
     assert_eq!(values, [2.0; 150]);
+}
+
+/// Whichever kernel fails, the error says which, over which grid and shapes, and the meta-step returns it.
+fn every_kernel_is_named() {
+    let mut unmet: Vec<Kernel> = Kernel::ALL.to_vec();
+    for path in device::golden::problems() {
+        let problem = Problem::read(&path).unwrap();
+        for strategy in [Strategy::Dual, Strategy::Materialised] {
+            if strategy == Strategy::Dual && !device::golden::has_dual_form(&path) {
+                continue;
+            }
+            unmet.retain(|kernel| {
+                let calls = Arc::default();
+                let driver = Refusing { driver: EmulatedDriver::new(0), kernel: *kernel, calls };
+                let Err(error) = problem.solve::<f32>(CudaDevice::with_driver(driver), Some(strategy)) else {
+                    return true;
+                };
+                let (message, name) = (error.to_string(), kernel.name());
+                let (_, told) = message.split_once(&format!("kernel {name} over a grid of ")).expect(&message);
+                let (grid, shapes) = told.split_once(" blocks (").expect(&message);
+                let grid: Vec<u32> = grid.split(" x ").map(|n| n.parse().expect(&message)).collect();
+                assert!(grid.len() == 3 && shapes.starts_with(|c: char| c.is_ascii_digit()), "{message}");
+                assert!(message.contains("cuda:9") && !message.contains('\n'), "{message}");
+                false
+            });
+        }
+    }
+    // What no single meta-step over all rows has a use for.
+    let outside = [Kernel::Adam, Kernel::Copy, Kernel::Gather, Kernel::AddScaled];
+    unmet.retain(|kernel| !outside.contains(kernel));
+    assert_eq!(unmet, [], "no golden problem launches these");
+}
+
+thread_local! {
+    static ALLOCATIONS: Cell<usize> = const { Cell::new(0) };
+}
+
+/// Counts the allocations of each thread; the device works on the calling one.
+struct Counting;
+
+// SAFETY: hands everything on to the system's allocator.
+unsafe impl GlobalAlloc for Counting {
+    unsafe fn alloc(&self, layout: Layout) -> *mut u8 {
+        let _ = ALLOCATIONS.try_with(|count| count.set(count.get() + 1));
+        // SAFETY: the caller's promise.
+        unsafe { System.alloc(layout) }
+    }
+    unsafe fn dealloc(&self, pointer: *mut u8, layout: Layout) {
+        // SAFETY: the caller's promise.
+        unsafe { System.dealloc(pointer, layout) }
+    }
+}
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// The launchers take no memory of the host either.
+fn meta_steps_allocate_nothing() {
+    let mlp = Mlp::with_hidden(3, &[9, 5], 2, Activation::Tanh, Activation::Linear).unwrap();
+    let shape = Shape { tasks: 3, shots: 4, queries: 2 };
+    let wave = |n: usize| (0..n).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<_>>();
+    let (support_x, support_y) = (wave(3 * 4 * 3), wave(3 * 4 * 2));
+    let (query_x, query_y) = (wave(3 * 2 * 3), wave(3 * 2 * 2));
+    let rows = SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
+    for (optimizer, strategy) in [
+        (InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Dual),
+        (InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Materialised),
+        (InnerOptimizer::ADAM, Strategy::Materialised),
+    ] {
+        let inner = InnerConfig {
+            optimizer,
+            strategy: Some(strategy),
+            minibatch: Some(3),
+            learn_rates: true,
+            ..InnerConfig::new(Algorithm::Maml, 2)
+        };
+        let phi = MetaOptimizer::uniform(inner.rates, &mlp, inner.steps, 0.05).unwrap();
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+        let mut learner = MetaLearner::new(CudaDevice::emulated(0), config, shape, vec![phi]).unwrap();
+        let mut rng = ChaCha8Rng::seed_from_u64(3);
+        learner.set_parameters(0, &Parameters::initialise(&mlp, &mut rng)).unwrap();
+        let outer = OuterConfig { clip: Some(1.0), ..OuterConfig::adam(1e-4) };
+        let mut before = 0;
+        for step in 0..3 {
+            learner.run(rows, &mut rng).unwrap();
+            learner.update(&outer).unwrap();
+            let count = ALLOCATIONS.get();
+            assert!(step == 0 || count == before, "{optimizer:?} {strategy}: {} in step {step}", count - before);
+            before = ALLOCATIONS.get();
+        }
+    }
 }

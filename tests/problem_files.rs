@@ -254,6 +254,7 @@ fn supervised_problems_that_do_not_fit() {
         ("momentum", "1", "momentum"),
         ("momentum", "-0.1", "momentum"),
         ("momentum", "nan", "momentum"),
+        ("inner_optimizer", "adamw", "inner_optimizer"),
     ] {
         edited(name, &[word], |f| f.set(field, value));
     }

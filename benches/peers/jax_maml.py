@@ -243,6 +243,8 @@ def check(path, args):
         tensors = {name: file.get_tensor(name) for name in file.keys()}
     if fields["algorithm"] == "reptile" or fields.get("rates") == "per_parameter":
         return None
+    if fields.get("inner_optimizer", "sgd") != "sgd":
+        return None
     of = lambda name: jnp.asarray(tensors[name].astype(kind))
     steps = int(fields["inner_steps"])
 

@@ -3,7 +3,8 @@
 // Blocks run one by one in an order drawn from a seed; each CUDA thread is a fiber. Within a block, warps and the lanes of
 // a warp run in drawn orders, anew after every barrier, each until it waits or ends. So a missing barrier shows as NaN
 // (shared memory begins as NaN) or as a result that depends on the seed. Waiting at different lines, or where others have
-// ended, stops the program with a message, as does an access outside the arena.
+// ended, stops the program with a message, as does an access outside the arena. In a sanitized build (see build.rs) so
+// does one outside the regions that the operation named, inside the arena too.
 
 #include "cuda.h"
 
@@ -14,7 +15,14 @@
 #include <unistd.h>
 #include <vector>
 
-#ifndef __x86_64__
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
+#include <sanitizer/common_interface_defs.h>
+#endif
+
+// Elsewhere than on x86-64, or where a build asks for it (CXXFLAGS=-DINNERLOOP_UCONTEXT), by the C library's slower means.
+#if !defined(__x86_64__) || defined(INNERLOOP_UCONTEXT)
+#define UCONTEXT
 #include <ucontext.h>
 #endif
 
@@ -25,13 +33,29 @@ thread_local Dim block_index, grid_size;
 
 namespace {
 
+#ifdef __SANITIZE_ADDRESS__
+constexpr bool SANITIZED = true;
+constexpr size_t STACK = 256 << 10;
+void forbid(const void* memory, size_t bytes) { __asan_poison_memory_region(memory, bytes); }
+void allow(const void* memory, size_t bytes) { __asan_unpoison_memory_region(memory, bytes); }
+// Around every switch: the stack that is left, and the one that is entered.
+void leave(void** left, const void* stack, size_t bytes) { __sanitizer_start_switch_fiber(left, stack, bytes); }
+void arrive(void* left, const void** from, size_t* bytes) { __sanitizer_finish_switch_fiber(left, from, bytes); }
+#else
+constexpr bool SANITIZED = false;
 constexpr size_t STACK = 64 << 10;
+void forbid(const void*, size_t) {}
+void allow(const void*, size_t) {}
+void leave(void**, const void*, size_t) {}
+void arrive(void*, const void**, size_t*) {}
+#endif
+
 constexpr unsigned WARP = 32;
 constexpr unsigned char CANARY = 0xA5;
 
 [[noreturn]] void fail(const char* what, const char* file, int line);
 
-#ifdef __x86_64__
+#ifndef UCONTEXT
 using Place = void*;
 // Saves the callee-saved registers and the stack in `*from`, and goes on at `to`.
 extern "C" void innerloop_switch(Place* from, Place to);
@@ -85,6 +109,8 @@ struct Fiber {
     Thread thread;
     Place place;
     std::unique_ptr<char[]> stack{new char[STACK]};
+    // What the sanitizer keeps while another stack runs.
+    void* left = nullptr;
     State state;
     // Where it waits.
     const char* file;
@@ -107,6 +133,9 @@ struct Scheduler {
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Allocation> shared;
     Place main;
+    void* main_left = nullptr;
+    const void* main_stack = nullptr;
+    size_t main_bytes = 0;
     Fiber* running = nullptr;
     void (*body)(void*) = nullptr;
     void* context = nullptr;
@@ -133,14 +162,18 @@ struct Scheduler {
     void resume(Fiber& fiber) {
         running = &fiber;
         current = &fiber.thread;
+        leave(&main_left, fiber.stack.get(), STACK);
         go(&main, &fiber.place);
+        arrive(main_left, nullptr, nullptr);
     }
 
     void wait(State state, const char* file, int line) {
         running->state = state;
         running->file = file;
         running->line = line;
+        leave(&running->left, main_stack, main_bytes);
         go(&running->place, &main);
+        arrive(running->left, &main_stack, &main_bytes);
     }
 
     // All of `count` fibers wait in `state` at one line, or none does.
@@ -172,6 +205,7 @@ thread_local Scheduler scheduler;
 }
 
 void enter() {
+    arrive(nullptr, &scheduler.main_stack, &scheduler.main_bytes);
     for (;;) {
         scheduler.body(scheduler.context);
         scheduler.wait(State::Ended, "", 0);
@@ -185,6 +219,7 @@ void Scheduler::run_block(unsigned threads) {
         fiber.thread = {{i, 0, 0}, 0};
         fiber.state = State::Ready;
         fiber.exchanges = 0;
+        allow(fiber.stack.get(), STACK);
         prepare(&fiber.place, fiber.stack.get(), enter);
     }
     do {
@@ -198,21 +233,24 @@ void Scheduler::run_block(unsigned threads) {
         }
     } while (together(0, threads, State::Barrier));
     for (const Allocation& allocation : shared) {
-        for (size_t i = 0; i < GUARD; ++i) {
+        for (size_t i = 0; !SANITIZED && i < GUARD; ++i) {
             unsigned char before = allocation.bytes[i], after = allocation.bytes[GUARD + allocation.size + i];
             if (before != CANARY || after != CANARY) fail("wrote outside shared memory", "shared", 0);
         }
     }
 }
 
-void on_fault(int, siginfo_t* info, void*) {
-    // Restoring the default first: the access faults again when this returns, and ends the program.
-    signal(SIGSEGV, SIG_DFL);
+void say_where(const char* what) {
     char text[200];
-    int length = snprintf(text, sizeof text, "emulated kernel %s, block (%u, %u, %u), thread %u: no access to %p\n",
-                          scheduler.kernel, block_index.x, block_index.y, block_index.z, current ? current->thread.x : 0,
-                          info->si_addr);
+    int length = snprintf(text, sizeof text, "emulated kernel %s, block (%u, %u, %u), thread %u: %s\n", scheduler.kernel,
+                          block_index.x, block_index.y, block_index.z, current ? current->thread.x : 0, what);
     (void)!write(2, text, length);
+}
+
+void on_fault(int number) {
+    // Restoring the default first: the access faults again when this returns, and ends the program.
+    signal(number, SIG_DFL);
+    say_where(number == SIGILL ? "undefined behaviour" : "an access outside the arena");
 }
 
 }  // namespace
@@ -247,6 +285,8 @@ void* shared_memory(size_t bytes) {
         Allocation allocation{std::unique_ptr<char[]>(new char[bytes + 2 * GUARD]), bytes};
         std::memset(allocation.bytes.get(), CANARY, bytes + 2 * GUARD);
         std::memset(allocation.bytes.get() + GUARD, 0xff, bytes);
+        forbid(allocation.bytes.get(), GUARD);
+        forbid(allocation.bytes.get() + GUARD + bytes, GUARD);
         scheduler.shared.push_back(std::move(allocation));
     }
     return scheduler.shared[index].bytes.get() + GUARD;
@@ -258,9 +298,14 @@ void* shared_memory(size_t bytes) {
 extern "C" void* emulate_allocate(size_t bytes) {
     static const bool installed = [] {
         struct sigaction action = {};
-        action.sa_sigaction = emulation::on_fault;
-        action.sa_flags = SA_SIGINFO | SA_ONSTACK;
-        return sigaction(SIGSEGV, &action, nullptr) == 0;
+        action.sa_handler = emulation::on_fault;
+        action.sa_flags = SA_ONSTACK;
+#ifdef __SANITIZE_ADDRESS__
+        // The sanitizer reports before it ends the program.
+        __asan_set_error_report_callback(
+            [](const char*) { emulation::say_where("outside what the operation named, see above"); });
+#endif
+        return sigaction(SIGSEGV, &action, nullptr) == 0 && sigaction(SIGILL, &action, nullptr) == 0;
     }();
     size_t page = sysconf(_SC_PAGESIZE);
     size_t room = (bytes + page - 1) / page * page;
@@ -268,12 +313,27 @@ extern "C" void* emulate_allocate(size_t bytes) {
     if (base == MAP_FAILED || !installed) return nullptr;
     char* inside = static_cast<char*>(base) + page;
     if (room > 0 && mprotect(inside, room, PROT_READ | PROT_WRITE) != 0) return nullptr;
+    emulation::forbid(inside, room);
     return inside + room - bytes;
+}
+
+// In a sanitized build: whether these bytes may be accessed.
+extern "C" void emulate_allow(void* memory, size_t bytes, bool allowed) {
+    if (allowed) {
+        emulation::allow(memory, bytes);
+    } else {
+        emulation::forbid(memory, bytes);
+    }
 }
 
 extern "C" void emulate_free(void* memory, size_t bytes) {
     size_t page = sysconf(_SC_PAGESIZE);
     size_t room = (bytes + page - 1) / page * page;
     char* base = static_cast<char*>(memory) + bytes - room - page;
+    emulation::allow(base, room + 2 * page);
     munmap(base, room + 2 * page);
 }
+
+#ifdef __SANITIZE_ADDRESS__
+extern "C" const char* __asan_default_options() { return "detect_leaks=0:detect_stack_use_after_return=0"; }
+#endif

@@ -10,8 +10,8 @@ use crate::run::{ClipSource, Job, RunConfig, SineJob, VideoJob};
 use crate::tasks::{Condition, Latent, Sinusoids};
 use crate::video::ClipFormat;
 use crate::{
-    Algorithm, Error, InnerConfig, OuterConfig, OuterKind, RateKind, Result, Schedule, Shape, SupervisedConfig,
-    VideoConfig,
+    Algorithm, Error, InnerConfig, InnerOptimizer, OuterConfig, OuterKind, RateKind, Result, Schedule, Shape,
+    SupervisedConfig, VideoConfig,
 };
 
 /// Built-in tasks.
@@ -44,6 +44,15 @@ pub(super) enum Outer {
 pub(super) enum Course {
     Cosine,
     Constant,
+}
+
+/// The rule of the inner steps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Inner {
+    /// Gradient descent
+    Sgd,
+    /// Kingma & Ba 2015; always in the materialised form
+    Adam,
 }
 
 /// What the inner learning rates are.
@@ -121,7 +130,7 @@ pub(super) struct Setup {
     /// Query rows (clips) a task [default: 5 or 10]
     #[arg(long, help_heading = "Inner loop")]
     queries: Option<usize>,
-    /// The inner learning rate, or what the learned ones begin with [default: 1 or 0.01]
+    /// The inner learning rate, or what the learned ones begin with [default: 1 or 0.01; 0.01 with Adam]
     #[arg(long, help_heading = "Inner loop")]
     inner_lr: Option<f64>,
     /// The discriminator's inner learning rate, or what the learned ones begin with
@@ -133,7 +142,10 @@ pub(super) struct Setup {
     /// Keep the inner learning rates as they begin; they are learned otherwise
     #[arg(long, help_heading = "Inner loop")]
     fixed_rates: bool,
-    /// Momentum of the inner optimizer
+    /// The rule of the inner steps
+    #[arg(long, default_value = "sgd", help_heading = "Inner loop")]
+    inner_optimizer: Inner,
+    /// Momentum of the inner steps; with sgd
     #[arg(long, default_value_t = 0.0, help_heading = "Inner loop")]
     momentum: f64,
     /// Support rows an inner step sees, drawn anew for each; all when absent
@@ -186,7 +198,7 @@ impl Setup {
         let pick = |clips, sinusoid| if sinusoids { sinusoid } else { clips };
         let inner_steps = self.inner_steps.unwrap_or(pick(5, 1));
         let inner = InnerConfig {
-            momentum: self.momentum,
+            optimizer: self.optimizer()?,
             minibatch: self.minibatch,
             rates: match self.rates {
                 Rates::Shared => RateKind::Shared,
@@ -202,7 +214,8 @@ impl Setup {
             queries: self.queries.unwrap_or(pick(5, 10)),
         };
         let steps = self.steps.unwrap_or(if sinusoids { 70_000 } else { 2500 });
-        let inner_lr = self.inner_lr.unwrap_or(if sinusoids { 0.01 } else { 1.0 });
+        let small = sinusoids || self.inner_optimizer == Inner::Adam;
+        let inner_lr = self.inner_lr.unwrap_or(if small { 0.01 } else { 1.0 });
         let (job, initial_rates) = if sinusoids {
             (Job::Sinusoid(self.sinusoid(inner)?), vec![inner_lr])
         } else {
@@ -228,6 +241,17 @@ impl Setup {
         let config = RunConfig { job, shape, outer, steps, pretraining, seed: self.seed, initial_rates };
         config.check()?;
         Ok(config)
+    }
+
+    fn optimizer(&self) -> Result<InnerOptimizer> {
+        match self.inner_optimizer {
+            Inner::Sgd => Ok(InnerOptimizer::Sgd { momentum: self.momentum }),
+            Inner::Adam if self.momentum == 0.0 => Ok(InnerOptimizer::ADAM),
+            Inner::Adam => {
+                let problem = format!("{} with --inner-optimizer adam", self.momentum);
+                Err(Error::invalid("--momentum", problem, "none, or --inner-optimizer sgd"))
+            }
+        }
     }
 
     fn sinusoid(&self, inner: InnerConfig) -> Result<SineJob> {

@@ -17,9 +17,10 @@ mod region;
 mod selection;
 
 pub use operation::{
-    AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Corrections, Direction, Gate, Gram,
-    GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, OuterProduct, OuterStep, OuterTerm,
-    PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
+    Adam, AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss,
+    Corrections, Direction, Gate, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward,
+    OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseAdam, ReverseUpdate,
+    SupervisedCurvature, SupervisedLoss, Term,
 };
 pub use region::{ArenaPlan, Region};
 pub use selection::DeviceKind;
@@ -84,6 +85,12 @@ pub trait Device<T: Scalar>: Sync {
     fn inner_update(&self, arena: &mut Self::Arena, operation: &InnerUpdate<T>);
     /// See [`ReverseUpdate`].
     fn reverse_update(&self, arena: &mut Self::Arena, operation: &ReverseUpdate<T>);
+    /// See [`AdamUpdate`].
+    fn adam_update(&self, arena: &mut Self::Arena, operation: &AdamUpdate<T>);
+    /// See [`AdamRateGradient`].
+    fn adam_rate_gradient(&self, arena: &mut Self::Arena, operation: &AdamRateGradient<T>);
+    /// See [`ReverseAdam`].
+    fn reverse_adam(&self, arena: &mut Self::Arena, operation: &ReverseAdam<T>);
     /// `to = scale * sum over the rows of from`, to one row; or `to += ...` when `accumulate`.
     fn sum_rows(&self, arena: &mut Self::Arena, from: Region, scale: T, to: Region, accumulate: bool);
     /// `to += scale * from`, regions of one size.

@@ -3,12 +3,14 @@
 use std::cell::Cell;
 
 use super::network::{Network, Rates};
+use super::rule::{Back, Place, Rule};
 use super::tape::{NetworkSpec, Slot};
 use crate::Scalar;
 use crate::device::{
-    AdjointBackward, AdjointForward, ArenaPlan, Corrections, Device, Direction, Gate, InnerUpdate, Linear,
-    LinearBackward, LinearForward, OuterProduct, OuterTerm, Rate, Region, ReverseUpdate,
+    AdjointBackward, AdjointForward, ArenaPlan, Corrections, Device, Direction, Gate, Linear, LinearBackward,
+    LinearForward, OuterProduct, OuterTerm, Rate, Region,
 };
+use crate::meta::{InnerConfig, RateKind};
 
 const NOWHERE: Region = Region { offset: 0, rows: 0, width: 0 };
 
@@ -16,8 +18,8 @@ const NOWHERE: Region = Region { offset: 0, rows: 0, width: 0 };
 pub(super) struct Materialised<T> {
     /// Adapted weights, `[slots, T * P]`: after step `s` in slot `(s - 1) % slots`. Before the first step they are the shared ones.
     weights: Region,
-    /// What each step subtracted, before the rate; `[slots, T * P]` where that is needed.
-    velocities: Option<Region>,
+    /// How a step moves them.
+    rule: Rule<T>,
     /// The cotangents of the weights and of the step's gradient, `[T, P]`.
     cotangent: Region,
     direction: Region,
@@ -29,26 +31,23 @@ pub(super) struct Materialised<T> {
     host: Cell<Vec<T>>,
     /// In the rates' layout.
     rate_gradient: Region,
-    momentum: T,
 }
 
 impl<T: Scalar> Materialised<T> {
-    pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec, momentum: f64, per_parameter: bool) -> Self {
+    pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec, inner: &InnerConfig) -> Self {
         let (steps, parameters) = (spec.steps, spec.mlp.parameter_count());
-        let kept = |all: bool| if all { steps } else { steps.min(2) };
+        let per_parameter = inner.rates == RateKind::PerParameter;
         let adjoint = usize::from(spec.second_order || spec.rate_gradient) * spec.tasks;
-        let needs_velocity = momentum != 0.0 || per_parameter || spec.rate_gradient;
         let count = if per_parameter { parameters } else { steps * spec.layers() };
         Self {
-            weights: plan.take(kept(spec.second_order), spec.tasks * parameters),
-            velocities: needs_velocity.then(|| plan.take(kept(spec.rate_gradient), spec.tasks * parameters)),
+            weights: plan.take(if spec.second_order { steps } else { steps.min(2) }, spec.tasks * parameters),
+            rule: Rule::new(plan, spec, inner),
             cotangent: plan.take(spec.tasks, parameters),
             direction: plan.take(adjoint, parameters),
             rates: per_parameter.then(|| plan.take(1, parameters)),
             uniform: vec![T::ZERO; if per_parameter { 0 } else { count }],
             host: Cell::new(vec![T::ZERO; if spec.rate_gradient { count } else { 0 }]),
             rate_gradient: plan.take(1, if spec.rate_gradient { count } else { 0 }),
-            momentum: T::from_f64(momentum),
         }
     }
 
@@ -80,10 +79,6 @@ impl<T: Scalar> Materialised<T> {
             let slot = self.weights.rows((history - 1) % self.weights.rows, 1);
             Self::per_task(&net.spec, slot, layer)
         }
-    }
-
-    fn velocity(&self, spec: &NetworkSpec, layer: usize, step: usize) -> Option<Linear> {
-        self.velocities.map(|v| Self::per_task(spec, v.rows(step % v.rows, 1), layer))
     }
 
     fn no_corrections<'a>() -> Corrections<'a, T> {
@@ -129,19 +124,9 @@ impl<T: Scalar> Materialised<T> {
 
     pub fn update<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, step: usize) {
         for layer in net.spec.first_moving..net.spec.layers() {
-            let operation = InnerUpdate {
-                tasks: net.spec.tasks,
-                rows: net.spec.support_rows,
-                delta: net.tape.descended(layer, Slot::Step(step)),
-                values: net.tape.values(layer, Slot::Step(step)),
-                from: self.layer(net, layer, step),
-                to: self.layer(net, layer, step + 1),
-                rate: self.rate(&net.spec, layer, step),
-                momentum: self.momentum,
-                velocity: if step == 0 { None } else { self.velocity(&net.spec, layer, step - 1) },
-                new_velocity: self.velocity(&net.spec, layer, step),
-            };
-            device.inner_update(arena, &operation);
+            let place = Place { layer, step, rate: self.rate(&net.spec, layer, step) };
+            let weights = (self.layer(net, layer, step), self.layer(net, layer, step + 1));
+            self.rule.update(net, device, arena, place, weights);
         }
     }
 
@@ -162,6 +147,7 @@ impl<T: Scalar> Materialised<T> {
         device.fill(arena, self.rate_gradient, T::ZERO);
     }
 
+    /// Step `step` backwards, as far as the rule of the steps goes.
     pub fn reverse_update<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, step: usize) {
         let spec = &net.spec;
         for layer in spec.first_moving..spec.layers() {
@@ -172,18 +158,13 @@ impl<T: Scalar> Materialised<T> {
                 }
                 None => self.rate_gradient.elements(step * spec.layers() + layer, 1),
             });
-            let operation = ReverseUpdate {
-                tasks: spec.tasks,
-                weight_cotangent: Self::per_task(spec, self.cotangent, layer),
+            let place = Place { layer, step, rate: self.rate(spec, layer, step) };
+            let back = Back {
+                cotangent: Self::per_task(spec, self.cotangent, layer),
                 direction: Self::per_task(spec, self.direction, layer),
-                accumulate: step + 1 < spec.steps,
-                momentum: self.momentum,
-                rate: self.rate(spec, layer, step),
-                velocity: self.velocity(spec, layer, step),
                 rate_gradient,
-                scale: T::from_f64(spec.task_weight()),
             };
-            device.reverse_update(arena, &operation);
+            self.rule.reverse(net, device, arena, place, back);
         }
     }
 

@@ -1,7 +1,7 @@
 //! The inner loop and its exact transpose, in two forms that give the same numbers.
 //!
-//! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented,
-//! `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
+//! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented, `rule` how
+//! the latter move; `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
 
 mod cost;
 mod dual;
@@ -11,6 +11,7 @@ mod gan;
 mod materialised;
 mod network;
 mod plan;
+mod rule;
 mod supervised;
 mod tape;
 

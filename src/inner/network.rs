@@ -6,7 +6,7 @@ use super::materialised::Materialised;
 use super::tape::{NetworkSpec, Slot, Tape};
 use crate::Scalar;
 use crate::device::{ArenaPlan, Device, Gate, Linear, Region};
-use crate::meta::{InnerConfig, RateKind};
+use crate::meta::{InnerConfig, InnerOptimizer};
 
 /// The inner learning rates of one network.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,19 +48,21 @@ pub struct Network<T> {
 impl<T: Scalar> Network<T> {
     /// Lays the network out.
     pub fn new(plan: &mut ArenaPlan, spec: NetworkSpec, strategy: Strategy, inner: &InnerConfig) -> Self {
-        let (momentum, per_parameter) = (inner.momentum, inner.rates == RateKind::PerParameter);
         let parameters = plan.take(1, spec.mlp.parameter_count());
         let gradient = plan.take(1, spec.mlp.parameter_count());
         let adjoint = spec.second_order;
         let (tape, form) = match strategy {
             Strategy::Dual => {
                 let tape = Tape::new(plan, &spec, spec.steps, if adjoint { spec.steps } else { 0 });
+                let InnerOptimizer::Sgd { momentum } = inner.optimizer else {
+                    unreachable!("the configuration's check refuses the dual form of anything else")
+                };
                 let dual = Dual::new(plan, &spec, &tape, momentum);
                 (tape, Form::Dual(dual))
             }
             Strategy::Materialised => {
                 let tape = Tape::new(plan, &spec, if adjoint { spec.steps } else { 1 }, usize::from(adjoint));
-                let form = Materialised::new(plan, &spec, momentum, per_parameter);
+                let form = Materialised::new(plan, &spec, inner);
                 (tape, Form::Materialised(form))
             }
         };

@@ -45,7 +45,8 @@ pub const MAX_DUAL_STEPS: usize = 1000;
 /// The cheaper form for these networks, by [`Cost::estimate`].
 pub fn choose(specs: &[NetworkSpec], inner: &InnerConfig) -> Strategy {
     let total = |form: fn(&NetworkSpec) -> Cost| specs.iter().map(|spec| form(spec).estimate()).sum::<f64>();
-    let impossible = inner.rates == RateKind::PerParameter || inner.steps > MAX_DUAL_STEPS;
+    let full_rank = inner.rates == RateKind::PerParameter || !inner.optimizer.keeps_rank();
+    let impossible = full_rank || inner.steps > MAX_DUAL_STEPS;
     if impossible || total(cost::materialised) < total(cost::dual) { Strategy::Materialised } else { Strategy::Dual }
 }
 

@@ -1,4 +1,4 @@
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use super::{Algorithm, RateKind};
 use crate::inner::{MAX_DUAL_STEPS, Strategy};
@@ -9,6 +9,80 @@ use crate::{Error, Result};
 /// More inner steps than this are a slip of the pen, and would only ask for more memory than there is.
 const MAX_STEPS: usize = 10_000;
 
+/// The rule of the inner steps. Its state is zero when a task's inner loop begins.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum InnerOptimizer {
+    /// Gradient descent: `v <- momentum v + g; theta <- theta - rate v`.
+    Sgd {
+        /// The share of v that stays; 0 for plain gradient descent.
+        momentum: f64,
+    },
+    /// Adam with bias correction (Kingma & Ba 2015, algorithm 1); in the materialised form only.
+    ///
+    /// epsilon is added to the root of the second moment, as in the paper, PyTorch and `optax.adam(eps=epsilon)`. The
+    /// meta-gradient is the exact derivative of that, also where all gradients of a parameter so far were 0 (a dead unit,
+    /// an input that is 0): the step is differentiable there, with slope `rate * (1 - beta1) / (1 - beta1^s) / epsilon` for
+    /// the gradient of step s. Automatic differentiation gives NaN there, as the root alone has no slope at 0; optax has
+    /// `eps_root` against that, which changes the step.
+    Adam {
+        /// Decay of the first moment.
+        beta1: f64,
+        /// Decay of the second moment.
+        beta2: f64,
+        /// Added to the denominator.
+        epsilon: f64,
+    },
+}
+
+/// In the first checkpoints the momentum stands alone.
+fn rule_or_momentum<'de, D: Deserializer<'de>>(stored: D) -> Result<InnerOptimizer, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Stored {
+        Momentum(f64),
+        Rule(InnerOptimizer),
+    }
+    Ok(match Stored::deserialize(stored)? {
+        Stored::Momentum(momentum) => InnerOptimizer::Sgd { momentum },
+        Stored::Rule(rule) => rule,
+    })
+}
+
+impl InnerOptimizer {
+    /// Adam with the usual constants: 0.9, 0.999 and 1e-8.
+    pub const ADAM: Self = Self::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 };
+
+    /// The smallest epsilon whose square's inverse, with room to spare, is a number in single precision.
+    const SMALLEST_EPSILON: f64 = 1e-16;
+
+    /// Whether a step's change has the gradient's rank, so that the dual form can hold it.
+    pub(crate) fn keeps_rank(self) -> bool {
+        matches!(self, Self::Sgd { .. })
+    }
+
+    fn check(self) -> Result<()> {
+        let fraction = |what: &str, value: f64| {
+            if value.is_finite() && (0.0..1.0).contains(&value) {
+                return Ok(());
+            }
+            Err(Error::invalid(what, value.to_string(), "at least 0 and below 1"))
+        };
+        match self {
+            Self::Sgd { momentum } => fraction("momentum", momentum),
+            Self::Adam { beta1, beta2, epsilon } => {
+                fraction("beta1", beta1)?;
+                fraction("beta2", beta2)?;
+                if !(epsilon.is_finite() && epsilon >= Self::SMALLEST_EPSILON) {
+                    let expected = format!("a finite number of {:e} or above", Self::SMALLEST_EPSILON);
+                    return Err(Error::invalid("epsilon", epsilon.to_string(), expected));
+                }
+                Ok(())
+            }
+        }
+    }
+}
+
 /// The inner loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InnerConfig {
@@ -16,8 +90,9 @@ pub struct InnerConfig {
     pub algorithm: Algorithm,
     /// Number of inner steps, S.
     pub steps: usize,
-    /// Momentum of the inner SGD: `v <- momentum v + g; theta <- theta - rate v`.
-    pub momentum: f64,
+    /// The rule of the inner steps.
+    #[serde(alias = "momentum", deserialize_with = "rule_or_momentum")]
+    pub optimizer: InnerOptimizer,
     /// Support rows an inner step sees, drawn anew for each; all of them when absent.
     pub minibatch: Option<usize>,
     /// What the rates are.
@@ -34,7 +109,7 @@ impl InnerConfig {
         Self {
             algorithm,
             steps,
-            momentum: 0.0,
+            optimizer: InnerOptimizer::Sgd { momentum: 0.0 },
             minibatch: None,
             rates: RateKind::PerLayerPerStep,
             learn_rates: false,
@@ -50,9 +125,7 @@ impl InnerConfig {
             let expected = format!("at most {MAX_DUAL_STEPS} in the dual form; materialised (or auto) takes more");
             return Err(Error::invalid("inner steps", self.steps.to_string(), expected));
         }
-        if !(self.momentum.is_finite() && (0.0..1.0).contains(&self.momentum)) {
-            return Err(Error::invalid("momentum", self.momentum.to_string(), "at least 0 and below 1"));
-        }
+        self.optimizer.check()?;
         if let Some(rows) = self.minibatch
             && !(1..=shots).contains(&rows)
         {
@@ -62,6 +135,11 @@ impl InnerConfig {
             let expected = "materialised (or auto): a rate for each parameter makes the update full rank, \
                             which the dual form cannot hold";
             return Err(Error::invalid("strategy", "dual with per-parameter rates (Meta-SGD)", expected));
+        }
+        if !self.optimizer.keeps_rank() && self.strategy == Some(Strategy::Dual) {
+            let expected = "materialised (or auto): Adam divides the gradient element by element, which makes the update \
+                            full rank, and the dual form cannot hold that";
+            return Err(Error::invalid("strategy", "dual with Adam in the inner loop", expected));
         }
         Ok(())
     }

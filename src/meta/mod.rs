@@ -11,7 +11,7 @@ mod outer_step;
 
 pub use algorithm::Algorithm;
 pub use batch::{SupervisedRows, VideoRows};
-pub use config::{InnerConfig, SupervisedConfig, VideoConfig};
+pub use config::{InnerConfig, InnerOptimizer, SupervisedConfig, VideoConfig};
 pub use learner::{Losses, MetaLearner, Shape, Trace};
 pub use meta_optimizer::{MetaOptimizer, RateKind};
 pub use objective::Objective;

@@ -8,7 +8,8 @@ use crate::device::Device;
 use crate::model::Parameters;
 use crate::tasks::{SineBatch, VideoBatch};
 use crate::{
-    Error, MetaOptimizer, RateKind, Result, Schedule, Shape, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+    Error, InnerOptimizer, MetaOptimizer, RateKind, Result, Schedule, Shape, SupervisedConfig, SupervisedRows,
+    VideoConfig, VideoRows,
 };
 
 /// A starting point without meta-learning, and how well it adapts at its best rate.
@@ -81,6 +82,7 @@ pub fn joint_training<D: Device<f32> + Clone>(
     (inner.steps, inner.minibatch, inner.learn_rates) = (0, None, false);
     inner.algorithm = crate::Algorithm::FirstOrderMaml;
     inner.rates = RateKind::PerLayerPerStep;
+    inner.optimizer = InnerOptimizer::Sgd { momentum: 0.0 };
     joint.shape = Shape { shots: 1, queries: config.shape.shots + config.shape.queries, ..config.shape };
     match (&joint.job, pools) {
         (Job::Video(job), Some(pools)) => {

@@ -7,10 +7,14 @@
 
 pub mod arrays;
 pub mod corrections;
+#[path = "../fixtures/golden.rs"]
+pub mod golden;
 pub mod gradients;
+pub mod inner_adam;
 pub mod learning;
 pub mod losses;
 pub mod products;
+pub mod run;
 pub mod scene;
 
 use innerloop::device::Device;
@@ -22,7 +26,7 @@ pub type Make<'a, D> = &'a (dyn Fn(u64) -> D + Sync);
 pub type Check<D> = fn(Make<'_, D>);
 
 /// All of them, by name.
-pub fn all<D: Device<f32> + 'static>() -> Vec<(&'static str, Check<D>)> {
+pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> {
     vec![
         ("linear_forward", products::linear_forward::<D>),
         ("linear_backward", products::linear_backward::<D>),
@@ -34,6 +38,9 @@ pub fn all<D: Device<f32> + 'static>() -> Vec<(&'static str, Check<D>)> {
         ("outer_product", gradients::outer_product::<D>),
         ("inner_update", gradients::inner_update::<D>),
         ("reverse_update", gradients::reverse_update::<D>),
+        ("adam_update", inner_adam::adam_update::<D>),
+        ("adam_rate_gradient", inner_adam::adam_rate_gradient::<D>),
+        ("reverse_adam", inner_adam::reverse_adam::<D>),
         ("supervised_loss", losses::supervised_loss::<D>),
         ("supervised_curvature", losses::supervised_curvature::<D>),
         ("adversarial", losses::adversarial::<D>),
@@ -48,5 +55,7 @@ pub fn all<D: Device<f32> + 'static>() -> Vec<(&'static str, Check<D>)> {
         ("supervised_training", learning::supervised_training::<D>),
         ("video_training", learning::video_training::<D>),
         ("adapted_and_traced", learning::adapted_and_traced::<D>),
+        ("sinusoid_run", run::sinusoid_run::<D>),
+        ("video_run", run::video_run::<D>),
     ]
 }

@@ -139,6 +139,18 @@ impl<T: Scalar> Case<T> {
         Linear { weight: region.offset, bias: region.offset + inputs * outputs, task_stride, inputs, outputs }
     }
 
+    /// Numbers from 0.01 to 1 for each task, laid out as [`Case::layer`] does.
+    pub fn positive_layer(&mut self, tasks: usize, inputs: usize, outputs: usize) -> Linear {
+        let layer = self.layer(tasks, inputs, outputs, false, false);
+        for task in 0..tasks {
+            let region = self.region_of(&layer, task);
+            for value in &mut self.image[region.offset..][..region.len()] {
+                *value = T::from_f64(self.rng.random_range(0.01..1.0));
+            }
+        }
+        layer
+    }
+
     /// One task's weight and bias, of a layer made by [`Case::layer`].
     pub fn region_of(&self, layer: &Linear, task: usize) -> Region {
         let offset = layer.weight + task * layer.task_stride;
@@ -198,6 +210,17 @@ impl<T: Scalar> Case<T> {
         expected: &[(Region, Vec<f64>)],
         operation: impl Fn(&CpuDevice, &mut CpuArena<T>),
     ) {
+        self.judge_to(what, [1e-12, single], expected, operation);
+    }
+
+    /// The same with a tolerance for each precision.
+    pub fn judge_to(
+        &self,
+        what: &str,
+        [double, single]: [f64; 2],
+        expected: &[(Region, Vec<f64>)],
+        operation: impl Fn(&CpuDevice, &mut CpuArena<T>),
+    ) {
         let whole = Region { offset: 0, rows: 1, width: self.image.len() };
         for device in &*DEVICES {
             let mut arena = Device::<T>::arena(device, whole.len()).unwrap();
@@ -216,7 +239,7 @@ impl<T: Scalar> Case<T> {
                 let norm: f64 = values.iter().map(|v| v * v).sum();
                 // What is exactly zero must be zero; a few numbers alone may cancel, and lose a digit in f32.
                 let digits = if region.len() < 16 { 10.0 } else { 1.0 };
-                let tolerance = if T::NAME == "f64" { 1e-12 } else { single * digits };
+                let tolerance = if T::NAME == "f64" { double } else { single * digits };
                 let error = (squares / norm.max(f64::MIN_POSITIVE)).sqrt();
                 assert!(error <= tolerance, "{place}: {region:?} is off by {error:e}");
                 untouched[region.offset..][..region.len()].fill(false);

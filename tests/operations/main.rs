@@ -2,6 +2,7 @@
 
 mod case;
 mod elementwise;
+mod inner_adam;
 mod losses;
 mod low_rank;
 mod products;

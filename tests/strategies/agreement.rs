@@ -3,8 +3,8 @@
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::Loss;
 use innerloop::{
-    Algorithm, InnerConfig, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy, SupervisedConfig,
-    VideoConfig,
+    Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy,
+    SupervisedConfig, VideoConfig,
 };
 use proptest::prelude::{ProptestConfig, TestCaseError, prop_assert, prop_assert_eq, proptest};
 
@@ -38,10 +38,9 @@ fn hold(got: &Outcome, want: &Outcome, tolerance: f64) -> Result<(), TestCaseErr
 }
 
 fn check(problem: &Problem) -> Result<(), TestCaseError> {
-    let dual_exists = problem.inner().rates != RateKind::PerParameter;
     let materialised = problem.solve(Strategy::Materialised, 1);
     hold(&problem.solve(Strategy::Materialised, 3), &materialised, 1e-12)?;
-    if dual_exists {
+    if problem.forms().contains(&Strategy::Dual) {
         let dual = problem.solve(Strategy::Dual, 1);
         hold(&dual, &materialised, 1e-10)?;
         hold(&problem.solve(Strategy::Dual, 3), &dual, 1e-12)?;
@@ -82,7 +81,7 @@ fn large_networks_agree() {
     let inner = InnerConfig {
         rates: RateKind::Shared,
         learn_rates: true,
-        momentum: 0.5,
+        optimizer: InnerOptimizer::Sgd { momentum: 0.5 },
         ..InnerConfig::new(Algorithm::Maml, 2)
     };
     let problem = Problem {
@@ -127,4 +126,40 @@ fn absurd_numbers_of_steps_are_refused() {
     }
     assert!(build(1001, Some(Strategy::Dual)).unwrap_err().contains("inner steps"));
     assert_eq!(build(1001, None), Ok(Strategy::Materialised));
+}
+
+/// The first checkpoints hold the momentum where the rule is now.
+#[test]
+fn stored_rules_are_read_in_both_forms() {
+    let stored = |optimizer| InnerConfig { optimizer, ..InnerConfig::new(Algorithm::Maml, 3) };
+    for optimizer in [InnerOptimizer::Sgd { momentum: 0.5 }, InnerOptimizer::ADAM] {
+        let text = serde_json::to_string(&stored(optimizer)).unwrap();
+        assert_eq!(serde_json::from_str::<InnerConfig>(&text).unwrap(), stored(optimizer));
+    }
+    let mut old = serde_json::to_value(stored(InnerOptimizer::Sgd { momentum: 0.0 })).unwrap();
+    old.as_object_mut().unwrap().remove("optimizer");
+    old["momentum"] = serde_json::json!(0.25);
+    let expected = stored(InnerOptimizer::Sgd { momentum: 0.25 });
+    assert_eq!(serde_json::from_value::<InnerConfig>(old).unwrap(), expected);
+}
+
+#[test]
+fn constants_of_adam_out_of_range_are_refused() {
+    let mlp = Mlp::new(&[1, 1], &[Activation::Linear]).unwrap();
+    for (beta1, beta2, epsilon, field) in [
+        (1.0, 0.9, 1e-8, "beta1"),
+        (0.9, -0.1, 1e-8, "beta2"),
+        (0.9, f64::NAN, 1e-8, "beta2"),
+        (0.9, 0.9, 0.0, "epsilon"),
+        (0.9, 0.9, f64::INFINITY, "epsilon"),
+    ] {
+        let optimizer = InnerOptimizer::Adam { beta1, beta2, epsilon };
+        let inner = InnerConfig { optimizer, rates: RateKind::Shared, ..InnerConfig::new(Algorithm::Maml, 1) };
+        let phi = MetaOptimizer::uniform(RateKind::Shared, &mlp, 1, 0.1).unwrap();
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+        let device = innerloop::device::cpu::CpuDevice::new(1).unwrap();
+        let shape = Shape { tasks: 1, shots: 1, queries: 1 };
+        let error = MetaLearner::<f64, _, _>::new(device, config, shape, vec![phi]).map(|_| ()).unwrap_err();
+        assert!(error.to_string().starts_with(field), "{error}");
+    }
 }

@@ -1,12 +1,11 @@
 //! Gradients against central differences, and the algorithms against their definitions.
 
-use innerloop::{Algorithm, RateKind, Shape, Strategy};
+use innerloop::{Algorithm, InnerOptimizer, RateKind, Shape, Strategy};
 use proptest::prelude::{ProptestConfig, TestCaseError, any, prop_assert, proptest};
 
 use crate::problems::{Kind, Problem, distance, supervised, video};
 
 const STEP: f64 = 1e-5;
-const FORMS: [Strategy; 2] = [Strategy::Dual, Strategy::Materialised];
 
 /// `(f(x + h) - f(x - h)) / 2h` for every element of what `of` picks out.
 fn central(problem: &Problem, of: fn(&mut Problem) -> &mut [f64], f: impl Fn(&Problem) -> f64) -> Vec<f64> {
@@ -67,10 +66,6 @@ fn query_gradient(problem: &Problem, adapted: &[Vec<Vec<f64>>], task: usize) -> 
     unadapted(problem, task, &at).solve(Strategy::Materialised, 1).gradient
 }
 
-fn forms(problem: &Problem) -> &'static [Strategy] {
-    if problem.inner().rates == RateKind::PerParameter { &FORMS[1..] } else { &FORMS }
-}
-
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -83,7 +78,7 @@ proptest! {
         let mut problem = problem;
         problem.inner_mut().algorithm = if anil { Algorithm::Anil } else { Algorithm::Maml };
         problem.inner_mut().learn_rates = true;
-        for form in forms(&problem) {
+        for form in problem.forms() {
             let answer = problem.solve(*form, 1);
             let loss = |p: &Problem| p.solve(*form, 1).losses.mean();
             let error = distance(&answer.gradient[0], &central(&problem, parameters, loss));
@@ -99,6 +94,7 @@ proptest! {
         let mut problem = problem;
         let inner = problem.inner_mut();
         (inner.algorithm, inner.steps) = (Algorithm::Maml, 0);
+        inner.optimizer = InnerOptimizer::Sgd { momentum: 0.0 };
         if inner.rates == RateKind::PerLayerPerStep {
             // One for each of no steps.
             problem.rates.iter_mut().for_each(Vec::clear);
@@ -121,12 +117,12 @@ proptest! {
         let mut problem = problem;
         problem.inner_mut().algorithm = Algorithm::Maml;
         problem.inner_mut().learn_rates = true;
-        for form in FORMS {
-            let answer = problem.solve(form, 1);
+        for form in problem.forms() {
+            let answer = problem.solve(*form, 1);
             let tasks = problem.shape.tasks;
             let held: Vec<_> = (0..tasks).map(|t| query_gradient(&problem, &answer.adapted, t)).collect();
             let product = |p: &Problem| {
-                let adapted = p.solve(form, 1).adapted;
+                let adapted = p.solve(*form, 1).adapted;
                 let mut sum = 0.0;
                 for (network, of_tasks) in adapted.iter().enumerate() {
                     for (task, values) in of_tasks.iter().enumerate() {
@@ -157,7 +153,7 @@ proptest! {
 
 /// First-order MAML: the mean of the query gradients at the adapted parameters. Reptile: theta less their mean.
 fn first_order(problem: &Problem) -> Result<(), TestCaseError> {
-    for form in forms(problem) {
+    for form in problem.forms() {
         let mut problem = problem.clone();
         problem.inner_mut().algorithm = Algorithm::FirstOrderMaml;
         let answer = problem.solve(*form, 1);
@@ -204,7 +200,7 @@ proptest! {
         let mut problem = problem;
         let inner = problem.inner_mut();
         (inner.steps, inner.learn_rates, inner.algorithm) = (1, true, Algorithm::Maml);
-        for form in forms(&problem) {
+        for form in problem.forms() {
             let exact = problem.solve(*form, 1).rate_gradient;
             let mut held = problem.clone();
             held.inner_mut().algorithm = Algorithm::FirstOrderMaml;
@@ -219,9 +215,10 @@ proptest! {
         let mut problem = problem;
         let inner = problem.inner_mut();
         (inner.steps, inner.minibatch, inner.algorithm) = (1, None, Algorithm::Maml);
+        inner.optimizer = InnerOptimizer::Sgd { momentum: 0.0 };
         let Kind::Supervised(_) = &problem.kind else { unreachable!() };
-        for form in FORMS {
-            let answer = problem.solve(form, 1);
+        for form in problem.forms() {
+            let answer = problem.solve(*form, 1);
             for task in 0..problem.shape.tasks {
                 let theta = vec![problem.parameters[0].values().to_vec()];
                 let mut plain = unadapted(&problem, task, &theta);
@@ -229,7 +226,7 @@ proptest! {
                 plain.shape.queries = plain.shape.shots;
                 plain.rows[2] = plain.rows[0].clone();
                 plain.rows[3] = plain.rows[1].clone();
-                let gradient = &plain.solve(form, 1).gradient[0];
+                let gradient = &plain.solve(*form, 1).gradient[0];
                 let rate = problem.rates[0][0];
                 let want: Vec<_> = theta[0].iter().zip(gradient).map(|(t, g)| t - rate * g).collect();
                 let error = distance(&answer.adapted[0][task], &want);

@@ -4,8 +4,8 @@ use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::{
-    Algorithm, InnerConfig, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy as Form, SupervisedConfig,
-    SupervisedRows, VideoConfig, VideoRows,
+    Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy as Form,
+    SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -57,6 +57,13 @@ impl Problem {
             Kind::Supervised(config) => &mut config.inner,
             Kind::Video(config) => &mut config.inner,
         }
+    }
+
+    /// The forms that exist for it.
+    pub fn forms(&self) -> &'static [Form] {
+        let full_rank = self.inner().rates == RateKind::PerParameter
+            || matches!(self.inner().optimizer, InnerOptimizer::Adam { .. });
+        if full_rank { &[Form::Materialised] } else { &[Form::Dual, Form::Materialised] }
     }
 
     pub fn networks(&self) -> Vec<Mlp> {
@@ -156,11 +163,20 @@ fn shape() -> impl Strategy<Value = Shape> {
 
 /// Inner loops, with the algorithms and the kinds of rates given.
 fn inner(algorithms: Vec<Algorithm>, rates: Vec<RateKind>, shots: usize) -> impl Strategy<Value = InnerConfig> {
-    let momentum = prop_oneof![Just(0.0), 0.1..0.9];
+    // A large epsilon keeps Adam's slopes such that differences over a finite step can follow them.
+    let optimizer = prop_oneof![
+        Just(InnerOptimizer::Sgd { momentum: 0.0 }),
+        (0.1..0.9).prop_map(|momentum| InnerOptimizer::Sgd { momentum }),
+        (0.0..0.95, 0.0..0.999, 0.3..1.0).prop_map(|(beta1, beta2, epsilon)| InnerOptimizer::Adam {
+            beta1,
+            beta2,
+            epsilon
+        }),
+    ];
     let minibatch = option::of(1..=shots);
-    (prop::sample::select(algorithms), 0..=4usize, momentum, minibatch, prop::sample::select(rates), any::<bool>())
-        .prop_map(|(algorithm, steps, momentum, minibatch, rates, learn_rates)| InnerConfig {
-            momentum,
+    (prop::sample::select(algorithms), 0..=4usize, optimizer, minibatch, prop::sample::select(rates), any::<bool>())
+        .prop_map(|(algorithm, steps, optimizer, minibatch, rates, learn_rates)| InnerConfig {
+            optimizer,
             minibatch,
             rates,
             learn_rates,

@@ -8,6 +8,7 @@
 mod adversarial;
 mod avx512;
 mod elementwise;
+mod inner_adam;
 mod linear;
 mod low_rank;
 mod matrix;
@@ -29,9 +30,9 @@ use rayon::prelude::*;
 use self::panels::PanelCache;
 use super::region::check_access;
 use super::{
-    AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram, GramInner, InnerUpdate,
-    LinearBackward, LinearForward, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseUpdate,
-    SupervisedCurvature, SupervisedLoss,
+    AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram,
+    GramInner, InnerUpdate, LinearBackward, LinearForward, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
+    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -215,6 +216,15 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
     fn reverse_update(&self, arena: &mut Self::Arena, operation: &ReverseUpdate<T>) {
         update::reverse_update(self, arena, operation);
+    }
+    fn adam_update(&self, arena: &mut Self::Arena, operation: &AdamUpdate<T>) {
+        inner_adam::update(self, arena, operation);
+    }
+    fn adam_rate_gradient(&self, arena: &mut Self::Arena, operation: &AdamRateGradient<T>) {
+        inner_adam::rates_of_step(self, arena, operation);
+    }
+    fn reverse_adam(&self, arena: &mut Self::Arena, operation: &ReverseAdam<T>) {
+        inner_adam::reverse(self, arena, operation);
     }
     fn sum_rows(&self, arena: &mut Self::Arena, from: Region, scale: T, to: Region, accumulate: bool) {
         elementwise::sum_rows(self, arena, from, scale, to, accumulate);

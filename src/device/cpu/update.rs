@@ -10,13 +10,13 @@ use crate::scalar::Scalar;
 const PIECE: usize = 1 << 15;
 
 /// Weight and bias of one task, as one run of elements: they lie one after the other.
-fn task_range(layer: &Linear, task: usize) -> (usize, usize) {
+pub(super) fn task_range(layer: &Linear, task: usize) -> (usize, usize) {
     debug_assert_eq!(layer.bias, layer.weight + layer.inputs * layer.outputs);
     (layer.weight + task * layer.task_stride, (layer.inputs + 1) * layer.outputs)
 }
 
 /// All tasks' elements, for the overlap check.
-fn region(layer: &Linear, tasks: usize) -> Region {
+pub(super) fn region(layer: &Linear, tasks: usize) -> Region {
     let (offset, len) = task_range(layer, 0);
     Region { offset, rows: 1, width: (tasks - 1) * layer.task_stride + len }
 }
@@ -27,6 +27,7 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
     let to = region(&op.to, op.tasks);
     let writes = [to, op.new_velocity.map_or(Region { width: 0, ..to }, |v| region(&v, op.tasks))];
     let base = arena.shared(&reads, &writes);
+    let gradient = WeightGradient { tasks: op.tasks, rows: op.rows, delta: op.delta, values: op.values };
     device.run(op.tasks, |task| {
         let (from, len) = task_range(&op.from, task);
         let (to, _) = task_range(&op.to, task);
@@ -41,10 +42,10 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
                 let last = outputs.min(first + step);
                 let piece = first * inputs..last * inputs;
                 to[piece.clone()].copy_from_slice(&from[piece]);
-                add_weight_gradient(base, op, task, -rate, to.as_mut_ptr(), (first, last));
+                gradient.add_weight(base, task, -rate, to.as_mut_ptr(), (first, last));
             }
             to[inputs * outputs..].copy_from_slice(&from[inputs * outputs..]);
-            add_bias_gradient(base, op, task, -rate, to.as_mut_ptr());
+            gradient.add_bias(base, task, -rate, to.as_mut_ptr());
             return;
         };
         // SAFETY: as above.
@@ -57,8 +58,8 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             }
             None => velocity.fill(T::ZERO),
         }
-        add_weight_gradient(base, op, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs));
-        add_bias_gradient(base, op, task, T::ONE, velocity.as_mut_ptr());
+        gradient.add_weight(base, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs));
+        gradient.add_bias(base, task, T::ONE, velocity.as_mut_ptr());
         match op.rate {
             Rate::Uniform(rate) => {
                 for i in 0..len {
@@ -76,41 +77,51 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
     });
 }
 
-/// `out += scale * delta^T a`, the outputs `first..last` of a task's weight.
-fn add_weight_gradient<T: Scalar>(
-    base: Base<T>,
-    op: &InnerUpdate<T>,
-    task: usize,
-    scale: T,
-    out: *mut T,
-    (first, last): (usize, usize),
-) {
-    let Linear { inputs, outputs, .. } = op.to;
-    let per_block = op.tasks * op.rows;
-    for block in 0..op.delta.rows / per_block {
-        let row = block * per_block + task * op.rows;
-        let delta = Matrix::rows(base.at(op.delta.offset + row * outputs + first).cast_const(), outputs);
-        let values = Matrix::rows(base.at(op.values.offset + row * inputs).cast_const(), inputs);
-        // SAFETY: declared regions; `out` is this job's own.
-        unsafe {
-            let out = out.add(first * inputs);
-            multiply_any((last - first, op.rows, inputs), delta.transposed(), values, scale, (out, inputs), true);
-        }
-    }
+/// The rows that a layer's gradients are made of, task by task: `delta^T [a, 1]`.
+pub(super) struct WeightGradient {
+    pub tasks: usize,
+    pub rows: usize,
+    pub delta: Region,
+    pub values: Region,
 }
 
-/// `out += scale * delta^T 1`, a task's bias; `out` begins with its weight.
-fn add_bias_gradient<T: Scalar>(base: Base<T>, op: &InnerUpdate<T>, task: usize, scale: T, out: *mut T) {
-    let Linear { inputs, outputs, .. } = op.to;
-    let per_block = op.tasks * op.rows;
-    // SAFETY: declared regions; `out` is this job's own.
-    let bias = unsafe { std::slice::from_raw_parts_mut(out.add(inputs * outputs), outputs) };
-    for block in 0..op.delta.rows / per_block {
-        for row in 0..op.rows {
-            let row = block * per_block + task * op.rows + row;
-            // SAFETY: a declared region that is only read.
-            let delta = unsafe { base.slice(op.delta.offset + row * outputs, outputs) };
-            bias.iter_mut().zip(delta).for_each(|(b, d)| *b += scale * *d);
+impl WeightGradient {
+    /// `out += scale * delta^T a`, the outputs `first..last` of a task's weight.
+    pub fn add_weight<T: Scalar>(
+        &self,
+        base: Base<T>,
+        task: usize,
+        scale: T,
+        out: *mut T,
+        (first, last): (usize, usize),
+    ) {
+        let (inputs, outputs) = (self.values.width, self.delta.width);
+        let per_block = self.tasks * self.rows;
+        for block in 0..self.delta.rows / per_block {
+            let row = block * per_block + task * self.rows;
+            let delta = Matrix::rows(base.at(self.delta.offset + row * outputs + first).cast_const(), outputs);
+            let values = Matrix::rows(base.at(self.values.offset + row * inputs).cast_const(), inputs);
+            // SAFETY: declared regions; `out` is this job's own.
+            unsafe {
+                let out = out.add(first * inputs);
+                multiply_any((last - first, self.rows, inputs), delta.transposed(), values, scale, (out, inputs), true);
+            }
+        }
+    }
+
+    /// `out += scale * delta^T 1`, a task's bias; `out` begins with its weight.
+    pub fn add_bias<T: Scalar>(&self, base: Base<T>, task: usize, scale: T, out: *mut T) {
+        let (inputs, outputs) = (self.values.width, self.delta.width);
+        let per_block = self.tasks * self.rows;
+        // SAFETY: declared regions; `out` is this job's own.
+        let bias = unsafe { std::slice::from_raw_parts_mut(out.add(inputs * outputs), outputs) };
+        for block in 0..self.delta.rows / per_block {
+            for row in 0..self.rows {
+                let row = block * per_block + task * self.rows + row;
+                // SAFETY: a declared region that is only read.
+                let delta = unsafe { base.slice(self.delta.offset + row * outputs, outputs) };
+                bias.iter_mut().zip(delta).for_each(|(b, d)| *b += scale * *d);
+            }
         }
     }
 }
@@ -118,7 +129,7 @@ fn add_bias_gradient<T: Scalar>(base: Base<T>, op: &InnerUpdate<T>, task: usize,
 /// See [`ReverseUpdate`].
 pub(super) fn reverse_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &ReverseUpdate<T>) {
     if let (Some(gradient), Some(velocity)) = (op.rate_gradient, op.velocity) {
-        rate_gradient(arena, op, gradient, &velocity);
+        rate_gradient(arena, op.tasks, (&op.weight_cotangent, &velocity), op.scale, gradient);
     }
     let base = arena.shared(&[region(&op.weight_cotangent, op.tasks)], &[region(&op.direction, op.tasks)]);
     device.run(op.tasks, |task| {
@@ -147,28 +158,32 @@ pub(super) fn reverse_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
     });
 }
 
-/// Task by task, so that the order of the sum never changes.
-fn rate_gradient<T: Scalar>(arena: &mut CpuArena<T>, op: &ReverseUpdate<T>, gradient: Region, velocity: &Linear) {
-    let base = arena.shared(&[region(&op.weight_cotangent, op.tasks), region(velocity, op.tasks)], &[gradient]);
-    for task in 0..op.tasks {
-        let (cotangent, len) = task_range(&op.weight_cotangent, task);
+/// `gradient -= scale * <cotangent, moved>`, of one rate or of one for each parameter: task by task, so that the order of
+/// the sum never changes.
+pub(super) fn rate_gradient<T: Scalar>(
+    arena: &mut CpuArena<T>,
+    tasks: usize,
+    (cotangent, moved): (&Linear, &Linear),
+    scale: T,
+    gradient: Region,
+) {
+    let base = arena.shared(&[region(cotangent, tasks), region(moved, tasks)], &[gradient]);
+    for task in 0..tasks {
+        let (cotangent, len) = task_range(cotangent, task);
         // SAFETY: declared regions; nothing else runs.
-        let (cotangent, velocity, gradient) = unsafe {
+        let (cotangent, moved, gradient) = unsafe {
             (
                 base.slice(cotangent, len),
-                base.slice(task_range(velocity, task).0, len),
+                base.slice(task_range(moved, task).0, len),
                 base.slice_mut(gradient.offset, gradient.len()),
             )
         };
-        match op.rate {
-            Rate::Uniform(_) => {
-                let dot: f64 = cotangent.iter().zip(velocity).map(|(c, v)| c.to_f64() * v.to_f64()).sum();
-                gradient[0] -= op.scale * T::from_f64(dot);
-            }
-            Rate::PerParameter(_) => {
-                for i in 0..len {
-                    gradient[i] -= op.scale * cotangent[i] * velocity[i];
-                }
+        if let [gradient] = gradient {
+            let dot: f64 = cotangent.iter().zip(moved).map(|(c, v)| c.to_f64() * v.to_f64()).sum();
+            *gradient -= scale * T::from_f64(dot);
+        } else {
+            for i in 0..len {
+                gradient[i] -= scale * cotangent[i] * moved[i];
             }
         }
     }

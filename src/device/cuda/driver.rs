@@ -30,6 +30,10 @@ pub trait Driver: Clone + Send + Sync {
     /// A copy, or a launch before it, failed.
     fn read(&self, memory: &Self::Memory, offset: usize, to: &mut [f32]) -> Result<(), String>;
 
+    /// Told, before every launch and copy, which numbers it keeps to, by offset and length: what to hold it to, where a
+    /// driver can. Several calls before one launch add up.
+    fn keep_to(_memory: &Self::Memory, _regions: impl Iterator<Item = (usize, usize)>) {}
+
     /// Starts a kernel over `memory`.
     ///
     /// # Safety
@@ -97,6 +101,9 @@ kernels! {
     InnerUpdate inner_update emulate_inner_update,
     ReverseUpdate reverse_update emulate_reverse_update,
     RateGradient rate_gradient emulate_rate_gradient,
+    AdamUpdate adam_update emulate_adam_update,
+    AdamMoved adam_moved emulate_adam_moved,
+    ReverseAdam reverse_adam emulate_reverse_adam,
     Dot dot emulate_dot,
     AddTotal add_total emulate_add_total,
     Adam adam emulate_adam,

@@ -8,10 +8,14 @@ use crate::{Error, Result};
 unsafe extern "C" {
     fn emulate_allocate(bytes: usize) -> *mut c_void;
     fn emulate_free(memory: *mut c_void, bytes: usize);
+    #[cfg(sanitize_emulation)]
+    fn emulate_allow(memory: *mut c_void, bytes: usize, allowed: bool);
 }
 
 /// Runs the CUDA kernels on the CPU, one thread after the other, looking for mistakes: missing and divergent barriers,
-/// shared memory that is read before it is written, accesses outside the arena (see `kernels/emulation/`).
+/// shared memory that is read before it is written, accesses outside the arena (see `kernels/emulation/`). Built with
+/// `INNERLOOP_EMULATE_SANITIZE=1` it checks every access against the regions that the operation named, and looks for
+/// undefined behaviour.
 ///
 /// This is a test tool, not a backend: it is thousands of times slower than [`crate::device::cpu::CpuDevice`]. Where it
 /// finds a mistake that is none of numbers, it ends the program with a message.
@@ -33,6 +37,29 @@ impl EmulatedDriver {
 pub struct EmulatedMemory {
     start: *mut f32,
     elements: usize,
+    #[cfg(sanitize_emulation)]
+    kept: std::sync::Mutex<Kept>,
+}
+
+/// The numbers that may be accessed now.
+#[cfg(sanitize_emulation)]
+#[derive(Debug, Default)]
+struct Kept {
+    regions: Vec<(usize, usize)>,
+    /// The launch or copy that they were for has been.
+    over: bool,
+}
+
+#[cfg(sanitize_emulation)]
+impl EmulatedMemory {
+    fn kept(&self) -> std::sync::MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn allow(&self, (offset, len): (usize, usize), allowed: bool) {
+        // SAFETY: `CudaArena::check` has checked that they lie inside; nothing is read or written.
+        unsafe { emulate_allow(self.start.add(offset).cast(), len * size_of::<f32>(), allowed) };
+    }
 }
 
 // SAFETY: plain memory, which the driver's methods borrow like a vector.
@@ -61,11 +88,29 @@ impl Driver for EmulatedDriver {
         if start.is_null() {
             return Err(Error::invalid("memory", format!("{bytes} bytes cannot be had"), "a smaller problem"));
         }
-        Ok(EmulatedMemory { start, elements })
+        Ok(EmulatedMemory {
+            start,
+            elements,
+            #[cfg(sanitize_emulation)]
+            kept: Default::default(),
+        })
+    }
+
+    #[cfg(sanitize_emulation)]
+    fn keep_to(memory: &EmulatedMemory, regions: impl Iterator<Item = (usize, usize)>) {
+        let mut kept = memory.kept();
+        if std::mem::take(&mut kept.over) {
+            kept.regions.drain(..).for_each(|region| memory.allow(region, false));
+        }
+        kept.regions.extend(regions);
+        // All anew: where two share a granule of 8 bytes, forbidding one has touched the other.
+        kept.regions.iter().for_each(|region| memory.allow(*region, true));
     }
 
     fn write(&self, memory: &mut EmulatedMemory, offset: usize, from: &[f32]) -> Result<(), String> {
         assert!(offset + from.len() <= memory.elements, "{offset}+{} of {}", from.len(), memory.elements);
+        #[cfg(sanitize_emulation)]
+        (memory.kept().over = true);
         // SAFETY: inside the memory, which is borrowed exclusively.
         unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), memory.start.add(offset), from.len()) };
         Ok(())
@@ -73,6 +118,8 @@ impl Driver for EmulatedDriver {
 
     fn read(&self, memory: &EmulatedMemory, offset: usize, to: &mut [f32]) -> Result<(), String> {
         assert!(offset + to.len() <= memory.elements, "{offset}+{} of {}", to.len(), memory.elements);
+        #[cfg(sanitize_emulation)]
+        (memory.kept().over = true);
         // SAFETY: inside the memory, which no kernel writes meanwhile.
         unsafe { std::ptr::copy_nonoverlapping(memory.start.add(offset), to.as_mut_ptr(), to.len()) };
         Ok(())
@@ -85,6 +132,8 @@ impl Driver for EmulatedDriver {
         grid: [u32; 3],
         arguments: *const c_void,
     ) -> Result<(), String> {
+        #[cfg(sanitize_emulation)]
+        (memory.kept().over = true);
         let launch = self.launches.fetch_add(1, Ordering::Relaxed);
         let seed = self.seed.wrapping_add(launch.wrapping_mul(0x9e37_79b9_7f4a_7c15));
         // SAFETY: the caller's promise.

@@ -61,7 +61,7 @@ super::arguments! {
 }
 
 /// All parameters of a layer, for all tasks; the bias lies right behind the weight.
-fn region(layer: &Linear, tasks: usize) -> Region {
+pub(super) fn region(layer: &Linear, tasks: usize) -> Region {
     let Linear { weight, bias, task_stride, inputs, outputs } = *layer;
     assert_eq!(bias, weight + inputs * outputs, "the bias must lie right behind the weight");
     let last = if layer.is_shared() { 0 } else { tasks - 1 };
@@ -69,11 +69,16 @@ fn region(layer: &Linear, tasks: usize) -> Region {
 }
 
 /// The place of rates for each parameter, or one rate for all.
-fn rates(rate: &Rate<f32>) -> (u64, f32) {
+pub(super) fn rates(rate: &Rate<f32>) -> (u64, f32) {
     match rate {
         Rate::Uniform(rate) => (NOWHERE, *rate),
         Rate::PerParameter(rates) => (wide(rates.weight), 0.0),
     }
+}
+
+/// What is read of a rate.
+pub(super) fn rates_region(rate: &Rate<f32>) -> Region {
+    if let Rate::PerParameter(rates) = rate { region(rates, 1) } else { NOTHING }
 }
 
 /// Where an array of parameters begins, and its stride.
@@ -86,8 +91,7 @@ pub(super) fn inner_update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAr
     let to = region(&op.to, op.tasks);
     let before = op.velocity.map_or(NOTHING, |v| region(&v, op.tasks));
     let kept = op.new_velocity.map_or(NOTHING, |v| region(&v, op.tasks));
-    let own = if let Rate::PerParameter(rates) = &op.rate { region(rates, 1) } else { NOTHING };
-    arena.check(&[op.delta, op.values, region(&op.from, op.tasks), before, own], &[to, kept]);
+    arena.check(&[op.delta, op.values, region(&op.from, op.tasks), before, rates_region(&op.rate)], &[to, kept]);
     let Linear { inputs, outputs, .. } = op.to;
     let blocks = op.delta.rows / (op.tasks * op.rows);
     let (rates, rate) = rates(&op.rate);
@@ -128,9 +132,9 @@ pub(super) fn reverse_update<D: Driver>(
     op: &device::ReverseUpdate<f32>,
 ) {
     if let (Some(gradient), Some(velocity)) = (op.rate_gradient, &op.velocity) {
-        rate_gradient(device, arena, op, gradient, velocity);
+        rate_gradient(device, arena, op.tasks, (&op.weight_cotangent, velocity), op.scale, gradient);
     }
-    arena.check(&[region(&op.weight_cotangent, op.tasks)], &[region(&op.direction, op.tasks)]);
+    arena.check(&[region(&op.weight_cotangent, op.tasks), rates_region(&op.rate)], &[region(&op.direction, op.tasks)]);
     let length = (op.direction.inputs + 1) * op.direction.outputs;
     let (rates, rate) = rates(&op.rate);
     let call = ReverseUpdate {
@@ -149,29 +153,31 @@ pub(super) fn reverse_update<D: Driver>(
     device.launch(arena, Kernel::ReverseUpdate, [blocks_of(length), op.tasks, 1], &call, shapes);
 }
 
-fn rate_gradient<D: Driver>(
+/// `gradient -= scale * sum over the tasks of cotangent * velocity`, of one rate or of one for each parameter.
+pub(super) fn rate_gradient<D: Driver>(
     device: &CudaDevice<D>,
     arena: &mut CudaArena<D>,
-    op: &device::ReverseUpdate<f32>,
+    tasks: usize,
+    (cotangent, velocity): (&Linear, &Linear),
+    scale: f32,
     gradient: Region,
-    velocity: &Linear,
 ) {
-    arena.check(&[region(&op.weight_cotangent, op.tasks), region(velocity, op.tasks)], &[gradient]);
-    if let Rate::Uniform(_) = op.rate {
-        reduction::add_dot(device, arena, (&op.weight_cotangent, velocity), op.tasks, -op.scale, gradient);
+    arena.check(&[region(cotangent, tasks), region(velocity, tasks)], &[gradient]);
+    let length = gradient.len();
+    if length == 1 {
+        reduction::add_dot(device, arena, (cotangent, velocity), tasks, -scale, gradient);
         return;
     }
-    let length = gradient.len();
     let call = RateGradient {
-        cotangent: wide(op.weight_cotangent.weight),
+        cotangent: wide(cotangent.weight),
         velocity: wide(velocity.weight),
         output: wide(gradient.offset),
-        cotangent_stride: wide(op.weight_cotangent.task_stride),
+        cotangent_stride: wide(cotangent.task_stride),
         velocity_stride: wide(velocity.task_stride),
         length: wide(length),
-        tasks: narrow(op.tasks),
-        scale: op.scale,
+        tasks: narrow(tasks),
+        scale,
     };
-    let shapes = format_args!("{} tasks of {length} parameters", op.tasks);
+    let shapes = format_args!("{tasks} tasks of {length} parameters");
     device.launch(arena, Kernel::RateGradient, [blocks_of(length), 1, 1], &call, shapes);
 }

@@ -12,6 +12,7 @@ mod driver;
 mod emulated;
 #[cfg(feature = "cuda")]
 mod gpu;
+mod inner_adam;
 mod inner_update;
 mod linear;
 mod loss;
@@ -31,9 +32,9 @@ pub use gpu::GpuDriver;
 
 use super::region::check_access;
 use super::{
-    AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram, GramInner, InnerUpdate,
-    LinearBackward, LinearForward, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseUpdate,
-    SupervisedCurvature, SupervisedLoss,
+    AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram,
+    GramInner, InnerUpdate, LinearBackward, LinearForward, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
+    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -148,9 +149,11 @@ macro_rules! arguments {
 use arguments;
 
 impl<D: Driver> CudaArena<D> {
-    /// Checks an operation's regions: see [`check_access`].
+    /// Checks an operation's regions, see [`check_access`], and tells the driver of them.
     fn check(&self, reads: &[Region], writes: &[Region]) {
         check_access(self.elements, reads, writes);
+        let regions = reads.iter().chain(writes).map(|region| (region.offset, region.len()));
+        D::keep_to(&self.memory, regions.chain([(self.partials(), reduction::PARTIALS)]));
     }
 
     /// Where the room for partial sums begins.
@@ -267,6 +270,15 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     }
     fn reverse_update(&self, arena: &mut CudaArena<D>, operation: &ReverseUpdate<f32>) {
         inner_update::reverse_update(self, arena, operation);
+    }
+    fn adam_update(&self, arena: &mut CudaArena<D>, operation: &AdamUpdate<f32>) {
+        inner_adam::update(self, arena, operation);
+    }
+    fn adam_rate_gradient(&self, arena: &mut CudaArena<D>, operation: &AdamRateGradient<f32>) {
+        inner_adam::rates_of_step(self, arena, operation);
+    }
+    fn reverse_adam(&self, arena: &mut CudaArena<D>, operation: &ReverseAdam<f32>) {
+        inner_adam::reverse(self, arena, operation);
     }
     fn sum_rows(&self, arena: &mut CudaArena<D>, from: Region, scale: f32, to: Region, accumulate: bool) {
         array::sum_rows(self, arena, from, scale, to, accumulate);
