@@ -45,6 +45,7 @@ mod meta;
 pub mod model;
 pub mod objective;
 pub mod problem;
+mod progress;
 pub mod run;
 mod scalar;
 pub mod tasks;

@@ -2,12 +2,11 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 
 use super::chart::{Chart, Line};
 use super::run_folder::RunFolder;
-use super::{Compute, on_device};
+use super::{Compute, console, on_device};
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
 use crate::run::{ClipSource, Evaluation, Job, Pools, RunConfig, Score, best_uniform_rate, joint_training};
@@ -98,6 +97,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         .map_err(|e| Error::invalid("evaluation", e.to_string(), "what JSON can hold"))?;
     let (json, svg) = (folder.join("eval.json"), folder.join("eval.svg"));
     crate::atomic::write(&json, |out| writeln!(out, "{text}"))?;
+    console::record(&report)?;
     chart(&contestants, config).write(&svg)?;
     print_verdict(&contestants, config);
     say!("written: {}, {}", json.display(), svg.display());
@@ -116,8 +116,8 @@ fn open(config: &mut RunConfig, moved: Option<&Path>) -> Result<Option<Pools>> {
                 }
                 (_, None) => {}
             }
-            let pools = job.source.open(config.seed, min_clips, true)?;
-            pools.notes.iter().for_each(|note| eprintln!("note: {note}"));
+            let pools = job.source.open(config.seed, min_clips, console::shows_progress())?;
+            console::notes(&pools.notes);
             Ok(Some(pools))
         }
         (Job::Sinusoid(_), Some(_)) => {
@@ -142,10 +142,7 @@ fn contestants<D: Device<f32> + Clone>(
     if !arguments.no_baselines {
         // As long as the checkpoint was trained, which may be shorter than the run was meant to be.
         let steps_given = config.pretraining + checkpoint.step;
-        let bar = ProgressBar::new(steps_given).with_message("joint training");
-        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
-            bar.set_style(style);
-        }
+        let bar = console::progress_bar("joint training", steps_given);
         let joint = joint_training(device, config, pools, steps_given, |step| {
             bar.set_position(step);
             true

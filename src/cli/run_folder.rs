@@ -71,6 +71,9 @@ impl RunFolder {
     pub fn checkpoint(&self) -> PathBuf {
         self.0.join(CHECKPOINT)
     }
+    pub fn config(&self) -> PathBuf {
+        self.0.join("config.toml")
+    }
     pub fn metrics(&self) -> PathBuf {
         self.0.join("metrics.jsonl")
     }
@@ -87,12 +90,9 @@ impl RunFolder {
         self.0.join("adapted.gif")
     }
 
-    /// Writes the checkpoint and, for people, the configuration beside it.
+    /// Writes the checkpoint.
     pub fn write(&self, checkpoint: &Checkpoint) -> Result<()> {
-        checkpoint.write(&self.checkpoint())?;
-        let text = serde_json::to_string_pretty(&checkpoint.config)
-            .map_err(|e| Error::invalid("configuration", e.to_string(), "what JSON can hold"))?;
-        crate::atomic::write(&self.0.join("config.json"), |out| writeln!(out, "{text}"))
+        checkpoint.write(&self.checkpoint())
     }
 }
 

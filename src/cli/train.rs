@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
 use super::chart::{Chart, Line};
+use super::config_file::Effective;
 use super::run_folder::{Metric, Metrics, RunFolder};
 use super::samples::{Comparison, write_comparison};
 use super::setup::Setup;
-use super::{Compute, on_device};
+use super::{Compute, console, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::device::Device;
 use crate::model::Parameters;
@@ -31,6 +31,10 @@ pub(super) struct Arguments {
     /// Continue a run: its folder or its checkpoint. Everything but threads and files comes from the checkpoint
     #[arg(long, value_name = "RUN", conflicts_with = "Setup")]
     resume: Option<PathBuf>,
+    /// Take options from a TOML file, `option = value` a line; those given here count more. A run's config.toml makes the
+    /// run again
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    pub(super) config: Option<PathBuf>,
     /// Folder of the run; the next free runs/NAME-N when absent
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
@@ -55,16 +59,36 @@ const INTERRUPTED: u8 = 130;
 /// Held-out episodes that tell what adapting gains.
 const EPISODES: usize = 64;
 
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    for (option, value) in [
-        ("--checkpoint-every", Some(arguments.checkpoint_every)),
-        ("--sample-every", arguments.sample_every),
-        ("--log-every", arguments.log_every),
-    ] {
-        if value == Some(0) {
-            return Err(Error::invalid(option, "0", "at least 1"));
+impl Arguments {
+    /// Checks that the options fit together.
+    ///
+    /// # Errors
+    /// Naming the option or field at fault.
+    pub(super) fn check(&self) -> Result<()> {
+        for (option, value) in [
+            ("--checkpoint-every", Some(self.checkpoint_every)),
+            ("--sample-every", self.sample_every),
+            ("--log-every", self.log_every),
+        ] {
+            if value == Some(0) {
+                return Err(Error::invalid(option, "0", "at least 1"));
+            }
         }
+        if self.resume.is_some() { Ok(()) } else { self.setup.config().map(drop) }
     }
+
+    fn log_every(&self, steps: u64) -> u64 {
+        self.log_every.unwrap_or((steps / 1000).max(1))
+    }
+
+    fn sample_every(&self, steps: u64) -> u64 {
+        self.sample_every.unwrap_or((steps / 5).max(1))
+    }
+}
+
+/// Runs the command; `effective` is what it was started with.
+pub(super) fn run(arguments: &Arguments, mut effective: Effective) -> Result<ExitCode> {
+    arguments.check()?;
     let resumed = match &arguments.resume {
         Some(path) => {
             let path = RunFolder::find_checkpoint(Some(path))?;
@@ -78,19 +102,22 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => arguments.setup.config()?,
     };
     arguments.compute.override_strategy(&mut config);
+    effective.set("pretraining", config.pretraining);
+    effective.set("log-every", arguments.log_every(config.steps));
+    effective.set("sample-every", arguments.sample_every(config.steps));
     let min_clips = config.shape.shots.saturating_add(config.shape.queries);
     let (job, shape) = (config.job.clone(), config.shape);
     match &job {
         Job::Video(video) => {
-            let pools = video.source.open(config.seed, min_clips, true)?;
-            pools.notes.iter().for_each(|note| eprintln!("note: {note}"));
+            let pools = video.source.open(config.seed, min_clips, console::shows_progress())?;
+            console::notes(&pools.notes);
             let batches = VideoBatches::new(video, &pools, shape)?;
-            let start = Start { arguments, config, resumed, pools: Some(pools) };
+            let start = Start { arguments, effective, config, resumed, pools: Some(pools) };
             on_device!(arguments.compute, device => train(device, start, video.objective.clone(), batches))
         }
         Job::Sinusoid(sine) => {
             let batches = SineBatches::new(sine, shape)?;
-            let start = Start { arguments, config, resumed, pools: None };
+            let start = Start { arguments, effective, config, resumed, pools: None };
             on_device!(arguments.compute, device => train(device, start, sine.objective.clone(), batches))
         }
     }
@@ -99,6 +126,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// What a run starts from.
 struct Start<'a> {
     arguments: &'a Arguments,
+    effective: Effective,
     config: RunConfig,
     resumed: Option<(RunFolder, Checkpoint)>,
     pools: Option<Pools>,
@@ -109,7 +137,7 @@ where
     D: Device<f32> + Clone,
     B: Batches,
 {
-    let Start { arguments, config, resumed, pools } = start;
+    let Start { arguments, effective, config, resumed, pools } = start;
     let (mut session, folder) = match resumed {
         Some((folder, mut checkpoint)) => {
             checkpoint.config = config.clone();
@@ -132,6 +160,7 @@ where
                 Job::Sinusoid(_) => "sinusoid",
             };
             let folder = RunFolder::create(arguments.out.as_deref(), name)?;
+            effective.write(&folder.config())?;
             folder.write(&session.checkpoint())?;
             (session, folder)
         }
@@ -159,8 +188,7 @@ fn pretrain<D: Device<f32> + Clone>(
     config: &RunConfig,
     pools: Option<&Pools>,
 ) -> Result<Option<Vec<Parameters<f32>>>> {
-    let bar = progress_bar(config.pretraining, 0);
-    bar.set_message("joint training");
+    let bar = console::progress_bar("joint training", config.pretraining);
     let interrupted = interruption();
     let parameters = joint_training(device, config, pools, config.pretraining, |step| {
         bar.set_position(step);
@@ -178,11 +206,11 @@ where
     B: Batches,
 {
     let steps = session.config().steps;
-    let log_every = arguments.log_every.unwrap_or((steps / 1000).max(1));
-    let sample_every = arguments.sample_every.unwrap_or((steps / 5).max(1));
+    let (log_every, sample_every) = (arguments.log_every(steps), arguments.sample_every(steps));
     let mut metrics = Metrics::open(report.folder.metrics(), session.steps_done())?;
     let interrupted = interruption();
-    let bar = progress_bar(steps, session.steps_done());
+    let bar = console::progress_bar("meta-training", steps).with_position(session.steps_done());
+    bar.reset_eta();
     let mut window = Window::new();
     let begun = Instant::now();
     let first = session.steps_done();
@@ -225,14 +253,6 @@ fn interruption() -> &'static AtomicBool {
     // Set once. Without a handler Ctrl-C ends the program at once, as it does everywhere; checkpoints are whole all the same.
     let _ = ctrlc::set_handler(handler);
     &SEEN
-}
-
-fn progress_bar(steps: u64, done: u64) -> ProgressBar {
-    let bar = ProgressBar::new(steps).with_position(done);
-    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {elapsed}<{eta} {msg}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 fn message(metric: &Metric) -> String {
