@@ -14,10 +14,9 @@ use super::{Compute, console, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::device::Device;
 use crate::model::Parameters;
-use crate::run::{
-    Batches, Evaluation, Job, Pools, RunConfig, Session, SineBatches, StepReport, VideoBatches, joint_training,
-};
-use crate::{Error, Result, Trace};
+use crate::run::{Evaluation, Job, Pools, RunConfig, Session, SineBatches, StepReport, Tasks, joint_training};
+use crate::tasks::Episodes;
+use crate::{Error, Objective, Result, Shape, Trace};
 
 /// Meta-train on a folder of clips, or on built-in tasks
 ///
@@ -111,7 +110,8 @@ pub(super) fn run(arguments: &Arguments, mut effective: Effective) -> Result<Exi
         Job::Video(video) => {
             let pools = video.source.open(config.seed, min_clips, console::shows_progress())?;
             console::notes(&pools.notes);
-            let batches = VideoBatches::new(video, &pools, shape)?;
+            let Shape { tasks, shots, queries } = shape;
+            let batches = Episodes::new(pools.training.clone(), video.latent, tasks, shots, queries)?;
             let start = Start { arguments, effective, config, resumed, pools: Some(pools) };
             on_device!(arguments.compute, device => train(device, start, video.objective.clone(), batches))
         }
@@ -132,19 +132,20 @@ struct Start<'a> {
     pools: Option<Pools>,
 }
 
-fn train<D, B>(device: D, start: Start<'_>, objective: B::Objective, batches: B) -> Result<ExitCode>
+fn train<O, S, D>(device: D, start: Start<'_>, objective: O, tasks: S) -> Result<ExitCode>
 where
+    O: Objective,
+    S: Tasks<O>,
     D: Device<f32> + Clone,
-    B: Batches,
 {
     let Start { arguments, effective, config, resumed, pools } = start;
     let (mut session, folder) = match resumed {
         Some((folder, mut checkpoint)) => {
             checkpoint.config = config.clone();
-            (Session::resume(device.clone(), &checkpoint, objective, batches)?, folder)
+            (Session::resume(device.clone(), &checkpoint, objective, tasks)?, folder)
         }
         None => {
-            let mut session = Session::new(device.clone(), config.clone(), objective, batches)?;
+            let mut session = Session::new(device.clone(), config.clone(), objective, tasks)?;
             if config.pretraining > 0 {
                 match pretrain(&device, &config, pools.as_ref())? {
                     Some(parameters) => session.set_parameters(&parameters)?,
@@ -200,10 +201,11 @@ fn pretrain<D: Device<f32> + Clone>(
 }
 
 /// Runs to the end, or until Ctrl-C: then true.
-fn course<D, B>(session: &mut Session<D, B>, arguments: &Arguments, report: &Reporter<D>) -> Result<bool>
+fn course<O, S, D>(session: &mut Session<O, S, D>, arguments: &Arguments, report: &Reporter<D>) -> Result<bool>
 where
+    O: Objective,
+    S: Tasks<O>,
     D: Device<f32> + Clone,
-    B: Batches,
 {
     let steps = session.config().steps;
     let (log_every, sample_every) = (arguments.log_every(steps), arguments.sample_every(steps));
@@ -325,7 +327,7 @@ struct Reporter<D> {
 }
 
 impl<D: Device<f32> + Clone> Reporter<D> {
-    fn announce<B: Batches>(&self, session: &Session<D, B>, pools: Option<&Pools>) {
+    fn announce<O: Objective, S: Tasks<O>>(&self, session: &Session<O, S, D>, pools: Option<&Pools>) {
         let config = session.config();
         for (name, mlp) in config.job.networks() {
             let widths: Vec<String> = mlp.widths().iter().map(ToString::to_string).collect();
@@ -338,7 +340,11 @@ impl<D: Device<f32> + Clone> Reporter<D> {
     }
 
     /// Adapts the session's parameters to the held-out episodes.
-    fn trace<B: Batches>(&self, session: &Session<D, B>, evaluation: &Evaluation) -> Result<Trace<f32>> {
+    fn trace<O: Objective, S: Tasks<O>>(
+        &self,
+        session: &Session<O, S, D>,
+        evaluation: &Evaluation,
+    ) -> Result<Trace<f32>> {
         let (config, learner) = (session.config(), session.learner());
         let networks = 0..config.job.networks().len();
         let parameters: Vec<_> = networks.clone().map(|network| learner.parameters(network)).collect();
@@ -348,7 +354,7 @@ impl<D: Device<f32> + Clone> Reporter<D> {
     }
 
     /// Writes held-out tasks as they are, before, and after adapting; nothing for sinusoids.
-    fn sample<B: Batches>(&self, session: &Session<D, B>, path: &Path) -> Result<()> {
+    fn sample<O: Objective, S: Tasks<O>>(&self, session: &Session<O, S, D>, path: &Path) -> Result<()> {
         match &self.evaluation {
             Some(evaluation) if evaluation.clips().is_some() => {
                 write_samples(session.config(), evaluation, &self.trace(session, evaluation)?, path)
@@ -358,7 +364,7 @@ impl<D: Device<f32> + Clone> Reporter<D> {
     }
 
     /// The last samples, and what adapting gains.
-    fn finish<B: Batches>(&self, session: &Session<D, B>) -> Result<()> {
+    fn finish<O: Objective, S: Tasks<O>>(&self, session: &Session<O, S, D>) -> Result<()> {
         say!("checkpoint: {}", self.folder.checkpoint().display());
         let Some(evaluation) = &self.evaluation else {
             say!("no task was held out, so nothing tells what adapting gains");
