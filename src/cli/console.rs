@@ -66,6 +66,20 @@ pub(super) fn record(value: &impl Serialize) -> Result<()> {
     Ok(())
 }
 
+/// Prints a line for programs that says what it is about.
+///
+/// # Errors
+/// As [`record`].
+pub(super) fn event(event: &'static str, content: &impl Serialize) -> Result<()> {
+    #[derive(Serialize)]
+    struct Event<'a, T> {
+        event: &'static str,
+        #[serde(flatten)]
+        content: &'a T,
+    }
+    record(&Event { event, content })
+}
+
 /// Says what was passed over or done without.
 pub(super) fn notes(notes: &[String]) {
     if mode() != Mode::Quiet {

@@ -10,12 +10,17 @@ mod bench;
 mod chart;
 mod config_file;
 mod console;
+mod documents;
 mod eval;
 mod generate;
 mod grad;
+mod metrics;
+mod report;
+mod reporter;
 mod run_folder;
 mod samples;
 mod setup;
+mod tensorboard;
 mod train;
 
 use std::ffi::OsString;
@@ -30,10 +35,13 @@ use crate::device::cpu::CpuDevice;
 use crate::run::RunConfig;
 use crate::{Error, Result, Strategy};
 
+/// The program's name.
+const NAME: &str = "innerloop";
+
 /// Fast gradient-based meta-learning with multilayer perceptrons, and a video generator that adapts to a new subject
 /// from a handful of clips.
 #[derive(Debug, Parser)]
-#[command(name = "innerloop", version, arg_required_else_help = true)]
+#[command(name = NAME, version, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
@@ -47,8 +55,11 @@ enum Command {
     Adapt(adapt::Arguments),
     Generate(generate::Arguments),
     Eval(eval::Arguments),
+    Report(report::Arguments),
     Grad(grad::Arguments),
     Bench(bench::Arguments),
+    Completions(documents::Completions),
+    Man(documents::Man),
 }
 
 /// Where and how to compute; the same for every command.
@@ -133,14 +144,25 @@ pub fn main() -> ExitCode {
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Grad(arguments) => grad::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Completions(arguments) => {
+            documents::completions(command(), &arguments);
+            Ok(())
+        }
+        Command::Man(arguments) => documents::man(command(), &arguments),
     };
     finish(result.map(|()| ExitCode::SUCCESS))
 }
 
+/// The commands and their options.
+fn command() -> clap::Command {
+    with_settable_flags(Arguments::command())
+}
+
 /// Parses the command line, with train's configuration file put in; also what train was started with.
 fn parse(given: Vec<OsString>) -> Result<(Arguments, Effective)> {
-    let command = with_settable_flags(Arguments::command());
+    let command = command();
     let parse = |arguments: &[OsString]| {
         let matches = command.clone().try_get_matches_from(arguments)?;
         Ok((Arguments::from_arg_matches(&matches)?, matches))

@@ -1,4 +1,4 @@
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::config::{Job, Pools, RunConfig};
 use super::trainer::stream;
@@ -9,7 +9,7 @@ use crate::video::{ClipFormat, psnr, ssim};
 use crate::{Error, MetaLearner, MetaOptimizer, Objective, Result, Shape, SupervisedBatch, Trace};
 
 /// A mean over episodes and how far it may be off.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
@@ -28,15 +28,15 @@ impl Estimate {
 }
 
 /// How the query sets of all episodes come out after some inner steps.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// The loss: that of the generator, or the mean squared error of a sinusoid.
     pub loss: Estimate,
     /// Peak signal-to-noise ratio of clips, in dB.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub psnr: Option<Estimate>,
     /// Structural similarity of clips.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ssim: Option<Estimate>,
 }
 
