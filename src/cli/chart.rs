@@ -57,7 +57,7 @@ impl Chart<'_> {
         let y = Axis::new(y_low..=y_high, logarithmic, ((height - top - bottom) / 40.0) as usize);
         let left = 2.0 * TEXT + LETTER * y.labels().iter().map(|(_, text)| text.len()).max().unwrap_or(1) as f64;
         let right = width - 2.0 * LETTER;
-        let x = Axis::new(x_low..=x_high, false, ((right - left) / 70.0) as usize).whole();
+        let x = Axis::new(x_low..=x_high, false, ((right - left) / 70.0) as usize).whole().tight(x_low, x_high);
         let place_x = |value: f64| left + x.fraction(value) * (right - left);
         let place_y = |value: f64| height - bottom - y.fraction(value) * (height - top - bottom);
 
@@ -185,6 +185,15 @@ impl Axis {
     fn whole(self) -> Self {
         let step = self.ticks.get(1).map_or(1.0, |second| second - self.ticks[0]);
         if step < 1.0 { Self::linear(self.low, self.high, 1.0) } else { self }
+    }
+
+    /// From the first value to the last, if they differ, rather than from mark to mark.
+    fn tight(mut self, low: f64, high: f64) -> Self {
+        if low < high {
+            (self.low, self.high) = (low, high);
+            self.ticks.retain(|tick| (low..=high).contains(tick));
+        }
+        self
     }
 
     /// How far along the axis a value lies, from 0 to 1.

@@ -207,29 +207,35 @@ impl Run {
         };
         let mut body = figures(&[evaluation_chart(contestants, self.is_video())]);
         let steps = contestants.first().map_or(0, |c| c.scores.len());
-        let header: String = (0..steps).map(|step| format!("<th>{step}</th>")).collect();
+        let head = |contestant: &Contestant| {
+            let rate = contestant.rate.map_or(String::new(), |rate| format!("<small>rate {rate}</small>"));
+            format!("<th>{}{rate}</th>", escape(&contestant.name))
+        };
+        let header: String = contestants.iter().map(head).collect();
         let measures: &[(&str, Measure, usize)] = if self.is_video() {
             &[("PSNR, dB", |s| s.psnr, 2), ("SSIM", |s| s.ssim, 3), ("loss", |s| Some(s.loss), 4)]
         } else {
             &[("loss", |s| Some(s.loss), 4)]
         };
+        body.push_str("<div class=\"grid\">\n");
         for (name, measure, digits) in measures {
-            let row = |contestant: &Contestant| {
-                let cell = |score: &Score| match measure(score) {
-                    Some(e) => format!("<td>{:.digits$}<small> ±{:.digits$}</small></td>", e.mean, e.margin),
-                    None => "<td>–</td>".to_owned(),
-                };
-                let rate = contestant.rate.map_or(String::new(), |rate| format!("<small> rate {rate}</small>"));
-                let cells: String = contestant.scores.iter().map(cell).collect();
-                format!("<tr><th>{}{rate}</th>{cells}</tr>\n", escape(&contestant.name))
+            let cell = |score: &Score| match measure(score) {
+                Some(e) => format!("<td>{:.digits$}<small> ±{:.digits$}</small></td>", e.mean, e.margin),
+                None => "<td>–</td>".to_owned(),
             };
-            let rows: String = contestants.iter().map(row).collect();
+            let row = |step: usize| {
+                let cells: String =
+                    contestants.iter().map(|c| c.scores.get(step).map_or(String::new(), cell)).collect();
+                format!("<tr><th>{step}</th>{cells}</tr>\n")
+            };
+            let rows: String = (0..steps).map(row).collect();
             let _ = write!(
                 body,
-                "<div class=\"scroll\"><table><caption>{name}, after inner steps</caption>\
-                 <thead><tr><td></td>{header}</tr></thead><tbody>\n{rows}</tbody></table></div>\n"
+                "<table class=\"scores\"><caption>{name}</caption>\
+                 <thead><tr><th>steps</th>{header}</tr></thead><tbody>\n{rows}</tbody></table>\n"
             );
         }
+        body.push_str("</div>\n");
         let _ = write!(
             body,
             "<p class=\"note\">Query sets of {episodes} held-out episodes; ± is the 95 % confidence interval."
@@ -265,7 +271,7 @@ impl Run {
             if let Some(animation) = data_uri(&path)? {
                 let _ = write!(
                     body,
-                    "<figure><img loading=\"lazy\" src=\"{animation}\" alt=\"Samples at meta-step {step}\">\
+                    "<figure><img src=\"{animation}\" alt=\"Samples at meta-step {step}\">\
                      <figcaption>meta-step {step}</figcaption></figure>\n"
                 );
             }
