@@ -21,12 +21,11 @@ use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
-use safetensors::SafeTensors;
-use safetensors::tensor::{Dtype, TensorView};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Activation, Mlp, Parameters};
+use crate::model::{Mlp, Parameters};
 use crate::run::RunConfig;
+use crate::tensors::{TensorFile, Tensors};
 use crate::{Error, MetaOptimizer, OptimizerState, RateKind, Result};
 
 /// The metadata field, and the format's number.
@@ -132,11 +131,7 @@ impl Checkpoint {
             subject: None,
         };
         for (((name, mlp), parameters), phi) in networks.iter().zip(&self.parameters).zip(&self.phi) {
-            for (layer, prefix) in layer_names(name, mlp).into_iter().enumerate() {
-                let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
-                tensors.push_f32(format!("{prefix}.weight"), vec![outputs, inputs], parameters.weight(layer));
-                tensors.push_f32(format!("{prefix}.bias"), vec![outputs], parameters.bias(layer));
-            }
+            tensors.push_network(&format!("{name}.main"), parameters);
             tensors.push_f32(format!("phi.{name}"), phi_shape(phi, mlp), phi.values());
         }
         match &self.stage {
@@ -146,8 +141,7 @@ impl Checkpoint {
                         let shape = vec![mlp.parameter_count()];
                         tensors.push_f32(format!("optimizer.{name}.{order}"), shape, moment.values());
                     }
-                    let bytes = phi.iter().flat_map(|(m, v)| [m.to_le_bytes(), v.to_le_bytes()]).flatten().collect();
-                    tensors.0.push((format!("optimizer.phi.{name}"), Dtype::F64, vec![phi.len(), 2], bytes));
+                    tensors.push_pairs(format!("optimizer.phi.{name}"), phi);
                 }
                 let stream = self.step + 1;
                 header.rng = Some(RngState { generator: "ChaCha8".into(), seed: self.config.seed, stream });
@@ -161,7 +155,7 @@ impl Checkpoint {
         }
         let header = serde_json::to_string(&header)
             .map_err(|e| Error::invalid("checkpoint", e.to_string(), "what JSON can hold"))?;
-        tensors.serialize(HashMap::from([(FIELD.to_owned(), header)]))
+        tensors.serialize(Some(HashMap::from([(FIELD.to_owned(), header)])))
     }
 
     /// A checkpoint from a file's bytes; `path` is what errors call it.
@@ -170,50 +164,33 @@ impl Checkpoint {
     /// As [`Checkpoint::read`].
     pub fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
         let reader = Reader::new(path, bytes)?;
+        let tensors = &reader.tensors;
         let Header { config, step, steps_of, subject, .. } = reader.header()?;
-        config.check().map_err(|e| reader.error(format!("its configuration does not fit together ({e})")))?;
+        config.check().map_err(|e| tensors.error(format!("its configuration does not fit together ({e})")))?;
         let (inner, networks) = (config.job.inner(), config.job.networks());
         let (mut parameters, mut phi) = (Vec::new(), Vec::new());
         for (name, mlp) in &networks {
-            // Nothing is set aside for what the configuration claims: the tensors have to be there.
-            let mut values = Vec::new();
-            for (layer, prefix) in layer_names(name, mlp).into_iter().enumerate() {
-                let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
-                values.extend(reader.f32(&format!("{prefix}.weight"), Some(&[outputs, inputs]))?);
-                values.extend(reader.f32(&format!("{prefix}.bias"), Some(&[outputs]))?);
-            }
-            parameters.push(reader.fits(Parameters::from_values(mlp, values))?);
-            let values = reader.f32(&format!("phi.{name}"), None)?;
+            parameters.push(tensors.network(&format!("{name}.main"), mlp)?);
+            let values = tensors.f32(&format!("phi.{name}"), None)?;
             phi.push(reader.fits(MetaOptimizer::from_values(inner.rates, mlp, inner.steps, values))?);
         }
         let stage = if let Some(subject) = subject {
-            Stage::Adapted { subject, latents: reader.f32("subject.latents", None)? }
+            Stage::Adapted { subject, latents: tensors.f32("subject.latents", None)? }
         } else {
-            let steps_of = steps_of.ok_or_else(|| reader.error("does not say how many steps its networks took"))?;
+            let steps_of = steps_of.ok_or_else(|| tensors.error("does not say how many steps its networks took"))?;
             let mut optimizer = OptimizerState { networks: Vec::new(), phi: Vec::new(), steps_of, steps: step };
             for ((name, mlp), phi) in networks.iter().zip(&phi) {
                 let moment = |order| -> Result<Parameters<f32>> {
-                    let values = reader.f32(&format!("optimizer.{name}.{order}"), Some(&[mlp.parameter_count()]))?;
+                    let values = tensors.f32(&format!("optimizer.{name}.{order}"), Some(&[mlp.parameter_count()]))?;
                     reader.fits(Parameters::from_values(mlp, values))
                 };
                 optimizer.networks.push([moment("first")?, moment("second")?]);
-                optimizer.phi.push(reader.pairs(&format!("optimizer.phi.{name}"), phi.values().len())?);
+                optimizer.phi.push(tensors.pairs(&format!("optimizer.phi.{name}"), phi.values().len())?);
             }
             Stage::Training { optimizer: Box::new(optimizer) }
         };
         Ok(Self { config, parameters, phi, step, stage })
     }
-}
-
-/// The names of a network's Linear layers in a PyTorch `nn.Sequential` called `main`.
-fn layer_names(network: &str, mlp: &Mlp) -> Vec<String> {
-    let mut index = 0;
-    let mut names = Vec::new();
-    for activation in mlp.activations() {
-        names.push(format!("{network}.main.{index}"));
-        index += if *activation == Activation::Linear { 1 } else { 2 };
-    }
-    names
 }
 
 fn phi_shape(phi: &MetaOptimizer<f32>, mlp: &Mlp) -> Vec<usize> {
@@ -223,45 +200,18 @@ fn phi_shape(phi: &MetaOptimizer<f32>, mlp: &Mlp) -> Vec<usize> {
     }
 }
 
-/// Tensors on their way into a file: name, type, shape, little-endian bytes.
-#[derive(Default)]
-struct Tensors(Vec<(String, Dtype, Vec<usize>, Vec<u8>)>);
-
-impl Tensors {
-    fn push_f32(&mut self, name: String, shape: Vec<usize>, values: &[f32]) {
-        let bytes = values.iter().flat_map(|v| v.to_le_bytes()).collect();
-        self.0.push((name, Dtype::F32, shape, bytes));
-    }
-
-    fn serialize(&self, metadata: HashMap<String, String>) -> Result<Vec<u8>> {
-        let failed = |e: safetensors::SafeTensorError| {
-            Error::invalid("checkpoint", e.to_string(), "tensors that safetensors can hold")
-        };
-        let views: Vec<_> = (self.0.iter())
-            .map(|(name, dtype, shape, bytes)| Ok((name, TensorView::new(*dtype, shape.clone(), bytes)?)))
-            .collect::<Result<_, _>>()
-            .map_err(failed)?;
-        safetensors::serialize(views, Some(metadata)).map_err(failed)
-    }
-}
-
-/// A safetensors file that is being read.
+/// A checkpoint file that is being read.
 struct Reader<'a> {
-    path: &'a Path,
-    file: SafeTensors<'a>,
+    tensors: TensorFile<'a>,
     header: String,
 }
 
 impl<'a> Reader<'a> {
     fn new(path: &'a Path, bytes: &'a [u8]) -> Result<Self> {
-        let broken = |e: safetensors::SafeTensorError| {
-            let problem = format!("is not a whole checkpoint ({e})");
-            Error::file(path, problem, "name a .safetensors file that innerloop train or adapt wrote, or copy it again")
-        };
-        let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
-        let file = SafeTensors::deserialize(bytes).map_err(broken)?;
-        match header.metadata().as_ref().and_then(|metadata| metadata.get(FIELD)) {
-            Some(header) => Ok(Self { path, file, header: header.clone() }),
+        let remedy = "take a checkpoint that this version of innerloop wrote";
+        let tensors = TensorFile::new(path, bytes, ["checkpoint", "innerloop train or adapt", remedy])?;
+        match tensors.metadata(FIELD).map(str::to_owned) {
+            Some(header) => Ok(Self { tensors, header }),
             None => {
                 let remedy = "name a file that innerloop train or adapt wrote";
                 Err(Error::file(path, "is a safetensors file, but not a checkpoint of innerloop", remedy))
@@ -269,13 +219,9 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn error(&self, problem: impl Into<String>) -> Error {
-        Error::file(self.path, problem, "take a checkpoint that this version of innerloop wrote")
-    }
-
     /// An error about a value names the file too.
     fn fits<V>(&self, result: Result<V>) -> Result<V> {
-        result.map_err(|e| self.error(format!("does not fit its own configuration ({e})")))
+        result.map_err(|e| self.tensors.error(format!("does not fit its own configuration ({e})")))
     }
 
     fn header(&self) -> Result<Header> {
@@ -284,42 +230,11 @@ impl<'a> Reader<'a> {
         struct Format {
             format: u32,
         }
-        let broken = |e: serde_json::Error| self.error(format!("has a header that cannot be read ({e})"));
+        let broken = |e: serde_json::Error| self.tensors.error(format!("has a header that cannot be read ({e})"));
         let Format { format } = serde_json::from_str(&self.header).map_err(broken)?;
         if format != FORMAT {
-            return Err(self.error(format!("has format {format}, this version reads format {FORMAT}")));
+            return Err(self.tensors.error(format!("has format {format}, this version reads format {FORMAT}")));
         }
         serde_json::from_str(&self.header).map_err(broken)
-    }
-
-    fn bytes(&self, name: &str, dtype: Dtype, shape: Option<&[usize]>) -> Result<&[u8]> {
-        let view = self.file.tensor(name).map_err(|_| self.error(format!("has no tensor {name:?}")))?;
-        if view.dtype() != dtype || shape.is_some_and(|shape| view.shape() != shape) {
-            let expected = shape.map_or(String::new(), |shape| format!(" {shape:?}"));
-            let problem =
-                format!("has tensor {name:?} as {:?} {:?}, not {dtype:?}{expected}", view.dtype(), view.shape());
-            return Err(self.error(problem));
-        }
-        Ok(view.data())
-    }
-
-    fn f32(&self, name: &str, shape: Option<&[usize]>) -> Result<Vec<f32>> {
-        let values: Vec<f32> =
-            self.bytes(name, Dtype::F32, shape)?.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
-        match values.iter().find(|v| !v.is_finite()) {
-            Some(value) => Err(self.error(format!("has {value} in tensor {name:?}"))),
-            None => Ok(values),
-        }
-    }
-
-    fn pairs(&self, name: &str, count: usize) -> Result<Vec<(f64, f64)>> {
-        let numbers: Vec<f64> = self
-            .bytes(name, Dtype::F64, Some(&[count, 2]))?
-            .as_chunks()
-            .0
-            .iter()
-            .map(|b| f64::from_le_bytes(*b))
-            .collect();
-        Ok(numbers.as_chunks::<2>().0.iter().map(|[first, second]| (*first, *second)).collect())
     }
 }

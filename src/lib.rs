@@ -1,37 +1,49 @@
 //! Fast gradient-based meta-learning (MAML, Reptile and kin) with multilayer perceptrons.
 //!
-//! A [`MetaLearner`] holds the shared parameters and carries out meta-steps on batches of your own; the exact second-order
-//! meta-gradient comes in the dual form, in which no task's weights are ever stored. Second-order MAML on sinusoids:
+//! MAML on data of your own: say what a task is, and train. Here a task is a line through the origin; its first five points
+//! are the support set, which the network adapts on, the others the query set, on which it is judged.
 //!
 //! ```
-//! use innerloop::device::cpu::CpuDevice;
-//! use innerloop::model::{Activation, Mlp, Parameters};
-//! use innerloop::objective::Loss;
-//! use innerloop::tasks::{SineBatch, Sinusoids};
-//! use innerloop::*;
-//! use rand::SeedableRng;
+//! use innerloop::{device::cpu::CpuDevice, model::*, objective::Loss, rand::RngExt, rand_chacha::ChaCha8Rng, *};
+//! use std::ops::ControlFlow::{Break, Continue};
 //!
-//! let mut rng = rand_chacha::ChaCha8Rng::seed_from_u64(0);
-//! let mlp = Mlp::with_hidden(1, &[40, 40], 1, Activation::Relu, Activation::Linear)?;
-//! let inner = InnerConfig { learn_rates: true, ..InnerConfig::new(Algorithm::Maml, 3) };
-//! let phi = MetaOptimizer::<f32>::uniform(inner.rates, &mlp, inner.steps, 0.01)?;
-//! let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
-//! let shape = Shape { tasks: 25, shots: 10, queries: 10 };
-//! let mut learner = MetaLearner::new(CpuDevice::new(0)?, config, shape, vec![phi])?;
-//! learner.set_parameters(0, &Parameters::initialise(&mlp, &mut rng))?;
-//! let mut batch = SineBatch::default();
-//! for _ in 0..20 {
-//!     Sinusoids::default().draw_batch(&mut rng, shape.tasks, shape.shots, shape.queries, &mut batch)?;
-//!     let SineBatch { support_x, support_y, query_x, query_y } = &batch;
-//!     let losses = learner.run(SupervisedRows { support_x, support_y, query_x, query_y }, &mut rng)?;
-//!     println!("query loss after adapting: {:.3}", losses.mean());
-//!     learner.update(&OuterConfig::adam(1e-3))?;
-//! }
+//! let lines = |rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch| {
+//!     for _ in 0..16 {
+//!         let slope = rng.random_range(-2.0..2.0);
+//!         let x: [f32; 10] = std::array::from_fn(|_| rng.random_range(-1.0..1.0));
+//!         let y = x.map(|x| slope * x);
+//!         batch.push_task((&x[..5], &y[..5]), (&x[5..], &y[5..]));
+//!     }
+//!     Ok(())
+//! };
+//! let mlp = Mlp::new(&[1, 32, 32, 1], &[Activation::Relu, Activation::Relu, Activation::Linear])?;
+//! let maml = SupervisedConfig { mlp, loss: Loss::Mse, inner: InnerConfig::new(Algorithm::Maml, 3) };
+//! let config = TrainingConfig::new(Shape { tasks: 16, shots: 5, queries: 5 }, &[0.1]);
+//! let device = CpuDevice::new(0)?;
+//! let mut trainer = Trainer::new(device.clone(), maml, config, lines)?;
+//! trainer.train(1000, |step| if step.loss < 0.005 { Break(()) } else { Continue(()) })?;
+//!
+//! let adapted = trainer.adapt(&[-0.8, -0.4, 0.2, 0.5, 0.9], &[-1.2, -0.6, 0.3, 0.75, 1.35])?; // the slope is 1.5
+//! let y = forward(&device, &adapted, &[0.6])?;
+//! assert!((y[0] - 0.9).abs() < 0.2, "{y:?}");
 //! # Ok::<(), Error>(())
 //! ```
 //!
-//! [`VideoConfig`] in place of [`SupervisedConfig`] meta-trains a video generator and its discriminator; [`run`] ties a
-//! learner to tasks, [`checkpoint`]s and evaluation, as the command line does.
+//! | to change | take |
+//! |---|---|
+//! | the tasks | any `FnMut` as above, or a type that implements [`Tasks`] |
+//! | the network | [`model::Mlp`] of any widths and activations; [`pytorch`] reads and writes its weights |
+//! | the loss | [`objective::Loss`]: regression, binary or many classes |
+//! | the algorithm, inner steps, momentum, learned rates | [`InnerConfig`] |
+//! | the outer optimizer | [`OuterConfig`] in [`TrainingConfig`] |
+//! | to a video generator and its discriminator | [`VideoConfig`], with [`tasks::Episodes`] of your own [`tasks::ClipTasks`] |
+//! | the loop itself | [`MetaLearner`]: one meta-step at a time, single or double precision, gradients to look at |
+//!
+//! `examples/` has one program for each of: regression, classification, the video GAN, PyTorch weights in and out. [`run`]
+//! is what the command line does: configuration, [`checkpoint`]s, evaluation against baselines.
+//!
+//! The exact second-order meta-gradient comes in the dual form, in which no task's weights are ever stored; `docs/` explains
+//! it.
 #![deny(missing_docs)]
 
 mod atomic;
@@ -45,15 +57,21 @@ mod meta;
 pub mod model;
 pub mod objective;
 pub mod problem;
+mod progress;
+pub mod pytorch;
 pub mod run;
 mod scalar;
 pub mod tasks;
+mod tensors;
 pub mod video;
 
 pub use error::{Error, Result};
 pub use inner::{Cost, Strategy, forward};
 pub use meta::{
     Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, Objective, OptimizerState, OuterConfig,
-    OuterKind, RateKind, Schedule, Shape, SupervisedConfig, SupervisedRows, Trace, VideoConfig, VideoRows,
+    OuterKind, RateKind, Schedule, Shape, SupervisedBatch, SupervisedConfig, SupervisedRows, Trace, VideoConfig,
+    VideoRows,
 };
+pub use run::{StepReport, Tasks, Trainer, TrainingConfig};
 pub use scalar::Scalar;
+pub use {rand, rand_chacha};

@@ -3,60 +3,11 @@
 mod fixtures;
 
 use std::fs;
-use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Command, Stdio};
 
+use fixtures::clip_folders;
+use fixtures::command::{TINY, command, fail, innerloop, succeed};
 use innerloop::checkpoint::{Checkpoint, Stage};
-use innerloop::tasks::{ClipTasks, MovingShapes};
-use innerloop::video::{ClipFormat, Montage, write_gif};
-
-/// Options of a run that takes well under a second.
-const TINY: &str = "--size 6x8 --frames 3 --condition-size 3x4 --noise 2 --generator-widths 9,7 --discriminator-widths 8 \
-                    --meta-batch 3 --shots 2 --queries 2 --inner-steps 2 --inner-lr 0.5 --threads 2";
-
-fn innerloop(folder: &Path, arguments: &str) -> Output {
-    command(folder, arguments).output().unwrap()
-}
-
-fn command(folder: &Path, arguments: &str) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_innerloop"));
-    command.current_dir(folder).args(arguments.split_whitespace());
-    command
-}
-
-fn succeed(folder: &Path, arguments: &str) -> String {
-    let output = innerloop(folder, arguments);
-    let (out, err) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(output.status.success(), "innerloop {arguments}\n{out}\n{err}");
-    out.into_owned()
-}
-
-/// The command must fail with one line that says all of `parts`.
-fn fail(folder: &Path, arguments: &str, parts: &[&str]) {
-    let output = innerloop(folder, arguments);
-    let text = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(1), "innerloop {arguments}\n{text}");
-    let errors: Vec<&str> = text.lines().filter(|line| !line.starts_with("note: ")).collect();
-    assert!(errors.len() == 1 && errors[0].starts_with("error: "), "innerloop {arguments}\n{text}");
-    for part in parts {
-        assert!(errors[0].contains(part), "{part:?} is missing in: {}", errors[0]);
-    }
-}
-
-/// Writes `tasks` folders of `clips` GIFs each.
-fn clip_folders(folder: &Path, tasks: usize, clips: usize) {
-    let shapes = MovingShapes::new(ClipFormat::new(4, 12, 16, 1).unwrap(), 5, tasks, clips).unwrap();
-    for task in 0..tasks {
-        let subject = folder.join(format!("subject{task}"));
-        fs::create_dir_all(&subject).unwrap();
-        for clip in 0..clips {
-            let mut values = vec![0.0; shapes.format().values()];
-            shapes.read_into(task, clip, &mut values);
-            let montage = Montage { padding: 0, ..Montage::new(shapes.format(), vec![vec![&values]]) };
-            write_gif(subject.join(format!("{clip}.gif")), &montage).unwrap();
-        }
-    }
-}
 
 #[test]
 fn the_main_job_on_built_in_tasks() {
@@ -65,7 +16,7 @@ fn the_main_job_on_built_in_tasks() {
     let text = succeed(at, &format!("train {TINY} --steps 40 --adversarial-from 0.5 --log-every 4 --sample-every 25"));
     assert!(text.contains("query PSNR") && text.contains("runs/shapes-1"), "{text}");
     let run = at.join("runs/shapes-1");
-    for file in ["checkpoint.safetensors", "config.json", "loss.svg", "adapted.gif", "samples/step-000025.gif"] {
+    for file in ["checkpoint.safetensors", "config.toml", "loss.svg", "adapted.gif", "samples/step-000025.gif"] {
         assert!(run.join(file).metadata().unwrap().len() > 100, "{file}");
     }
     let metrics = fs::read_to_string(run.join("metrics.jsonl")).unwrap();

@@ -3,8 +3,9 @@
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
+use innerloop::SupervisedBatch;
 use innerloop::tasks::{
-    ClipTasks, Condition, Episodes, Latent, Law, MovingShapes, SineBatch, Sinusoids, Subset, VideoBatch, split,
+    ClipTasks, Condition, Episodes, Latent, Law, MovingShapes, Sinusoids, Subset, VideoBatch, split,
 };
 use innerloop::video::ClipFormat;
 use rand::SeedableRng;
@@ -139,7 +140,7 @@ fn sinusoids_are_those_of_the_paper() {
             assert!(x.iter().zip(y).all(|(x, y)| (a * x.sin() - b * x.cos() - y).abs() < 1e-3));
         }
     }
-    let mut batch = SineBatch::<f32>::default();
+    let mut batch = SupervisedBatch::<f32>::default();
     family.draw_batch(&mut rng(2), 3, 5, 10, &mut batch).unwrap();
     assert_eq!(
         [batch.support_x.len(), batch.support_y.len(), batch.query_x.len(), batch.query_y.len()],

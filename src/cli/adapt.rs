@@ -2,14 +2,15 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use clap::Args;
+use serde_json::json;
 
 use super::run_folder::RunFolder;
 use super::samples::{Comparison, write_comparison};
-use super::{Compute, on_device};
+use super::{Compute, console, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::run::{AdaptationOptions, adapt, video_job};
 use crate::tasks::{ClipFolder, FolderOptions};
-use crate::{Error, Result};
+use crate::{Error, Losses, Result};
 
 /// Adapt a trained generator to a new subject, from a folder of its clips
 ///
@@ -49,9 +50,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if animation == arguments.out {
         return Err(Error::invalid("--out", arguments.out.display().to_string(), "a name that ends in .safetensors"));
     }
-    let options = FolderOptions { cache: arguments.cache.clone(), min_clips: 1, progress: true };
+    let options = FolderOptions { cache: arguments.cache.clone(), min_clips: 1, progress: console::shows_progress() };
     let folder = ClipFolder::open_single_task(&arguments.clips, format, &options)?;
-    folder.notes().iter().for_each(|note| eprintln!("note: {note}"));
+    console::notes(folder.notes());
     let options = AdaptationOptions { shots: arguments.shots, steps: arguments.steps, seed: arguments.seed };
     arguments.compute.override_strategy(&mut checkpoint.config);
     let adapted = on_device!(arguments.compute, device => adapt(&device, &checkpoint, Arc::new(folder), &options))?;
@@ -80,6 +81,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         stride: 1,
     };
     write_comparison(&animation, &comparison)?;
+    console::record(&json!({
+        "checkpoint": arguments.out, "animation": animation, "shots": shots, "queries": queries,
+        "judged_on_support": adapted.judged_on_support, "psnr": adapted.psnr,
+        "loss": adapted.trace.losses.iter().map(Losses::mean).collect::<Vec<_>>(),
+    }))?;
     say!("adapted checkpoint: {}", arguments.out.display());
     say!("truth, before, after: {}", animation.display());
     Ok(())

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::{Compute, Precision, on_device};
+use super::{Compute, Precision, console, on_device};
 use crate::device::Device;
 use crate::model::{Activation, Mlp, Parameters};
 use crate::objective::{Loss, VideoWeights};
@@ -17,8 +17,7 @@ use crate::{
 /// Measure meta-steps a second, tasks a second and flop a second, for each form and any shape
 ///
 /// Times the meta-gradient of one supervised network, or of the video GAN with --discriminator-widths, on random data;
-/// says what fraction of this machine's large-matrix rate was reached. The last line of standard output is JSON with
-/// --json.
+/// says what fraction of this machine's large-matrix rate was reached. --json prints one object a measurement.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Widths of the network (or the generator): inputs, hidden, outputs
@@ -58,9 +57,6 @@ pub(super) struct Arguments {
     /// Seconds a measurement takes at least
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
-    /// Also print one JSON object a measurement
-    #[arg(long)]
-    json: bool,
     #[command(flatten)]
     compute: Compute,
 }
@@ -107,8 +103,7 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D) -> 
                     rate / 1e9,
                     100.0 * rate / ceiling,
                 );
-                if arguments.json {
-                    let line = json!({
+                console::record(&json!({
                         "tasks": tasks, "steps": steps, "shots": arguments.shots, "queries": arguments.queries,
                         "widths": arguments.widths, "algorithm": arguments.algorithm, "strategy": form,
                         "planned": m.planned, "precision": T::NAME, "device": device.label(),
@@ -116,9 +111,7 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D) -> 
                         "meta_steps_per_second": 1.0 / seconds, "tasks_per_second": tasks as f64 / seconds,
                         "flop": m.flop, "flop_per_second": rate, "matrix_flop_per_second": ceiling,
                         "arena_mb": m.bytes as f64 / 1e6, "peak_memory_mb": peak_memory_mb(),
-                    });
-                    say!("{line}");
-                }
+                }))?;
             }
         }
     }

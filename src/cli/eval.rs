@@ -1,13 +1,13 @@
+use std::borrow::Cow;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::chart::{Chart, Line};
 use super::run_folder::RunFolder;
-use super::{Compute, on_device};
+use super::{Compute, console, on_device};
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
 use crate::run::{ClipSource, Evaluation, Job, Pools, RunConfig, Score, best_uniform_rate, joint_training};
@@ -43,14 +43,14 @@ pub(super) struct Arguments {
 }
 
 /// One contestant.
-#[derive(Debug, Serialize)]
-struct Contestant {
-    name: &'static str,
+#[derive(Debug, Serialize, Deserialize)]
+pub(super) struct Contestant {
+    pub(super) name: Cow<'static, str>,
     /// The rate it adapted with, where it is one number.
-    #[serde(skip_serializing_if = "Option::is_none")]
-    rate: Option<f64>,
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub(super) rate: Option<f64>,
     /// After 0, 1, ... steps.
-    scores: Vec<Score>,
+    pub(super) scores: Vec<Score>,
 }
 
 #[derive(Debug, Serialize)]
@@ -98,7 +98,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         .map_err(|e| Error::invalid("evaluation", e.to_string(), "what JSON can hold"))?;
     let (json, svg) = (folder.join("eval.json"), folder.join("eval.svg"));
     crate::atomic::write(&json, |out| writeln!(out, "{text}"))?;
-    chart(&contestants, config).write(&svg)?;
+    console::record(&report)?;
+    chart(&contestants, matches!(config.job, Job::Video(_))).write(&svg)?;
     print_verdict(&contestants, config);
     say!("written: {}, {}", json.display(), svg.display());
     Ok(())
@@ -116,8 +117,8 @@ fn open(config: &mut RunConfig, moved: Option<&Path>) -> Result<Option<Pools>> {
                 }
                 (_, None) => {}
             }
-            let pools = job.source.open(config.seed, min_clips, true)?;
-            pools.notes.iter().for_each(|note| eprintln!("note: {note}"));
+            let pools = job.source.open(config.seed, min_clips, console::shows_progress())?;
+            console::notes(&pools.notes);
             Ok(Some(pools))
         }
         (Job::Sinusoid(_), Some(_)) => {
@@ -138,14 +139,11 @@ fn contestants<D: Device<f32> + Clone>(
     let evaluation = Evaluation::draw(config, pools, arguments.episodes)?;
     let plays = config.adversarial_at(checkpoint.step);
     let trace = evaluation.trace(device, &checkpoint.parameters, &checkpoint.phi, steps, plays)?;
-    let mut all = vec![Contestant { name: "meta-learned", rate: None, scores: evaluation.scores(&trace)? }];
+    let mut all = vec![Contestant { name: "meta-learned".into(), rate: None, scores: evaluation.scores(&trace)? }];
     if !arguments.no_baselines {
         // As long as the checkpoint was trained, which may be shorter than the run was meant to be.
         let steps_given = config.pretraining + checkpoint.step;
-        let bar = ProgressBar::new(steps_given).with_message("joint training");
-        if let Ok(style) = ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
-            bar.set_style(style);
-        }
+        let bar = console::progress_bar("joint training", steps_given);
         let joint = joint_training(device, config, pools, steps_given, |step| {
             bar.set_position(step);
             true
@@ -153,7 +151,7 @@ fn contestants<D: Device<f32> + Clone>(
         bar.finish_and_clear();
         for (name, parameters) in [("joint training", joint?), ("random initialisation", config.initial_parameters())] {
             let best = best_uniform_rate(device, config, &evaluation, &parameters, steps)?;
-            all.push(Contestant { name, rate: Some(best.rate), scores: best.scores });
+            all.push(Contestant { name: name.into(), rate: Some(best.rate), scores: best.scores });
         }
     }
     Ok(all)
@@ -172,23 +170,23 @@ fn print_table(contestants: &[Contestant]) {
             scores.iter().map(|s| value(s).map(|e| cell(e.mean, e.margin, digits))).collect()
         };
         if let Some(cells) = quality(|s| s.psnr, 2) {
-            row(contestant.name, "PSNR dB", cells);
+            row(&contestant.name, "PSNR dB", cells);
         }
         if let Some(cells) = quality(|s| s.ssim, 3) {
             row("", "SSIM", cells);
         }
-        let name = if scores[0].psnr.is_some() { "" } else { contestant.name };
+        let name = if scores[0].psnr.is_some() { "" } else { &contestant.name };
         row(name, "loss", scores.iter().map(|s| cell(s.loss.mean, s.loss.margin, 4)).collect());
     }
 }
 
-fn chart<'a>(contestants: &'a [Contestant], config: &RunConfig) -> Chart<'a> {
-    let clips = matches!(config.job, Job::Video(_));
+/// How the contestants come out after each inner step.
+pub(super) fn chart(contestants: &[Contestant], clips: bool) -> Chart<'_> {
     let value = |score: &Score| score.psnr.map_or(score.loss.mean, |psnr| psnr.mean);
     let lines = contestants
         .iter()
         .map(|c| Line {
-            label: c.name,
+            label: &c.name,
             points: c.scores.iter().enumerate().map(|(step, score)| (step as f64, value(score))).collect(),
         })
         .collect();

@@ -1,10 +1,11 @@
 use std::path::{Path, PathBuf};
 
 use clap::Args;
+use serde_json::json;
 
 use super::run_folder::RunFolder;
 use super::samples::scale;
-use super::{Compute, on_device};
+use super::{Compute, console, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::run::{VideoJob, conditions_of, generate, own_conditions, video_job};
 use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions};
@@ -49,7 +50,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Vec::new()
     } else if arguments.from.is_empty() {
         own_conditions(&checkpoint, arguments.count, || {
-            let pools = job.source.open(checkpoint.config.seed, 1, true);
+            let pools = job.source.open(checkpoint.config.seed, 1, console::shows_progress());
             Ok(pools
                 .map_err(|e| Error::invalid("--from", format!("absent, and {e}"), "pictures to continue"))?
                 .held_out)
@@ -62,6 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let clips = on_device!(arguments.compute, device => generate(&device, &checkpoint, &conditions, count, seed))?;
     let clips: Vec<&[f32]> = clips.chunks_exact(format.values()).collect();
     write(&arguments.out, &format, &clips)?;
+    console::record(&json!({ "out": arguments.out, "clips": clips.len(), "format": format }))?;
     say!("{} clips of {format}: {}", clips.len(), arguments.out.display());
     Ok(())
 }
@@ -90,7 +92,8 @@ fn first_frames(job: &VideoJob, paths: &[PathBuf]) -> Result<Vec<Vec<f32>>> {
     let mut frames = Vec::new();
     for path in paths {
         if path.is_dir() && still_names(path)?.is_empty() {
-            let options = FolderOptions { min_clips: 1, progress: true, ..FolderOptions::default() };
+            let options =
+                FolderOptions { min_clips: 1, progress: console::shows_progress(), ..FolderOptions::default() };
             let folder = ClipFolder::open_single_task(path, format, &options)?;
             for clip in 0..folder.clips(0) {
                 let mut frame = vec![0.0; format.values()];

@@ -1,8 +1,9 @@
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{Compute, Precision, on_device};
+use super::{Compute, Precision, console, on_device};
 use crate::Result;
 use crate::problem::Problem;
 
@@ -35,8 +36,11 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         Precision::F64 => problem.solve::<f64>(compute.cpu_for_f64()?, strategy)?,
     };
     answer.write(&arguments.out)?;
-    for (name, tensor) in answer.tensors.iter().filter(|(name, _)| name.ends_with("loss")) {
-        let values = tensor.values.iter().map(|v| format!("{v:.9}")).collect::<Vec<_>>().join(" ");
+    let losses = answer.tensors.iter().filter(|(name, _)| name.ends_with("loss"));
+    let losses: BTreeMap<_, _> = losses.map(|(name, tensor)| (name, &tensor.values)).collect();
+    console::record(&losses)?;
+    for (name, values) in losses {
+        let values = values.iter().map(|v| format!("{v:.9}")).collect::<Vec<_>>().join(" ");
         say!("{name}: {values}");
     }
     Ok(())

@@ -1,39 +1,52 @@
 //! The command line: one file a command.
 
-/// Prints a line; results are in files as well, so that nobody reads along is no failure.
+/// Prints a line for people.
 macro_rules! say {
-    ($($text:tt)*) => {{
-        let _ = std::io::Write::write_fmt(&mut std::io::stdout(), format_args!("{}\n", format_args!($($text)*)));
-    }};
+    ($($text:tt)*) => { $crate::cli::console::line(format_args!($($text)*)) };
 }
 
 mod adapt;
 mod bench;
 mod chart;
+mod config_file;
+mod console;
+mod documents;
 mod eval;
 mod generate;
 mod grad;
+mod metrics;
+mod report;
+mod reporter;
 mod run_folder;
 mod samples;
 mod setup;
+mod tensorboard;
 mod train;
 
+use std::ffi::OsString;
 use std::process::ExitCode;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
+use self::config_file::{ConfigFile, Effective, TRAIN, with_settable_flags};
+use self::console::Verbosity;
 use crate::device::DeviceKind;
 use crate::device::cpu::CpuDevice;
 use crate::run::RunConfig;
 use crate::{Error, Result, Strategy};
 
+/// The program's name.
+const NAME: &str = "innerloop";
+
 /// Fast gradient-based meta-learning with multilayer perceptrons, and a video generator that adapts to a new subject
 /// from a handful of clips.
 #[derive(Debug, Parser)]
-#[command(name = "innerloop", version, arg_required_else_help = true)]
+#[command(name = NAME, version, arg_required_else_help = true)]
 struct Arguments {
     #[command(subcommand)]
     command: Command,
+    #[command(flatten)]
+    verbosity: Verbosity,
 }
 
 #[derive(Debug, Subcommand)]
@@ -42,8 +55,11 @@ enum Command {
     Adapt(adapt::Arguments),
     Generate(generate::Arguments),
     Eval(eval::Arguments),
+    Report(report::Arguments),
     Grad(grad::Arguments),
     Bench(bench::Arguments),
+    Completions(documents::Completions),
+    Man(documents::Man),
 }
 
 /// Where and how to compute; the same for every command.
@@ -117,15 +133,67 @@ impl Compute {
 
 /// Runs the command line; errors are one line on standard error and exit code 1.
 pub fn main() -> ExitCode {
-    let result = match Arguments::parse().command {
-        Command::Train(arguments) => return finish(train::run(&arguments)),
+    let (arguments, effective) = match parse(std::env::args_os().collect()) {
+        Ok(parsed) => parsed,
+        Err(error) => return finish(Err(error)),
+    };
+    arguments.verbosity.apply();
+    let result = match arguments.command {
+        Command::Train(arguments) => return finish(train::run(&arguments, effective)),
         Command::Adapt(arguments) => adapt::run(&arguments),
         Command::Generate(arguments) => generate::run(&arguments),
         Command::Eval(arguments) => eval::run(&arguments),
         Command::Grad(arguments) => grad::run(&arguments),
+        Command::Report(arguments) => report::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Completions(arguments) => {
+            documents::completions(command(), &arguments);
+            Ok(())
+        }
+        Command::Man(arguments) => documents::man(command(), &arguments),
     };
     finish(result.map(|()| ExitCode::SUCCESS))
+}
+
+/// The commands and their options.
+fn command() -> clap::Command {
+    with_settable_flags(Arguments::command())
+}
+
+/// Parses the command line, with train's configuration file put in; also what train was started with.
+fn parse(given: Vec<OsString>) -> Result<(Arguments, Effective)> {
+    let command = command();
+    let parse = |arguments: &[OsString]| {
+        let matches = command.clone().try_get_matches_from(arguments)?;
+        Ok((Arguments::from_arg_matches(&matches)?, matches))
+    };
+    let (mut arguments, mut matches) = parse(&given).unwrap_or_else(|error: clap::Error| error.exit());
+    let (Some(train), Command::Train(options)) = (command.find_subcommand(TRAIN), &arguments.command) else {
+        return Ok((arguments, Effective::default()));
+    };
+    let train_matches = |matches: &clap::ArgMatches| matches.subcommand_matches(TRAIN).cloned().unwrap_or_default();
+    if let Some(path) = &options.config {
+        let file = ConfigFile::read(path, train)?;
+        let given_to_train = train_matches(&matches);
+        // No option before a subcommand takes a value, so the first such word is the subcommand.
+        let place = given.iter().position(|word| word == TRAIN).map_or(given.len(), |at| at + 1);
+        let with_file = |left_out: Option<&str>| {
+            let mut all = given.clone();
+            all.splice(place..place, file.arguments(&given_to_train, train, left_out));
+            parse(&all)
+        };
+        (arguments, matches) = with_file(None).map_err(|error| file.clash(&error))?;
+        if let Command::Train(options) = &arguments.command {
+            options.check().map_err(|error| {
+                file.blame(error, |key| match with_file(Some(key)).map(|(arguments, _)| arguments.command) {
+                    Ok(Command::Train(options)) => options.check().is_ok(),
+                    _ => false,
+                })
+            })?;
+        }
+    }
+    let effective = Effective::of(train, &train_matches(&matches));
+    Ok((arguments, effective))
 }
 
 fn finish(result: Result<ExitCode>) -> ExitCode {

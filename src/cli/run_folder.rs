@@ -1,10 +1,7 @@
-//! The folder of a run: where its files lie, and its metrics.
+//! The folder of a run: where its files lie.
 
-use std::fs::{self, File, OpenOptions};
-use std::io::Write;
+use std::fs;
 use std::path::{Path, PathBuf};
-
-use serde::{Deserialize, Serialize};
 
 use crate::checkpoint::Checkpoint;
 use crate::{Error, Result};
@@ -71,8 +68,24 @@ impl RunFolder {
     pub fn checkpoint(&self) -> PathBuf {
         self.0.join(CHECKPOINT)
     }
+    pub fn config(&self) -> PathBuf {
+        self.0.join("config.toml")
+    }
     pub fn metrics(&self) -> PathBuf {
         self.0.join("metrics.jsonl")
+    }
+    /// TensorBoard takes every file with `tfevents` in its name.
+    pub fn events(&self) -> PathBuf {
+        self.0.join("events.out.tfevents.innerloop")
+    }
+    pub fn summary(&self) -> PathBuf {
+        self.0.join("summary.json")
+    }
+    pub fn evaluation(&self) -> PathBuf {
+        self.0.join("eval.json")
+    }
+    pub fn report(&self) -> PathBuf {
+        self.0.join("report.html")
     }
     pub fn curve(&self) -> PathBuf {
         self.0.join("loss.svg")
@@ -87,76 +100,8 @@ impl RunFolder {
         self.0.join("adapted.gif")
     }
 
-    /// Writes the checkpoint and, for people, the configuration beside it.
+    /// Writes the checkpoint.
     pub fn write(&self, checkpoint: &Checkpoint) -> Result<()> {
-        checkpoint.write(&self.checkpoint())?;
-        let text = serde_json::to_string_pretty(&checkpoint.config)
-            .map_err(|e| Error::invalid("configuration", e.to_string(), "what JSON can hold"))?;
-        crate::atomic::write(&self.0.join("config.json"), |out| writeln!(out, "{text}"))
+        checkpoint.write(&self.checkpoint())
     }
-}
-
-/// The mean over some meta-steps.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
-pub(super) struct Metric {
-    /// The last of the meta-steps, from 1.
-    pub step: u64,
-    pub loss: f64,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    pub discriminator_loss: Option<f64>,
-    pub tasks_per_second: f64,
-    pub outer_lr: f64,
-}
-
-/// The metrics file: a JSON object a line.
-pub(super) struct Metrics {
-    path: PathBuf,
-    file: File,
-    all: Vec<Metric>,
-}
-
-impl Metrics {
-    /// Opens the file and drops what lies after meta-step `step`, which a resumed run does again.
-    ///
-    /// # Errors
-    /// A file that cannot be read or written.
-    pub fn open(path: PathBuf, step: u64) -> Result<Self> {
-        let text = match fs::read_to_string(&path) {
-            Ok(text) => text,
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => String::new(),
-            Err(e) => return Err(Error::io(&path, "read", e)),
-        };
-        // A line that was cut short by a stop is dropped with the rest.
-        let all: Vec<Metric> = text
-            .lines()
-            .map_while(|line| serde_json::from_str(line).ok())
-            .filter(|m: &Metric| m.step <= step)
-            .collect();
-        crate::atomic::write(&path, |out| all.iter().try_for_each(|metric| line(out, metric)))?;
-        let file = OpenOptions::new().append(true).open(&path).map_err(|e| Error::io(&path, "write", e))?;
-        Ok(Self { path, file, all })
-    }
-
-    /// Adds a line.
-    ///
-    /// # Errors
-    /// A full disk, say.
-    pub fn push(&mut self, metric: Metric) -> Result<()> {
-        let mut text = Vec::new();
-        line(&mut text, &metric)
-            .and_then(|()| self.file.write_all(&text))
-            .map_err(|e| Error::io(&self.path, "write", e))?;
-        self.all.push(metric);
-        Ok(())
-    }
-
-    /// All lines, those of earlier parts of the run too.
-    pub fn all(&self) -> &[Metric] {
-        &self.all
-    }
-}
-
-fn line(out: &mut impl Write, metric: &Metric) -> std::io::Result<()> {
-    serde_json::to_writer(&mut *out, metric).map_err(std::io::Error::from)?;
-    writeln!(out)
 }

@@ -63,7 +63,7 @@ pub(super) enum Rates {
     PerParameter,
 }
 
-/// The options that describe a run. Those without a default depend on the tasks: clips, or sinusoids.
+/// The options that describe a run. Defaults given as "A or B" are those for clips and those for sinusoids.
 #[derive(Clone, Debug, Args)]
 pub(super) struct Setup {
     /// Folder of clips, DIR/TASK/CLIP; a clip is a GIF, an animated PNG, a .y4m, a .npy, a folder of PNG or JPEG frames,
@@ -92,7 +92,8 @@ pub(super) struct Setup {
 
     /// Hidden widths of the generator, or of the regressor [default: 256,512 or 40,40]
     #[arg(long, value_delimiter = ',', help_heading = "Networks")]
-    generator_widths: Option<Vec<usize>>,
+    #[arg(hide_default_value = true, default_value = "256,512", default_value_if("tasks", "sinusoid", "40,40"))]
+    generator_widths: Vec<usize>,
     /// Hidden widths of the discriminator
     #[arg(long, value_delimiter = ',', default_value = "512,256", help_heading = "Networks")]
     discriminator_widths: Vec<usize>,
@@ -123,16 +124,21 @@ pub(super) struct Setup {
     algorithm: Algorithm,
     /// Inner steps [default: 5 or 1]
     #[arg(long, help_heading = "Inner loop")]
-    inner_steps: Option<usize>,
+    #[arg(hide_default_value = true, default_value = "5", default_value_if("tasks", "sinusoid", "1"))]
+    inner_steps: usize,
     /// Support rows (clips) a task [default: 5 or 10]
     #[arg(long, help_heading = "Inner loop")]
-    shots: Option<usize>,
+    #[arg(hide_default_value = true, default_value = "5", default_value_if("tasks", "sinusoid", "10"))]
+    shots: usize,
     /// Query rows (clips) a task [default: 5 or 10]
     #[arg(long, help_heading = "Inner loop")]
-    queries: Option<usize>,
+    #[arg(hide_default_value = true, default_value = "5", default_value_if("tasks", "sinusoid", "10"))]
+    queries: usize,
     /// The inner learning rate, or what the learned ones begin with [default: 1 or 0.01; 0.01 with Adam]
     #[arg(long, help_heading = "Inner loop")]
-    inner_lr: Option<f64>,
+    #[arg(hide_default_value = true, default_value = "1")]
+    #[arg(default_value_ifs([("tasks", "sinusoid", Some("0.01")), ("inner_optimizer", "adam", Some("0.01"))]))]
+    inner_lr: f64,
     /// The discriminator's inner learning rate, or what the learned ones begin with
     #[arg(long, default_value_t = 0.01, help_heading = "Inner loop")]
     discriminator_lr: f64,
@@ -154,13 +160,15 @@ pub(super) struct Setup {
 
     /// Meta-steps [default: 2500 or 70000]
     #[arg(long, help_heading = "Outer loop")]
-    steps: Option<u64>,
+    #[arg(hide_default_value = true, default_value = "2500", default_value_if("tasks", "sinusoid", "70000"))]
+    steps: u64,
     /// Steps of ordinary joint training, before the first meta-step [default: a quarter of the run, or none]
-    #[arg(long, value_name = "N", help_heading = "Outer loop")]
+    #[arg(long, value_name = "N", help_heading = "Outer loop", default_value_if("tasks", "sinusoid", "0"))]
     pretraining: Option<u64>,
     /// Tasks in a meta-batch [default: 8 or 25]
     #[arg(long, help_heading = "Outer loop")]
-    meta_batch: Option<usize>,
+    #[arg(hide_default_value = true, default_value = "8", default_value_if("tasks", "sinusoid", "25"))]
+    meta_batch: usize,
     /// The outer optimizer
     #[arg(long, default_value = "adam", help_heading = "Outer loop")]
     outer: Outer,
@@ -172,10 +180,12 @@ pub(super) struct Setup {
     phi_lr: f64,
     /// The largest norm a network's gradient may have [default: 10, or none]
     #[arg(long, help_heading = "Outer loop")]
+    #[arg(hide_default_value = true, default_value = "10", default_value_if("tasks", "sinusoid", None))]
     clip: Option<f64>,
     /// The course of the outer learning rates [default: cosine or constant]
     #[arg(long, help_heading = "Outer loop")]
-    schedule: Option<Course>,
+    #[arg(hide_default_value = true, default_value = "cosine", default_value_if("tasks", "sinusoid", "constant"))]
+    schedule: Course,
     /// Seed of everything that is drawn
     #[arg(long, default_value_t = 0, help_heading = "Outer loop")]
     seed: u64,
@@ -195,8 +205,6 @@ impl Setup {
     /// The run that the options describe.
     pub(super) fn config(&self) -> Result<RunConfig> {
         let sinusoids = self.clips.is_none() && self.tasks == BuiltIn::Sinusoid;
-        let pick = |clips, sinusoid| if sinusoids { sinusoid } else { clips };
-        let inner_steps = self.inner_steps.unwrap_or(pick(5, 1));
         let inner = InnerConfig {
             optimizer: self.optimizer()?,
             minibatch: self.minibatch,
@@ -206,16 +214,10 @@ impl Setup {
                 Rates::PerParameter => RateKind::PerParameter,
             },
             learn_rates: !self.fixed_rates && self.algorithm.differentiates_query(),
-            ..InnerConfig::new(self.algorithm, inner_steps)
+            ..InnerConfig::new(self.algorithm, self.inner_steps)
         };
-        let shape = Shape {
-            tasks: self.meta_batch.unwrap_or(pick(8, 25)),
-            shots: self.shots.unwrap_or(pick(5, 10)),
-            queries: self.queries.unwrap_or(pick(5, 10)),
-        };
-        let steps = self.steps.unwrap_or(if sinusoids { 70_000 } else { 2500 });
-        let small = sinusoids || self.inner_optimizer == Inner::Adam;
-        let inner_lr = self.inner_lr.unwrap_or(if small { 0.01 } else { 1.0 });
+        let shape = Shape { tasks: self.meta_batch, shots: self.shots, queries: self.queries };
+        let (steps, inner_lr) = (self.steps, self.inner_lr);
         let (job, initial_rates) = if sinusoids {
             (Job::Sinusoid(self.sinusoid(inner)?), vec![inner_lr])
         } else {
@@ -223,7 +225,6 @@ impl Setup {
             let rates = if job.objective.adversarial { vec![inner_lr, self.discriminator_lr] } else { vec![inner_lr] };
             (Job::Video(Box::new(job)), rates)
         };
-        let course = self.schedule.unwrap_or(if sinusoids { Course::Constant } else { Course::Cosine });
         let outer = OuterConfig {
             kind: match self.outer {
                 Outer::Sgd => OuterKind::Sgd,
@@ -231,13 +232,13 @@ impl Setup {
             },
             learning_rate: self.outer_lr,
             phi_learning_rate: self.phi_lr,
-            schedule: match course {
+            schedule: match self.schedule {
                 Course::Constant => Schedule::Constant,
                 Course::Cosine => Schedule::Cosine { steps, floor: 0.02 },
             },
-            clip: self.clip.or(if sinusoids { None } else { Some(10.0) }),
+            clip: self.clip,
         };
-        let pretraining = self.pretraining.unwrap_or(if sinusoids { 0 } else { steps / 4 });
+        let pretraining = self.pretraining.unwrap_or(steps / 4);
         let config = RunConfig { job, shape, outer, steps, pretraining, seed: self.seed, initial_rates };
         config.check()?;
         Ok(config)
@@ -255,8 +256,7 @@ impl Setup {
     }
 
     fn sinusoid(&self, inner: InnerConfig) -> Result<SineJob> {
-        let hidden = self.generator_widths.as_deref().unwrap_or(&[40, 40]);
-        let mlp = Mlp::with_hidden(1, hidden, 1, Activation::Relu, Activation::Linear)?;
+        let mlp = Mlp::with_hidden(1, &self.generator_widths, 1, Activation::Relu, Activation::Linear)?;
         Ok(SineJob { tasks: Sinusoids::default(), objective: SupervisedConfig { mlp, loss: Loss::Mse, inner } })
     }
 
@@ -285,7 +285,7 @@ impl Setup {
                 cache: self.cache.clone(),
             },
         };
-        let hidden = self.generator_widths.as_deref().unwrap_or(&[256, 512]);
+        let hidden = &self.generator_widths;
         let clip = format.values();
         let objective = VideoConfig {
             generator: Mlp::with_hidden(latent.width(), hidden, clip, Activation::Relu, Activation::Tanh)?,

@@ -1,29 +1,29 @@
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 
-use super::chart::{Chart, Line};
-use super::run_folder::{Metric, Metrics, RunFolder};
-use super::samples::{Comparison, write_comparison};
+use super::config_file::Effective;
+use super::metrics::{Metric, Metrics, Window, loss_curve};
+use super::reporter::{EPISODES, Reporter, Speed};
+use super::run_folder::RunFolder;
 use super::setup::Setup;
-use super::{Compute, on_device};
+use super::{Compute, console, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::device::Device;
 use crate::model::Parameters;
-use crate::run::{
-    Batches, Evaluation, Job, Pools, RunConfig, Session, SineBatches, StepReport, VideoBatches, joint_training,
-};
-use crate::{Error, Result, Trace};
+use crate::run::{Evaluation, Job, Pools, RunConfig, Session, SineBatches, Tasks, joint_training};
+use crate::tasks::Episodes;
+use crate::{Error, Objective, Result, Shape};
 
 /// Meta-train on a folder of clips, or on built-in tasks
 ///
-/// Writes to a folder of its own (runs/NAME-N): checkpoint.safetensors, metrics.jsonl, loss.svg, sample animations, and
-/// at the end adapted.gif: held-out tasks as they are, as generated before adapting, and after. Ctrl-C leaves a
-/// checkpoint that --resume continues; with the same number of threads the continued run ends bit for bit as it would
+/// Writes to a folder of its own (runs/NAME-N): checkpoint.safetensors, config.toml, metrics.jsonl and the same for
+/// TensorBoard, loss.svg, sample animations, and at the end summary.json and adapted.gif: held-out tasks as they are, as
+/// generated before adapting, and after. `innerloop report` makes one page of it all. Ctrl-C leaves a checkpoint that
+/// --resume continues; with the same number of threads the continued run ends bit for bit as it would
 /// have without the stop.
 #[derive(Debug, Args)]
 #[command(allow_negative_numbers = true)]
@@ -31,6 +31,10 @@ pub(super) struct Arguments {
     /// Continue a run: its folder or its checkpoint. Everything but threads and files comes from the checkpoint
     #[arg(long, value_name = "RUN", conflicts_with = "Setup")]
     resume: Option<PathBuf>,
+    /// Take options from a TOML file, `option = value` a line; those given here count more. A run's config.toml makes the
+    /// run again
+    #[arg(long, value_name = "FILE", conflicts_with = "resume")]
+    pub(super) config: Option<PathBuf>,
     /// Folder of the run; the next free runs/NAME-N when absent
     #[arg(long, value_name = "DIR", conflicts_with = "resume")]
     out: Option<PathBuf>,
@@ -52,19 +56,36 @@ pub(super) struct Arguments {
 /// The exit code of a run that Ctrl-C has stopped.
 const INTERRUPTED: u8 = 130;
 
-/// Held-out episodes that tell what adapting gains.
-const EPISODES: usize = 64;
-
-pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
-    for (option, value) in [
-        ("--checkpoint-every", Some(arguments.checkpoint_every)),
-        ("--sample-every", arguments.sample_every),
-        ("--log-every", arguments.log_every),
-    ] {
-        if value == Some(0) {
-            return Err(Error::invalid(option, "0", "at least 1"));
+impl Arguments {
+    /// Checks that the options fit together.
+    ///
+    /// # Errors
+    /// Naming the option or field at fault.
+    pub(super) fn check(&self) -> Result<()> {
+        for (option, value) in [
+            ("--checkpoint-every", Some(self.checkpoint_every)),
+            ("--sample-every", self.sample_every),
+            ("--log-every", self.log_every),
+        ] {
+            if value == Some(0) {
+                return Err(Error::invalid(option, "0", "at least 1"));
+            }
         }
+        if self.resume.is_some() { Ok(()) } else { self.setup.config().map(drop) }
     }
+
+    fn log_every(&self, steps: u64) -> u64 {
+        self.log_every.unwrap_or((steps / 1000).max(1))
+    }
+
+    fn sample_every(&self, steps: u64) -> u64 {
+        self.sample_every.unwrap_or((steps / 5).max(1))
+    }
+}
+
+/// Runs the command; `effective` is what it was started with.
+pub(super) fn run(arguments: &Arguments, mut effective: Effective) -> Result<ExitCode> {
+    arguments.check()?;
     let resumed = match &arguments.resume {
         Some(path) => {
             let path = RunFolder::find_checkpoint(Some(path))?;
@@ -78,19 +99,23 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
         None => arguments.setup.config()?,
     };
     arguments.compute.override_strategy(&mut config);
+    effective.set("pretraining", config.pretraining);
+    effective.set("log-every", arguments.log_every(config.steps));
+    effective.set("sample-every", arguments.sample_every(config.steps));
     let min_clips = config.shape.shots.saturating_add(config.shape.queries);
     let (job, shape) = (config.job.clone(), config.shape);
     match &job {
         Job::Video(video) => {
-            let pools = video.source.open(config.seed, min_clips, true)?;
-            pools.notes.iter().for_each(|note| eprintln!("note: {note}"));
-            let batches = VideoBatches::new(video, &pools, shape)?;
-            let start = Start { arguments, config, resumed, pools: Some(pools) };
+            let pools = video.source.open(config.seed, min_clips, console::shows_progress())?;
+            console::notes(&pools.notes);
+            let Shape { tasks, shots, queries } = shape;
+            let batches = Episodes::new(pools.training.clone(), video.latent, tasks, shots, queries)?;
+            let start = Start { arguments, effective, config, resumed, pools: Some(pools) };
             on_device!(arguments.compute, device => train(device, start, video.objective.clone(), batches))
         }
         Job::Sinusoid(sine) => {
             let batches = SineBatches::new(sine, shape)?;
-            let start = Start { arguments, config, resumed, pools: None };
+            let start = Start { arguments, effective, config, resumed, pools: None };
             on_device!(arguments.compute, device => train(device, start, sine.objective.clone(), batches))
         }
     }
@@ -99,24 +124,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<ExitCode> {
 /// What a run starts from.
 struct Start<'a> {
     arguments: &'a Arguments,
+    effective: Effective,
     config: RunConfig,
     resumed: Option<(RunFolder, Checkpoint)>,
     pools: Option<Pools>,
 }
 
-fn train<D, B>(device: D, start: Start<'_>, objective: B::Objective, batches: B) -> Result<ExitCode>
+fn train<O, S, D>(device: D, start: Start<'_>, objective: O, tasks: S) -> Result<ExitCode>
 where
+    O: Objective,
+    S: Tasks<O>,
     D: Device<f32> + Clone,
-    B: Batches,
 {
-    let Start { arguments, config, resumed, pools } = start;
+    let Start { arguments, effective, config, resumed, pools } = start;
     let (mut session, folder) = match resumed {
         Some((folder, mut checkpoint)) => {
             checkpoint.config = config.clone();
-            (Session::resume(device.clone(), &checkpoint, objective, batches)?, folder)
+            (Session::resume(device.clone(), &checkpoint, objective, tasks)?, folder)
         }
         None => {
-            let mut session = Session::new(device.clone(), config.clone(), objective, batches)?;
+            let mut session = Session::new(device.clone(), config.clone(), objective, tasks)?;
             if config.pretraining > 0 {
                 match pretrain(&device, &config, pools.as_ref())? {
                     Some(parameters) => session.set_parameters(&parameters)?,
@@ -132,6 +159,7 @@ where
                 Job::Sinusoid(_) => "sinusoid",
             };
             let folder = RunFolder::create(arguments.out.as_deref(), name)?;
+            effective.write(&folder.config())?;
             folder.write(&session.checkpoint())?;
             (session, folder)
         }
@@ -141,15 +169,15 @@ where
         _ => Some(Evaluation::draw(&config, pools.as_ref(), EPISODES)?),
     };
     let report = Reporter { device, folder, evaluation };
-    report.announce(&session, pools.as_ref());
-    let stopped = course(&mut session, arguments, &report)?;
+    report.announce(&session, pools.as_ref())?;
+    let speed = course(&mut session, arguments, &report)?;
     report.folder.write(&session.checkpoint())?;
-    if stopped {
+    if session.steps_done() < session.config().steps {
         let folder = report.folder.0.display();
         eprintln!("stopped after meta-step {}; go on with: innerloop train --resume {folder}", session.steps_done());
         return Ok(ExitCode::from(INTERRUPTED));
     }
-    report.finish(&session)?;
+    report.finish(&session, speed)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -159,8 +187,7 @@ fn pretrain<D: Device<f32> + Clone>(
     config: &RunConfig,
     pools: Option<&Pools>,
 ) -> Result<Option<Vec<Parameters<f32>>>> {
-    let bar = progress_bar(config.pretraining, 0);
-    bar.set_message("joint training");
+    let bar = console::progress_bar("joint training", config.pretraining);
     let interrupted = interruption();
     let parameters = joint_training(device, config, pools, config.pretraining, |step| {
         bar.set_position(step);
@@ -171,18 +198,19 @@ fn pretrain<D: Device<f32> + Clone>(
     Ok((!interrupted.load(Ordering::Relaxed)).then_some(parameters))
 }
 
-/// Runs to the end, or until Ctrl-C: then true.
-fn course<D, B>(session: &mut Session<D, B>, arguments: &Arguments, report: &Reporter<D>) -> Result<bool>
+/// Runs to the end, or until Ctrl-C.
+fn course<O, S, D>(session: &mut Session<O, S, D>, arguments: &Arguments, report: &Reporter<D>) -> Result<Speed>
 where
+    O: Objective,
+    S: Tasks<O>,
     D: Device<f32> + Clone,
-    B: Batches,
 {
     let steps = session.config().steps;
-    let log_every = arguments.log_every.unwrap_or((steps / 1000).max(1));
-    let sample_every = arguments.sample_every.unwrap_or((steps / 5).max(1));
-    let mut metrics = Metrics::open(report.folder.metrics(), session.steps_done())?;
+    let (log_every, sample_every) = (arguments.log_every(steps), arguments.sample_every(steps));
+    let mut metrics = Metrics::open(&report.folder.metrics(), &report.folder.events(), session.steps_done())?;
     let interrupted = interruption();
-    let bar = progress_bar(steps, session.steps_done());
+    let bar = console::progress_bar("meta-training", steps).with_position(session.steps_done());
+    bar.reset_eta();
     let mut window = Window::new();
     let begun = Instant::now();
     let first = session.steps_done();
@@ -193,25 +221,26 @@ where
         if step.step.is_multiple_of(log_every) || step.step == steps {
             let metric = window.close(step.step, config);
             bar.set_message(message(&metric));
+            console::event("metrics", &metric)?;
             metrics.push(metric)?;
         }
         bar.set_position(step.step);
         if step.step < steps && step.step.is_multiple_of(arguments.checkpoint_every) {
             report.folder.write(&session.checkpoint())?;
-            loss_curve(&metrics, report)?;
+            loss_curve(metrics.all()).write(&report.folder.curve())?;
         }
         if step.step < steps && step.step.is_multiple_of(sample_every) {
             report.sample(session, &report.folder.sample(step.step))?;
         }
     }
     bar.finish_and_clear();
-    loss_curve(&metrics, report)?;
-    let (done, seconds) = (session.steps_done() - first, begun.elapsed().as_secs_f64());
-    if done > 0 {
-        let tasks = done as f64 * session.config().shape.tasks as f64 / seconds;
-        say!("{done} meta-steps in {seconds:.1} s: {tasks:.0} tasks/s, {} form", session.learner().strategy());
+    loss_curve(metrics.all()).write(&report.folder.curve())?;
+    let speed = Speed { meta_steps: session.steps_done() - first, seconds: begun.elapsed().as_secs_f64() };
+    if speed.meta_steps > 0 {
+        let (tasks, form) = (speed.tasks_per_second(session.config()), session.learner().strategy());
+        say!("{} meta-steps in {:.1} s: {tasks:.0} tasks/s, {form} form", speed.meta_steps, speed.seconds);
     }
-    Ok(session.steps_done() < steps)
+    Ok(speed)
 }
 
 /// Set by the first Ctrl-C; the second ends the program at once.
@@ -227,157 +256,7 @@ fn interruption() -> &'static AtomicBool {
     &SEEN
 }
 
-fn progress_bar(steps: u64, done: u64) -> ProgressBar {
-    let bar = ProgressBar::new(steps).with_position(done);
-    match ProgressStyle::with_template("{wide_bar} {pos}/{len} {elapsed}<{eta} {msg}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
-}
-
 fn message(metric: &Metric) -> String {
     let discriminator = metric.discriminator_loss.map_or(String::new(), |loss| format!(" D {loss:.4}"));
     format!("loss {:.5}{discriminator}, {:.0} tasks/s", metric.loss, metric.tasks_per_second)
-}
-
-fn loss_curve<D>(metrics: &Metrics, report: &Reporter<D>) -> Result<()> {
-    let all = metrics.all();
-    // At most 150 points: their means show the course, where single meta-steps show chance.
-    let group = all.len().div_ceil(150).max(1);
-    let points = |value: fn(&Metric) -> f64| -> Vec<(f64, f64)> {
-        all.chunks(group)
-            .map(|chunk| {
-                (chunk[chunk.len() - 1].step as f64, chunk.iter().map(value).sum::<f64>() / chunk.len() as f64)
-            })
-            .collect()
-    };
-    let chart = Chart {
-        title: "Query loss after adapting",
-        x: "meta-step",
-        y: "loss",
-        lines: vec![Line { label: "loss", points: points(|m| m.loss) }],
-        marks: false,
-        logarithmic: true,
-    };
-    chart.write(&report.folder.curve())
-}
-
-/// The meta-steps since the last line of metrics.
-struct Window {
-    loss: f64,
-    discriminator: Option<f64>,
-    steps: u64,
-    since: Instant,
-}
-
-impl Window {
-    fn new() -> Self {
-        Self { loss: 0.0, discriminator: None, steps: 0, since: Instant::now() }
-    }
-
-    fn add(&mut self, step: &StepReport) {
-        self.loss += step.loss;
-        self.steps += 1;
-        if let Some(loss) = step.discriminator_loss {
-            *self.discriminator.get_or_insert(0.0) += loss;
-        }
-    }
-
-    fn close(&mut self, step: u64, config: &RunConfig) -> Metric {
-        let count = self.steps as f64;
-        let metric = Metric {
-            step,
-            loss: self.loss / count,
-            discriminator_loss: self.discriminator.map(|loss| loss / count),
-            tasks_per_second: count * config.shape.tasks as f64 / self.since.elapsed().as_secs_f64(),
-            outer_lr: config.outer.learning_rate * config.outer.factor(step - 1),
-        };
-        *self = Self::new();
-        metric
-    }
-}
-
-/// Shows how the run goes.
-struct Reporter<D> {
-    device: D,
-    folder: RunFolder,
-    evaluation: Option<Evaluation>,
-}
-
-impl<D: Device<f32> + Clone> Reporter<D> {
-    fn announce<B: Batches>(&self, session: &Session<D, B>, pools: Option<&Pools>) {
-        let config = session.config();
-        for (name, mlp) in config.job.networks() {
-            let widths: Vec<String> = mlp.widths().iter().map(ToString::to_string).collect();
-            say!("{name}: {}, {} parameters", widths.join("-"), mlp.parameter_count());
-        }
-        if let Some(pools) = pools {
-            say!("tasks: {} to learn from, {} held out", pools.training.len(), pools.held_out.len());
-        }
-        say!("run: {}", self.folder.0.display());
-    }
-
-    /// Adapts the session's parameters to the held-out episodes.
-    fn trace<B: Batches>(&self, session: &Session<D, B>, evaluation: &Evaluation) -> Result<Trace<f32>> {
-        let (config, learner) = (session.config(), session.learner());
-        let networks = 0..config.job.networks().len();
-        let parameters: Vec<_> = networks.clone().map(|network| learner.parameters(network)).collect();
-        let phi: Vec<_> = networks.map(|network| learner.phi(network).clone()).collect();
-        let plays = config.adversarial_at(session.steps_done());
-        evaluation.trace(&self.device, &parameters, &phi, config.job.inner().steps, plays)
-    }
-
-    /// Writes held-out tasks as they are, before, and after adapting; nothing for sinusoids.
-    fn sample<B: Batches>(&self, session: &Session<D, B>, path: &Path) -> Result<()> {
-        match &self.evaluation {
-            Some(evaluation) if evaluation.clips().is_some() => {
-                write_samples(session.config(), evaluation, &self.trace(session, evaluation)?, path)
-            }
-            _ => Ok(()),
-        }
-    }
-
-    /// The last samples, and what adapting gains.
-    fn finish<B: Batches>(&self, session: &Session<D, B>) -> Result<()> {
-        say!("checkpoint: {}", self.folder.checkpoint().display());
-        let Some(evaluation) = &self.evaluation else {
-            say!("no task was held out, so nothing tells what adapting gains");
-            return Ok(());
-        };
-        let (config, trace) = (session.config(), self.trace(session, evaluation)?);
-        if evaluation.clips().is_some() {
-            write_samples(config, evaluation, &trace, &self.folder.adapted())?;
-            say!("truth, before, after adapting: {}", self.folder.adapted().display());
-        }
-        let scores = evaluation.scores(&trace)?;
-        let (first, last) = (&scores[0], &scores[scores.len() - 1]);
-        let given = format!("{} steps on {} examples of a held-out task", config.job.inner().steps, config.shape.shots);
-        match (first.psnr, last.psnr) {
-            (Some(before), Some(after)) => say!(
-                "adapting by {given}: query PSNR {:.2} -> {:.2} dB ({:+.2} dB, {EPISODES} tasks)",
-                before.mean,
-                after.mean,
-                after.mean - before.mean
-            ),
-            _ => say!(
-                "adapting by {given}: query loss {:.4} -> {:.4} ({EPISODES} tasks)",
-                first.loss.mean,
-                last.loss.mean
-            ),
-        }
-        Ok(())
-    }
-}
-
-/// Held-out clips as they are, before, and after adapting.
-fn write_samples(config: &RunConfig, evaluation: &Evaluation, trace: &Trace<f32>, path: &Path) -> Result<()> {
-    let (Job::Video(job), Some(clips)) = (&config.job, evaluation.clips()) else { return Ok(()) };
-    let comparison = Comparison {
-        format: job.source.format(),
-        truth: &clips.query_x,
-        before: &trace.outputs[0],
-        after: &trace.outputs[trace.outputs.len() - 1],
-        stride: clips.queries,
-    };
-    write_comparison(path, &comparison)
 }

@@ -10,7 +10,7 @@ mod outer;
 mod outer_step;
 
 pub use algorithm::Algorithm;
-pub use batch::{SupervisedRows, VideoRows};
+pub use batch::{SupervisedBatch, SupervisedRows, VideoRows};
 pub use config::{InnerConfig, InnerOptimizer, SupervisedConfig, VideoConfig};
 pub use learner::{Losses, MetaLearner, Shape, Trace};
 pub use meta_optimizer::{MetaOptimizer, RateKind};

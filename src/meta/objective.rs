@@ -3,10 +3,11 @@
 use std::ops::Range;
 
 use super::batch::part;
-use super::{Shape, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows};
+use super::{Shape, SupervisedBatch, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows};
 use crate::device::{ArenaPlan, Device, Region};
 use crate::inner::{GanLoop, GanSpec, LoopRows, Network, NetworkSpec, Rates, Strategy, SupervisedLoop, SupervisedSpec};
 use crate::model::Mlp;
+use crate::tasks::VideoBatch;
 use crate::{Error, InnerConfig, Result, Scalar};
 
 /// An objective a [`crate::MetaLearner`] can be made for: [`SupervisedConfig`] or [`VideoConfig`].
@@ -38,11 +39,16 @@ pub(crate) mod sealed {
 
     /// What a learner asks of an objective.
     pub trait Build {
-        /// A meta-batch.
+        /// A meta-batch, borrowed.
         type Rows<'a, T: Scalar>: Copy + Sync;
+        /// A meta-batch, owned.
+        type Batch: Default;
         /// The inner loop.
         type Loop<T: Scalar>: Send;
 
+        fn rows(batch: &Self::Batch) -> Self::Rows<'_, f32>;
+        /// Empties a batch that is filled by adding to it.
+        fn clear(_batch: &mut Self::Batch) {}
         fn inner(&self) -> &InnerConfig;
         fn check(&self, shape: &Shape) -> Result<()>;
         /// The networks and the roles they play.
@@ -97,7 +103,15 @@ impl SupervisedConfig {
 
 impl sealed::Build for SupervisedConfig {
     type Rows<'a, T: Scalar> = SupervisedRows<'a, T>;
+    type Batch = SupervisedBatch;
     type Loop<T: Scalar> = SupervisedLoop<T>;
+
+    fn rows(batch: &SupervisedBatch) -> SupervisedRows<'_, f32> {
+        batch.rows()
+    }
+    fn clear(batch: &mut SupervisedBatch) {
+        batch.clear();
+    }
 
     fn inner(&self) -> &InnerConfig {
         &self.inner
@@ -168,7 +182,12 @@ impl VideoConfig {
 
 impl sealed::Build for VideoConfig {
     type Rows<'a, T: Scalar> = VideoRows<'a, T>;
+    type Batch = VideoBatch;
     type Loop<T: Scalar> = GanLoop<T>;
+
+    fn rows(batch: &VideoBatch) -> VideoRows<'_, f32> {
+        batch.rows()
+    }
 
     fn inner(&self) -> &InnerConfig {
         &self.inner

@@ -1,9 +1,8 @@
 use std::sync::Arc;
 
-use super::batches::video_rows;
 use super::config::{Job, VideoJob};
 use super::evaluation::{quality, tracer};
-use super::session::stream;
+use super::trainer::stream;
 use crate::checkpoint::{Checkpoint, Stage, Subject};
 use crate::device::Device;
 use crate::tasks::{ClipTasks, Episodes, VideoBatch};
@@ -87,7 +86,7 @@ pub fn adapt<D: Device<f32> + Clone>(
     let shape = Shape { tasks: 1, shots, queries: batch.queries };
     let plays = checkpoint.config.adversarial_at(checkpoint.step);
     let mut learner = tracer(device, objective, shape, phi, &checkpoint.parameters, plays)?;
-    let trace = learner.trace(video_rows(&batch), &mut rng)?;
+    let trace = learner.trace(batch.rows(), &mut rng)?;
     let psnr = (trace.outputs.iter())
         .map(|generated| Ok(quality(generated, &batch.query_x, &job.source.format(), batch.queries)?.0[0]))
         .collect::<Result<_>>()?;

@@ -1,15 +1,15 @@
 use rand_chacha::ChaCha8Rng;
 
-use super::batches::{Batches, SineBatches, VideoBatches, sine_rows, video_rows};
+use super::batches::{SineBatches, Tasks};
 use super::config::{Job, Pools, RunConfig};
 use super::evaluation::{Evaluation, Score};
 use super::session::Session;
 use crate::device::Device;
 use crate::model::Parameters;
-use crate::tasks::{SineBatch, VideoBatch};
+use crate::tasks::{Episodes, VideoBatch};
 use crate::{
-    Error, InnerOptimizer, MetaOptimizer, RateKind, Result, Schedule, Shape, SupervisedConfig, SupervisedRows,
-    VideoConfig, VideoRows,
+    Error, InnerOptimizer, MetaOptimizer, Objective, RateKind, Result, Schedule, Shape, SupervisedBatch,
+    SupervisedConfig, VideoConfig,
 };
 
 /// A starting point without meta-learning, and how well it adapts at its best rate.
@@ -86,19 +86,21 @@ pub fn joint_training<D: Device<f32> + Clone>(
     joint.shape = Shape { shots: 1, queries: config.shape.shots + config.shape.queries, ..config.shape };
     match (&joint.job, pools) {
         (Job::Video(job), Some(pools)) => {
-            let batches = Joint(VideoBatches::new(job, pools, config.shape)?);
-            train(Session::new(device.clone(), joint.clone(), job.objective.clone(), batches)?, progress)
+            let Shape { tasks, shots, queries } = config.shape;
+            let episodes = Episodes::new(pools.training.clone(), job.latent, tasks, shots, queries)?;
+            let tasks = Joint::new(episodes, tasks);
+            train(Session::new(device.clone(), joint.clone(), job.objective.clone(), tasks)?, progress)
         }
         (Job::Video(_), None) => Err(Error::invalid("clips", "not opened", "the run's tasks")),
         (Job::Sinusoid(job), _) => {
-            let batches = Joint(SineBatches::new(job, config.shape)?);
-            train(Session::new(device.clone(), joint.clone(), job.objective.clone(), batches)?, progress)
+            let tasks = Joint::new(SineBatches::new(job, config.shape)?, config.shape.tasks);
+            train(Session::new(device.clone(), joint.clone(), job.objective.clone(), tasks)?, progress)
         }
     }
 }
 
-fn train<D: Device<f32>, B: Batches>(
-    mut session: Session<D, B>,
+fn train<O: Objective, S: Tasks<O>, D: Device<f32> + Clone>(
+    mut session: Session<O, S, D>,
     mut progress: impl FnMut(u64) -> bool,
 ) -> Result<Vec<Parameters<f32>>> {
     session.set_first_stream(JOINT_STREAM);
@@ -113,62 +115,50 @@ fn train<D: Device<f32>, B: Batches>(
 }
 
 /// The batches of a run with support and query rows put together as query rows.
-struct Joint<B>(B);
+struct Joint<O: Objective, S> {
+    tasks: S,
+    count: usize,
+    drawn: O::Batch,
+}
 
-/// For each of `tasks` tasks, its part of `first`, then its part of `second`.
-fn join(tasks: usize, first: &[f32], second: &[f32], out: &mut Vec<f32>) {
-    out.clear();
+impl<O: Objective, S: Tasks<O>> Joint<O, S> {
+    /// Of batches of `count` tasks.
+    fn new(tasks: S, count: usize) -> Self {
+        Self { tasks, count, drawn: O::Batch::default() }
+    }
+}
+
+/// For each of `tasks` tasks, its part of `first`, then its part of `second`, in `query`; in `support` the first row of each
+/// task, whose `width` numbers nobody looks at: there are no inner steps.
+fn join(tasks: usize, width: usize, [first, second]: [&[f32]; 2], [support, query]: [&mut Vec<f32>; 2]) {
     let (a, b) = (first.len() / tasks, second.len() / tasks);
     for task in 0..tasks {
-        out.extend_from_slice(&first[task * a..(task + 1) * a]);
-        out.extend_from_slice(&second[task * b..(task + 1) * b]);
+        support.extend_from_slice(&first[task * a..][..width]);
+        query.extend_from_slice(&first[task * a..(task + 1) * a]);
+        query.extend_from_slice(&second[task * b..(task + 1) * b]);
     }
 }
 
-/// A batch as drawn, and as joined.
-#[derive(Default)]
-struct JoinedBatch<T> {
-    drawn: T,
-    x: Vec<f32>,
-    y: Vec<f32>,
-}
-
-impl Batches for Joint<VideoBatches> {
-    type Objective = VideoConfig;
-    type Batch = JoinedBatch<VideoBatch>;
-
-    fn draw(&self, rng: &mut ChaCha8Rng, batch: &mut Self::Batch) -> Result<()> {
-        self.0.draw(rng, &mut batch.drawn)?;
-        let rows = video_rows(&batch.drawn);
-        join(batch.drawn.tasks, rows.support_x, rows.query_x, &mut batch.x);
-        join(batch.drawn.tasks, rows.support_z, rows.query_z, &mut batch.y);
+impl Tasks<VideoConfig> for Joint<VideoConfig, Episodes> {
+    fn draw(&mut self, rng: &mut ChaCha8Rng, batch: &mut VideoBatch) -> Result<()> {
+        let Self { tasks, count, drawn } = self;
+        tasks.draw(rng, drawn)?;
+        for rows in [&mut batch.support_x, &mut batch.query_x, &mut batch.support_z, &mut batch.query_z] {
+            rows.clear();
+        }
+        let (clip, latent) = (tasks.format().values(), tasks.latent().width());
+        join(*count, clip, [&drawn.support_x, &drawn.query_x], [&mut batch.support_x, &mut batch.query_x]);
+        join(*count, latent, [&drawn.support_z, &drawn.query_z], [&mut batch.support_z, &mut batch.query_z]);
         Ok(())
     }
-
-    fn rows<'a>(&self, batch: &'a Self::Batch) -> VideoRows<'a, f32> {
-        let rows = batch.drawn.shots + batch.drawn.queries;
-        // The one support row is not looked at: there are no inner steps.
-        let (x, z) = (&batch.x[..batch.x.len() / rows], &batch.y[..batch.y.len() / rows]);
-        VideoRows { support_x: x, support_z: z, query_x: &batch.x, query_z: &batch.y }
-    }
 }
 
-impl Batches for Joint<SineBatches> {
-    type Objective = SupervisedConfig;
-    type Batch = JoinedBatch<SineBatch<f32>>;
-
-    fn draw(&self, rng: &mut ChaCha8Rng, batch: &mut Self::Batch) -> Result<()> {
-        self.0.draw(rng, &mut batch.drawn)?;
-        let rows = sine_rows(&batch.drawn);
-        let tasks = self.0.shape().tasks;
-        join(tasks, rows.support_x, rows.query_x, &mut batch.x);
-        join(tasks, rows.support_y, rows.query_y, &mut batch.y);
+impl Tasks<SupervisedConfig> for Joint<SupervisedConfig, SineBatches> {
+    fn draw(&mut self, rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch) -> Result<()> {
+        let Self { tasks, count, drawn } = self;
+        tasks.draw(rng, drawn)?;
+        join(*count, 1, [&drawn.support_x, &drawn.query_x], [&mut batch.support_x, &mut batch.query_x]);
+        join(*count, 1, [&drawn.support_y, &drawn.query_y], [&mut batch.support_y, &mut batch.query_y]);
         Ok(())
-    }
-
-    fn rows<'a>(&self, batch: &'a Self::Batch) -> SupervisedRows<'a, f32> {
-        let tasks = self.0.shape().tasks;
-        let (x, y) = (&batch.x[..tasks], &batch.y[..tasks]);
-        SupervisedRows { support_x: x, support_y: y, query_x: &batch.x, query_y: &batch.y }
     }
 }

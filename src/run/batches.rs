@@ -1,74 +1,32 @@
 use rand_chacha::ChaCha8Rng;
 
-use super::config::{Pools, SineJob, VideoJob};
-use crate::meta::sealed::Build;
-use crate::tasks::{Episodes, SineBatch, VideoBatch};
-use crate::{Objective, Result, Shape, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows};
+use super::config::SineJob;
+use crate::tasks::{Episodes, VideoBatch};
+use crate::{Objective, Result, Shape, SupervisedBatch, SupervisedConfig, VideoConfig};
 
-/// Where the meta-batches of an objective come from.
-pub trait Batches {
-    /// What they train.
-    type Objective: Objective;
-    /// A meta-batch; its memory is reused.
-    type Batch: Default;
-
-    /// Draws a meta-batch of tasks to learn from.
+/// Where the meta-batches of an objective come from: a distribution of tasks.
+///
+/// A closure `|rng, batch| ...` will do. For a [`SupervisedConfig`] the batch is a [`SupervisedBatch`], for a [`VideoConfig`] a
+/// [`VideoBatch`]; [`Episodes`] draws those from any source of clips.
+pub trait Tasks<O: Objective> {
+    /// Fills `batch` with a meta-batch of the learner's shape. A [`SupervisedBatch`] comes empty, a [`VideoBatch`] as it was
+    /// left; both keep their memory. Whatever is random should come from `rng`, which has a stream of its own for each
+    /// meta-step, so that a run can be made again.
     ///
     /// # Errors
-    /// Clips that cannot be had.
-    fn draw(&self, rng: &mut ChaCha8Rng, batch: &mut Self::Batch) -> Result<()>;
-
-    /// A meta-batch as the learner takes it.
-    fn rows<'a>(&self, batch: &'a Self::Batch) -> <Self::Objective as Build>::Rows<'a, f32>;
+    /// Rows that cannot be had; training stops with this error.
+    fn draw(&mut self, rng: &mut ChaCha8Rng, batch: &mut O::Batch) -> Result<()>;
 }
 
-/// Meta-batches of clips.
-#[derive(Clone)]
-pub struct VideoBatches {
-    training: Episodes,
-}
-
-impl VideoBatches {
-    /// From the tasks to learn from.
-    ///
-    /// # Errors
-    /// A task with too few clips.
-    pub fn new(job: &VideoJob, pools: &Pools, shape: Shape) -> Result<Self> {
-        let Shape { tasks, shots, queries } = shape;
-        Ok(Self { training: Episodes::new(pools.training.clone(), job.latent, tasks, shots, queries)? })
+impl<O: Objective, F: FnMut(&mut ChaCha8Rng, &mut O::Batch) -> Result<()>> Tasks<O> for F {
+    fn draw(&mut self, rng: &mut ChaCha8Rng, batch: &mut O::Batch) -> Result<()> {
+        self(rng, batch)
     }
 }
 
-/// A batch of clips as rows.
-pub(super) fn video_rows(batch: &VideoBatch) -> VideoRows<'_, f32> {
-    VideoRows {
-        support_x: &batch.support_x,
-        support_z: &batch.support_z,
-        query_x: &batch.query_x,
-        query_z: &batch.query_z,
-    }
-}
-
-/// A batch of sinusoids as rows.
-pub(super) fn sine_rows(batch: &SineBatch<f32>) -> SupervisedRows<'_, f32> {
-    SupervisedRows {
-        support_x: &batch.support_x,
-        support_y: &batch.support_y,
-        query_x: &batch.query_x,
-        query_y: &batch.query_y,
-    }
-}
-
-impl Batches for VideoBatches {
-    type Objective = VideoConfig;
-    type Batch = VideoBatch;
-
-    fn draw(&self, rng: &mut ChaCha8Rng, batch: &mut VideoBatch) -> Result<()> {
-        self.training.draw(rng, batch)
-    }
-
-    fn rows<'a>(&self, batch: &'a VideoBatch) -> VideoRows<'a, f32> {
-        video_rows(batch)
+impl Tasks<VideoConfig> for Episodes {
+    fn draw(&mut self, rng: &mut ChaCha8Rng, batch: &mut VideoBatch) -> Result<()> {
+        Episodes::draw(self, rng, batch)
     }
 }
 
@@ -88,23 +46,11 @@ impl SineBatches {
         job.tasks.validate()?;
         Ok(Self { job: job.clone(), shape })
     }
-
-    /// The meta-batches' shape.
-    pub(super) fn shape(&self) -> Shape {
-        self.shape
-    }
 }
 
-impl Batches for SineBatches {
-    type Objective = SupervisedConfig;
-    type Batch = SineBatch<f32>;
-
-    fn draw(&self, rng: &mut ChaCha8Rng, batch: &mut SineBatch<f32>) -> Result<()> {
+impl Tasks<SupervisedConfig> for SineBatches {
+    fn draw(&mut self, rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch) -> Result<()> {
         let Shape { tasks, shots, queries } = self.shape;
         self.job.tasks.draw_batch(rng, tasks, shots, queries, batch)
-    }
-
-    fn rows<'a>(&self, batch: &'a SineBatch<f32>) -> SupervisedRows<'a, f32> {
-        sine_rows(batch)
     }
 }

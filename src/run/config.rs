@@ -3,6 +3,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::meta::sealed::Build;
 use crate::model::Mlp;
 use crate::tasks::{ClipFolder, ClipTasks, FolderOptions, Latent, MovingShapes, Sinusoids, split};
 use crate::video::ClipFormat;
@@ -163,7 +164,7 @@ impl Job {
 }
 
 impl RunConfig {
-    /// Checks that the parts fit together: what [`crate::MetaLearner`] does not see.
+    /// Checks that the parts fit together.
     ///
     /// # Errors
     /// Naming the field at fault.
@@ -177,7 +178,10 @@ impl RunConfig {
         if let Some(rate) = self.initial_rates.iter().find(|rate| !(rate.is_finite() && **rate > 0.0)) {
             return Err(Error::invalid("inner learning rate", rate.to_string(), "a positive number"));
         }
-        let Job::Video(job) = &self.job else { return Ok(()) };
+        let job = match &self.job {
+            Job::Video(job) => job,
+            Job::Sinusoid(job) => return job.objective.check(&self.shape),
+        };
         let format = job.source.format();
         format.validate()?;
         job.latent.validate()?;
@@ -194,6 +198,6 @@ impl RunConfig {
             let problem = "reconstruction without a condition that says which clip is meant";
             return Err(Error::invalid("reconstruction weight", problem, "0, or a condition"));
         }
-        Ok(())
+        Build::check(&job.objective, &self.shape)
     }
 }

@@ -1,16 +1,15 @@
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::batches::{sine_rows, video_rows};
 use super::config::{Job, Pools, RunConfig};
-use super::session::stream;
+use super::trainer::stream;
 use crate::device::Device;
 use crate::model::Parameters;
-use crate::tasks::{Episodes, SineBatch, VideoBatch};
+use crate::tasks::{Episodes, VideoBatch};
 use crate::video::{ClipFormat, psnr, ssim};
-use crate::{Error, MetaLearner, MetaOptimizer, Objective, Result, Shape, Trace};
+use crate::{Error, MetaLearner, MetaOptimizer, Objective, Result, Shape, SupervisedBatch, Trace};
 
 /// A mean over episodes and how far it may be off.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
@@ -29,15 +28,15 @@ impl Estimate {
 }
 
 /// How the query sets of all episodes come out after some inner steps.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// The loss: that of the generator, or the mean squared error of a sinusoid.
     pub loss: Estimate,
     /// Peak signal-to-noise ratio of clips, in dB.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub psnr: Option<Estimate>,
     /// Structural similarity of clips.
-    #[serde(skip_serializing_if = "Option::is_none")]
+    #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ssim: Option<Estimate>,
 }
 
@@ -57,7 +56,7 @@ pub struct Evaluation {
 
 enum Drawn {
     Clips(Box<VideoBatch>, ClipFormat),
-    Sinusoids(SineBatch<f32>),
+    Sinusoids(SupervisedBatch),
 }
 
 /// The stream of the run's seed that held-out episodes are drawn from: far from those of the meta-steps.
@@ -86,7 +85,7 @@ impl Evaluation {
             }
             (Job::Video(_), None) => return Err(Error::invalid("clips", "not opened", "the run's tasks")),
             (Job::Sinusoid(job), _) => {
-                let mut batch = SineBatch::default();
+                let mut batch = SupervisedBatch::default();
                 job.tasks.draw_batch(&mut rng, shape.tasks, shape.shots, shape.queries, &mut batch)?;
                 Drawn::Sinusoids(batch)
             }
@@ -130,11 +129,11 @@ impl Evaluation {
         match (&job, &self.episodes) {
             (Job::Video(job), Drawn::Clips(batch, _)) => {
                 let mut learner = tracer(device, job.objective.clone(), self.shape, phi, parameters, adversarial)?;
-                learner.trace(video_rows(batch), &mut rng)
+                learner.trace(batch.rows(), &mut rng)
             }
             (Job::Sinusoid(job), Drawn::Sinusoids(batch)) => {
                 let mut learner = tracer(device, job.objective.clone(), self.shape, phi, parameters, false)?;
-                learner.trace(sine_rows(batch), &mut rng)
+                learner.trace(batch.rows(), &mut rng)
             }
             _ => Err(Error::invalid("episodes", "of another job", "those of this run")),
         }

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::adaptation::video_job;
-use super::session::stream;
+use super::trainer::stream;
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
 use crate::tasks::{ClipTasks, Condition};

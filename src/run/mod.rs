@@ -10,11 +10,13 @@ mod config;
 mod evaluation;
 mod generation;
 mod session;
+mod trainer;
 
 pub use adaptation::{Adaptation, AdaptationOptions, adapt, video_job};
 pub use baseline::{Baseline, best_uniform_rate, joint_training};
-pub use batches::{Batches, SineBatches, VideoBatches};
+pub use batches::{SineBatches, Tasks};
 pub use config::{ClipSource, Job, Pools, RunConfig, SineJob, VideoJob};
 pub use evaluation::{Estimate, Evaluation, Score};
 pub use generation::{conditions_of, generate, own_conditions};
-pub use session::{Session, StepReport};
+pub use session::Session;
+pub use trainer::{StepReport, Trainer, TrainingConfig};

@@ -3,14 +3,13 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use indicatif::{ProgressBar, ProgressStyle};
 use rayon::prelude::*;
 
 use super::cache::Cache;
 use super::listing;
 use super::source::ClipTasks;
 use crate::video::{ClipFormat, plural, read_clip};
-use crate::{Error, Result};
+use crate::{Error, Result, progress};
 
 /// The cache's name inside the folder of clips.
 const CACHE_NAME: &str = ".innerloop-cache";
@@ -118,7 +117,7 @@ impl ClipFolder {
             .map_err(|e| notes.push(format!("decoded clips are not kept, every run decodes them anew ({e})")))
             .ok();
         let total: usize = listed.iter().map(|task| task.clips.len()).sum();
-        let bar = progress_bar(total, options.progress);
+        let bar = progress::bar("decoding clips", total as u64, options.progress);
         let read = |path: &PathBuf| {
             let decode = || Ok(read_clip(path, &format)?.values);
             let values = match &cache {
@@ -149,18 +148,6 @@ fn list(folder: PathBuf, notes: &mut Vec<String>) -> Result<Listed> {
     let listing::Clips { paths, skipped } = listing::clips(&folder)?;
     notes.extend(skipped.iter().map(|path| format!("{}: skipped, it is not a clip", path.display())));
     Ok(Listed { folder, clips: paths })
-}
-
-fn progress_bar(total: usize, shown: bool) -> ProgressBar {
-    if !shown {
-        return ProgressBar::hidden();
-    }
-    // Hidden by itself where standard error is no terminal.
-    let bar = ProgressBar::new(total as u64).with_message("decoding clips");
-    match ProgressStyle::with_template("{msg} {wide_bar} {pos}/{len} {eta}") {
-        Ok(style) => bar.with_style(style),
-        Err(_) => bar,
-    }
 }
 
 impl ClipTasks for ClipFolder {

@@ -9,7 +9,7 @@ use rayon::prelude::*;
 use super::latent::Latent;
 use super::source::ClipTasks;
 use crate::video::ClipFormat;
-use crate::{Error, Result};
+use crate::{Error, Result, VideoRows};
 
 /// A meta-batch of T tasks; each array is [T, rows, width], row-major. Row k of `z` belongs to row k of `x`.
 ///
@@ -37,6 +37,18 @@ pub struct VideoBatch {
     seeds: Vec<u64>,
     /// Room for one drawing of distinct numbers.
     order: Vec<usize>,
+}
+
+impl VideoBatch {
+    /// The batch as a learner takes it.
+    pub fn rows(&self) -> VideoRows<'_, f32> {
+        VideoRows {
+            support_x: &self.support_x,
+            support_z: &self.support_z,
+            query_x: &self.query_x,
+            query_z: &self.query_z,
+        }
+    }
 }
 
 /// Draws meta-batches from a source of clips.

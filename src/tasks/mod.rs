@@ -20,6 +20,6 @@ pub use episodes::{Episodes, VideoBatch};
 pub use latent::{Condition, Latent};
 pub use law::Law;
 pub use moving_shapes::MovingShapes;
-pub use sinusoids::{SineBatch, Sinusoid, Sinusoids};
+pub use sinusoids::{Sinusoid, Sinusoids};
 pub use source::ClipTasks;
 pub use split::{Subset, split};

@@ -6,7 +6,7 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::{Error, Result};
+use crate::{Error, Result, SupervisedBatch};
 
 /// The family of tasks `y = amplitude * sin(x - phase)`; by default amplitude in [0.1, 5], phase in [0, pi] and x in
 /// [-5, 5], all uniform.
@@ -34,19 +34,6 @@ impl Sinusoid {
     pub fn at(&self, x: f32) -> f32 {
         self.amplitude * (x - self.phase).sin()
     }
-}
-
-/// A meta-batch of sinusoid tasks, each array [tasks, rows, 1] row-major; its memory is reused from draw to draw.
-#[derive(Clone, Debug, Default)]
-pub struct SineBatch<T> {
-    /// Support inputs, [tasks, shots, 1].
-    pub support_x: Vec<T>,
-    /// Support targets, [tasks, shots, 1].
-    pub support_y: Vec<T>,
-    /// Query inputs, [tasks, queries, 1].
-    pub query_x: Vec<T>,
-    /// Query targets, [tasks, queries, 1].
-    pub query_y: Vec<T>,
 }
 
 impl Default for Sinusoids {
@@ -113,7 +100,7 @@ impl Sinusoids {
         Ok(())
     }
 
-    /// Draws a meta-batch: `tasks` fresh tasks with `shots` support and `queries` query points each.
+    /// Draws a meta-batch: `tasks` fresh tasks with `shots` support and `queries` query points each; one input, one output.
     ///
     /// # Errors
     /// As [`Sinusoids::validate`].
@@ -123,7 +110,7 @@ impl Sinusoids {
         tasks: usize,
         shots: usize,
         queries: usize,
-        batch: &mut SineBatch<T>,
+        batch: &mut SupervisedBatch<T>,
     ) -> Result<()> {
         self.validate()?;
         for (rows, arrays) in

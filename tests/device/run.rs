@@ -6,12 +6,13 @@ use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::run::{
-    Batches, ClipSource, Evaluation, Job, Pools, RunConfig, Session, SineBatches, SineJob, VideoBatches, VideoJob,
-    joint_training,
+    ClipSource, Evaluation, Job, Pools, RunConfig, Session, SineBatches, SineJob, Tasks, VideoJob, joint_training,
 };
-use innerloop::tasks::{Condition, Latent, Sinusoids};
+use innerloop::tasks::{Condition, Episodes, Latent, Sinusoids};
 use innerloop::video::ClipFormat;
-use innerloop::{Algorithm, InnerConfig, InnerOptimizer, OuterConfig, Schedule, Shape, SupervisedConfig, VideoConfig};
+use innerloop::{
+    Algorithm, InnerConfig, InnerOptimizer, Objective, OuterConfig, Schedule, Shape, SupervisedConfig, VideoConfig,
+};
 
 use super::Make;
 
@@ -41,12 +42,13 @@ fn wide(values: &[f32]) -> impl Iterator<Item = f64> + '_ {
     values.iter().map(|v| f64::from(*v))
 }
 
-fn carry_out<D, B>(device: D, config: &RunConfig, objective: B::Objective, batches: B, pools: Option<&Pools>) -> Outcome
+fn carry_out<D, O, S>(device: D, config: &RunConfig, objective: O, tasks: S, pools: Option<&Pools>) -> Outcome
 where
     D: Device<f32> + Clone,
-    B: Batches,
+    O: Objective,
+    S: Tasks<O>,
 {
-    let mut session = Session::new(device.clone(), config.clone(), objective, batches).unwrap();
+    let mut session = Session::new(device.clone(), config.clone(), objective, tasks).unwrap();
     let begin = joint_training(&device, config, pools, config.pretraining, |_| true).unwrap();
     session.set_parameters(&begin).unwrap();
     let mut metrics = Vec::new();
@@ -126,7 +128,8 @@ pub fn video_run<D: Device<f32> + Clone>(make: Make<'_, D>) {
     let shape = Shape { tasks: 3, shots: 3, queries: 2 };
     let config = config(Job::Video(Box::new(job.clone())), shape, rates);
     let pools = job.source.open(config.seed, shape.shots + shape.queries, false).unwrap();
-    let batches = VideoBatches::new(&job, &pools, shape).unwrap();
+    let Shape { tasks, shots, queries } = shape;
+    let batches = Episodes::new(pools.training.clone(), latent, tasks, shots, queries).unwrap();
     let expected = carry_out(CpuDevice::new(2).unwrap(), &config, job.objective.clone(), batches.clone(), Some(&pools));
     let got = carry_out(make(4), &config, job.objective.clone(), batches, Some(&pools));
     compare("video", &got, &expected);
