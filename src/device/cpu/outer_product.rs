@@ -58,7 +58,7 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
 }
 
 /// `bias += scale * sum over the rows of p`, from column `from` on.
-fn add_rows<T: Scalar>(base: Base<T>, p: &Region, from: usize, scale: T, bias: &mut [T]) {
+pub(super) fn add_rows<T: Scalar>(base: Base<T>, p: &Region, from: usize, scale: T, bias: &mut [T]) {
     pulp::Arch::new().dispatch(|| {
         for r in 0..p.rows {
             // SAFETY: a declared region that is only read.

@@ -2,6 +2,7 @@
 
 use super::matrix::Matrix;
 use super::multiply::multiply_any;
+use super::outer_product::add_rows;
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{InnerUpdate, Linear, Rate, Region, ReverseUpdate};
 use crate::scalar::Scalar;
@@ -60,20 +61,20 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
         }
         gradient.add_weight(base, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs));
         gradient.add_bias(base, task, T::ONE, velocity.as_mut_ptr());
-        match op.rate {
+        pulp::Arch::new().dispatch(|| match op.rate {
             Rate::Uniform(rate) => {
-                for i in 0..len {
-                    to[i] = from[i] - rate * velocity[i];
+                for ((t, f), v) in to.iter_mut().zip(from).zip(&*velocity) {
+                    *t = *f - rate * *v;
                 }
             }
             Rate::PerParameter(rates) => {
                 // SAFETY: the rates are only read.
                 let rates = unsafe { base.slice(task_range(&rates, 0).0, len) };
-                for i in 0..len {
-                    to[i] = from[i] - rates[i] * velocity[i];
+                for (((t, f), v), rate) in to.iter_mut().zip(from).zip(&*velocity).zip(rates) {
+                    *t = *f - *rate * *v;
                 }
             }
-        }
+        });
     });
 }
 
@@ -116,12 +117,8 @@ impl WeightGradient {
         // SAFETY: declared regions; `out` is this job's own.
         let bias = unsafe { std::slice::from_raw_parts_mut(out.add(inputs * outputs), outputs) };
         for block in 0..self.delta.rows / per_block {
-            for row in 0..self.rows {
-                let row = block * per_block + task * self.rows + row;
-                // SAFETY: a declared region that is only read.
-                let delta = unsafe { base.slice(self.delta.offset + row * outputs, outputs) };
-                bias.iter_mut().zip(delta).for_each(|(b, d)| *b += scale * *d);
-            }
+            let rows = self.delta.rows(block * per_block + task * self.rows, self.rows);
+            add_rows(base, &rows, 0, scale, bias);
         }
     }
 }
@@ -138,23 +135,26 @@ pub(super) fn reverse_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
         let (cotangent, direction) =
             unsafe { (base.slice(cotangent, len), base.slice_mut(task_range(&op.direction, task).0, len)) };
         let momentum = if op.accumulate { op.momentum } else { T::ZERO };
-        if momentum == T::ZERO {
-            direction.fill(T::ZERO);
-        }
-        match op.rate {
-            Rate::Uniform(rate) => {
-                for i in 0..len {
-                    direction[i] = momentum * direction[i] - rate * cotangent[i];
+        pulp::Arch::new().dispatch(|| {
+            if momentum == T::ZERO {
+                // What is there counts for nothing, be it NaN.
+                direction.fill(T::ZERO);
+            }
+            match op.rate {
+                Rate::Uniform(rate) => {
+                    for (d, c) in direction.iter_mut().zip(cotangent) {
+                        *d = momentum * *d - rate * *c;
+                    }
+                }
+                Rate::PerParameter(rates) => {
+                    // SAFETY: the rates are only read.
+                    let rates = unsafe { base.slice(task_range(&rates, 0).0, len) };
+                    for ((d, c), rate) in direction.iter_mut().zip(cotangent).zip(rates) {
+                        *d = momentum * *d - *rate * *c;
+                    }
                 }
             }
-            Rate::PerParameter(rates) => {
-                // SAFETY: the rates are only read.
-                let rates = unsafe { base.slice(task_range(&rates, 0).0, len) };
-                for i in 0..len {
-                    direction[i] = momentum * direction[i] - rates[i] * cotangent[i];
-                }
-            }
-        }
+        });
     });
 }
 
