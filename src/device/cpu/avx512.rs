@@ -3,7 +3,7 @@
 //! Sums of up to 6 rows by 4 vectors stay in registers, a ragged edge is masked, and nothing is packed: on two Zen 4 cores a
 //! large product runs at 200 to 213 GFLOP/s, where the `gemm` crate reaches 179 (`benches/results/`).
 
-use super::matrix::Matrix;
+use super::matrix::{Matrix, Onto};
 use crate::scalar::Scalar;
 
 /// Columns of a strip at most: four vectors.
@@ -51,24 +51,30 @@ impl<T> Term<T> {
     }
 }
 
-/// `out (+)= scale * sum of terms`, `[m, n]`, which leaves the registers once where the terms are short.
+/// `out = onto + scale * sum of terms`, `[m, n]`, which leaves the registers once where the terms are short.
 ///
 /// # Safety
 /// [`serves`] says so. Every `left` is `[m, depth]` and every `right` `[depth, n]`, all readable; `out`, with its stride, is
-/// writable and overlaps none of them.
+/// writable and overlaps none of them, nor rows it is added onto.
 pub(super) unsafe fn multiply<T: Scalar>(
     (m, n): (usize, usize),
     terms: &[Term<T>],
     scale: T,
     (out, stride): (*mut T, usize),
-    accumulate: bool,
+    onto: Onto<T>,
 ) {
     debug_assert!(serves::<T>());
     #[cfg(target_arch = "x86_64")]
     {
         // SAFETY: T is f32, which leaves the slice as it is.
         let terms = unsafe { std::slice::from_raw_parts(terms.as_ptr().cast::<Term<f32>>(), terms.len()) };
-        let target = x86::Target { out: out.cast(), stride, scale: scale.to_f64() as f32, accumulate };
+        let (accumulate, before, before_stride) = match onto {
+            Onto::Nothing => (false, out.cast_const(), stride),
+            Onto::Itself => (true, out.cast_const(), stride),
+            Onto::Rows(rows, stride) => (true, rows, stride),
+        };
+        let (out, before, scale) = (out.cast(), before.cast(), scale.to_f64() as f32);
+        let target = x86::Target { out, stride, scale, accumulate, before, before_stride };
         // SAFETY: the caller's promise; the machine has AVX-512.
         unsafe {
             match terms {
@@ -80,7 +86,10 @@ pub(super) unsafe fn multiply<T: Scalar>(
         }
     }
     #[cfg(not(target_arch = "x86_64"))]
-    unreachable!("this machine has no AVX-512: {:?}", (m, n, terms.len(), scale, out, stride, accumulate));
+    unreachable!(
+        "this machine has no AVX-512: {:?}",
+        (m, n, terms.len(), scale, out, stride, matches!(onto, Onto::Itself))
+    );
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -105,13 +114,29 @@ mod x86 {
         pub out: *mut f32,
         pub stride: usize,
         pub scale: f32,
+        /// Whether it is added to what lies before it.
         pub accumulate: bool,
+        pub before: *const f32,
+        pub before_stride: usize,
+    }
+
+    impl Target {
+        /// From this row and column on.
+        fn part(self, row: usize, column: usize) -> Self {
+            let out = self.out.wrapping_add(row * self.stride + column);
+            let before = self.before.wrapping_add(row * self.before_stride + column);
+            Self { out, before, ..self }
+        }
+
+        /// The same, to add to.
+        fn begun(self) -> Self {
+            Self { accumulate: true, before: self.out, before_stride: self.stride, ..self }
+        }
     }
 
     /// See [`super::multiply`].
     #[target_feature(enable = "avx512f,avx512vl")]
-    pub unsafe fn multiply(shape: (usize, usize), terms: &[Term<f32>], target: Target) {
-        let mut accumulate = target.accumulate;
+    pub unsafe fn multiply(shape: (usize, usize), terms: &[Term<f32>], mut target: Target) {
         let mut rest = terms;
         while let Some(first) = rest.first() {
             // As many terms as are short together, or one.
@@ -126,9 +151,9 @@ mod x86 {
                 let piece = [first.piece(begin, DEPTH.min(first.depth - begin))];
                 let terms = if count > 1 { &rest[..count] } else { &piece };
                 // SAFETY: the caller's promise.
-                unsafe { pass(shape, terms, Target { accumulate: accumulate || begin > 0, ..target }) };
+                unsafe { pass(shape, terms, target) };
+                target = target.begun();
             }
-            accumulate = true;
             rest = &rest[count..];
         }
     }
@@ -140,10 +165,9 @@ mod x86 {
         let group = m.div_ceil(m.div_ceil(6));
         for row in (0..m).step_by(group) {
             for column in (0..n).step_by(COLUMNS) {
-                let out = target.out.wrapping_add(row * target.stride + column);
                 let size = (group.min(m - row), (n - column).min(COLUMNS));
                 // SAFETY: `group` rows, or what is left of them, and at most 64 columns from here on exist.
-                unsafe { rows(size, (row, column), terms, Target { out, ..target }) };
+                unsafe { rows(size, (row, column), terms, target.part(row, column)) };
             }
         }
     }
@@ -169,9 +193,11 @@ mod x86 {
                 }
             }
             let sum = target.scale * _mm512_reduce_add_ps(sum);
-            // SAFETY: the output has m rows.
-            let out = unsafe { &mut *target.out.add(row * target.stride) };
-            *out = if target.accumulate { *out + sum } else { sum };
+            // SAFETY: the output and what lies before it have m rows.
+            unsafe {
+                let before = if target.accumulate { *target.before.add(row * target.before_stride) } else { 0.0 };
+                *target.out.add(row * target.stride) = before + sum;
+            }
         }
     }
 
@@ -257,21 +283,22 @@ mod x86 {
         let scale = _mm512_set1_ps(target.scale);
         let half_scale = _mm256_set1_ps(target.scale);
         let at = |m: usize, v: usize| target.out.wrapping_add(m * target.stride + v * LANES);
+        let before_at = |m: usize, v: usize| target.before.wrapping_add(m * target.before_stride + v * LANES);
         // Everything is loaded before anything is stored: a load that touches the line of a masked store waits for it.
         for m in 0..M {
             // SAFETY: the first `columns` elements of M rows of the output.
             unsafe {
                 for v in 0..V {
-                    let before = if target.accumulate { _mm512_loadu_ps(at(m, v)) } else { _mm512_setzero_ps() };
+                    let before = if target.accumulate { _mm512_loadu_ps(before_at(m, v)) } else { _mm512_setzero_ps() };
                     sums[m][v] = _mm512_fmadd_ps(scale, sums[m][v], before);
                 }
                 if TAIL == WHOLE {
                     let mask = if target.accumulate { mask } else { 0 };
-                    tails[m] = _mm512_fmadd_ps(scale, tails[m], _mm512_maskz_loadu_ps(mask, at(m, V)));
+                    tails[m] = _mm512_fmadd_ps(scale, tails[m], _mm512_maskz_loadu_ps(mask, before_at(m, V)));
                 }
                 if TAIL == HALF {
                     let half = if target.accumulate { half } else { 0 };
-                    halves[m] = _mm256_fmadd_ps(half_scale, halves[m], _mm256_maskz_loadu_ps(half, at(m, V)));
+                    halves[m] = _mm256_fmadd_ps(half_scale, halves[m], _mm256_maskz_loadu_ps(half, before_at(m, V)));
                 }
             }
         }

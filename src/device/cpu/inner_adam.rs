@@ -1,5 +1,6 @@
 //! The materialised form's inner step of Adam, its transpose and the gradient of its rates.
 
+use super::matrix::Onto;
 use super::update::{WeightGradient, rate_gradient, region, task_range};
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{Adam, AdamRateGradient, AdamUpdate, Linear, Rate, Region, ReverseAdam};
@@ -81,7 +82,7 @@ pub(super) fn update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op:
             }
         }
         to.fill(T::ZERO);
-        gradient.add_weight(base, task, T::ONE, to.as_mut_ptr(), (0, op.to.outputs));
+        gradient.add_weight(base, task, T::ONE, to.as_mut_ptr(), (0, op.to.outputs), Onto::Itself);
         gradient.add_bias(base, task, T::ONE, to.as_mut_ptr());
         let mut step = |i: usize, rate: T| {
             let g = to[i];
@@ -133,7 +134,7 @@ pub(super) fn reverse<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op
             of_v.fill(T::ZERO);
         }
         direction.fill(T::ZERO);
-        gradient.add_weight(base, task, T::ONE, direction.as_mut_ptr(), (0, op.direction.outputs));
+        gradient.add_weight(base, task, T::ONE, direction.as_mut_ptr(), (0, op.direction.outputs), Onto::Itself);
         gradient.add_bias(base, task, T::ONE, direction.as_mut_ptr());
         let mut step = |i: usize, rate: T| {
             let (root, moved) = op.adam.moved(m[i], v[i]);

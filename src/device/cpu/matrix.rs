@@ -21,6 +21,39 @@ impl<T> Matrix<T> {
     }
 }
 
+/// What a product is added to.
+#[derive(Clone, Copy)]
+pub(super) enum Onto<T> {
+    /// Nothing: the output is written.
+    Nothing,
+    /// What the output holds.
+    Itself,
+    /// Rows from here on, with so many elements from one to the next; none, and every row is added to the same.
+    Rows(*const T, usize),
+}
+
+impl<T: Scalar> Onto<T> {
+    /// The output itself, or nothing.
+    pub fn itself(accumulate: bool) -> Self {
+        if accumulate { Self::Itself } else { Self::Nothing }
+    }
+
+    /// Writes what the product is added to into the output `[m, n]`; says whether there is anything.
+    ///
+    /// # Safety
+    /// The rows are readable, the output, with its stride, is writable.
+    #[inline(always)]
+    pub unsafe fn write(self, (m, n): (usize, usize), (out, stride): (*mut T, usize)) -> bool {
+        if let Self::Rows(rows, row_stride) = self {
+            for row in 0..m {
+                // SAFETY: the caller's promise.
+                unsafe { std::ptr::copy_nonoverlapping(rows.add(row * row_stride), out.add(row * stride), n) };
+            }
+        }
+        !matches!(self, Self::Nothing)
+    }
+}
+
 /// `out (+)= scale * left right` on the calling thread; `out` is `[m, n]` with `out_stride` elements a row.
 ///
 /// # Safety

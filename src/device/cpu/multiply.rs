@@ -4,13 +4,13 @@
 //! precision where there is AVX-512 ([`super::avx512`]); the rest goes through the `gemm` crate.
 
 use super::avx512::{self, Right, Term};
-use super::matrix::{Kernel, Matrix, dispatch, multiply, multiply_add};
+use super::matrix::{Kernel, Matrix, Onto, dispatch, multiply, multiply_add};
 use crate::scalar::Scalar;
 
 /// Elements of the right factor up to which packing it does not pay: it stays in a core's nearer caches.
 const SMALL: usize = 1 << 14;
 
-/// `out (+)= scale * left right` like [`multiply`], in whichever way suits the size. Compiled once for each instruction
+/// `out = onto + scale * left right`, in whichever way suits the size. Compiled once for each instruction
 /// set, not into every kernel that calls it.
 ///
 /// # Safety
@@ -21,9 +21,9 @@ pub(super) unsafe fn multiply_any<T: Scalar>(
     right: Matrix<T>,
     scale: T,
     out: (*mut T, usize),
-    accumulate: bool,
+    onto: Onto<T>,
 ) {
-    dispatch(Call { shape, left, right, scale, out, accumulate });
+    dispatch(Call { shape, left, right, scale, out, onto });
 }
 
 /// One term of a sum of products: `scale * left right`, with `depth` columns to the left and rows to the right.
@@ -54,19 +54,19 @@ pub(super) unsafe fn multiply_sum<T: Scalar>(
     unsafe {
         for Product { left, right, depth, scale } in products {
             if !together {
-                multiply_any((m, depth, n), left, right, scale, (out, stride), accumulate);
+                multiply_any((m, depth, n), left, right, scale, (out, stride), Onto::itself(accumulate));
                 accumulate = true;
                 continue;
             }
             if count == TOGETHER || (count > 0 && scale != common) {
-                avx512::multiply((m, n), &terms[..count], common, (out, stride), accumulate);
+                avx512::multiply((m, n), &terms[..count], common, (out, stride), Onto::itself(accumulate));
                 (count, accumulate) = (0, true);
             }
             terms[count] = Term { left, right: Right::rows(right.pointer, right.row_stride), depth };
             (count, common) = (count + 1, scale);
         }
         if count > 0 {
-            avx512::multiply((m, n), &terms[..count], common, (out, stride), accumulate);
+            avx512::multiply((m, n), &terms[..count], common, (out, stride), Onto::itself(accumulate));
         }
     }
 }
@@ -77,24 +77,29 @@ struct Call<T> {
     right: Matrix<T>,
     scale: T,
     out: (*mut T, usize),
-    accumulate: bool,
+    onto: Onto<T>,
 }
 
 impl<T: Scalar> Kernel for Call<T> {
     #[inline(always)]
     fn run<const FMA: bool, const WIDE: bool>(self) {
-        let Self { shape: (m, k, n), left, right, scale, out, accumulate } = self;
+        let Self { shape: (m, k, n), left, right, scale, out, onto } = self;
         // SAFETY: the promise of `multiply_any`'s caller.
         unsafe {
             if n == 1 && out.1 == 1 && left.row_stride == 1 {
                 // A column is computed as a row.
+                let onto = match onto {
+                    Onto::Rows(before, 1) => Onto::Rows(before, m),
+                    _ => Onto::itself(onto.write((m, 1), out)),
+                };
                 let (left, right) = (right.transposed(), left.transposed());
-                multiply_rows::<T, FMA, WIDE>((1, k, m), left, right, scale, (out.0, m), accumulate);
+                multiply_rows::<T, FMA, WIDE>((1, k, m), left, right, scale, (out.0, m), onto);
             } else if n == 1 && WIDE && size_of::<T>() == size_of::<f32>() {
-                multiply_rows::<T, FMA, WIDE>((m, k, 1), left, right, scale, out, accumulate);
+                multiply_rows::<T, FMA, WIDE>((m, k, 1), left, right, scale, out, onto);
             } else if n > 1 && right.column_stride == 1 && (WIDE && size_of::<T>() == 4 || n * k <= SMALL) {
-                multiply_rows::<T, FMA, WIDE>((m, k, n), left, right, scale, out, accumulate);
+                multiply_rows::<T, FMA, WIDE>((m, k, n), left, right, scale, out, onto);
             } else {
+                let accumulate = onto.write((m, n), out);
                 multiply((m, k, n), left, right, scale, out.0, out.1, accumulate);
             }
         }
@@ -109,15 +114,16 @@ unsafe fn multiply_rows<T: Scalar, const FMA: bool, const WIDE: bool>(
     right: Matrix<T>,
     scale: T,
     (out, stride): (*mut T, usize),
-    accumulate: bool,
+    onto: Onto<T>,
 ) {
     // SAFETY: the caller's promise; wide vectors are what the one asks for.
     unsafe {
         if WIDE && size_of::<T>() == size_of::<f32>() {
             let (m, depth, n) = shape;
             let term = Term { left, right: Right::rows(right.pointer, right.row_stride), depth };
-            avx512::multiply((m, n), &[term], scale, (out, stride), accumulate);
+            avx512::multiply((m, n), &[term], scale, (out, stride), onto);
         } else {
+            let accumulate = onto.write((shape.0, shape.2), (out, stride));
             multiply_small::<T, FMA>(shape, left, right, scale, (out, stride), accumulate);
         }
     }

@@ -3,7 +3,7 @@
 use super::avx512;
 use super::linear::{Columns, Finish};
 use super::low_rank::{self, Apply, Products, Rows};
-use super::matrix::{Kernel, Matrix, dispatch};
+use super::matrix::{Kernel, Matrix, Onto, dispatch};
 use super::multiply::multiply_any;
 use super::panels::Panels;
 use super::scratch::scratch;
@@ -149,7 +149,7 @@ impl<T: Scalar> Tile<'_, T> {
         source: &Source<T>,
         (block, task): (usize, usize),
         rows: usize,
-        accumulate: bool,
+        onto: Onto<T>,
     ) {
         let product = self.product;
         let (from, to) = self.span.columns;
@@ -164,11 +164,12 @@ impl<T: Scalar> Tile<'_, T> {
                 let left = Matrix::rows(left.cast_const(), k);
                 let right = panels.starting_at(from);
                 let term = avx512::Term { left, right, depth: k };
-                avx512::multiply((rows, width), &[term], T::ONE, (out, out_stride), accumulate);
+                avx512::multiply((rows, width), &[term], T::ONE, (out, out_stride), onto);
             } else if source.transposed && !source.layer.is_shared() && k >= LONG && rows <= FEW_ROWS {
                 self.offsets.clear();
                 self.offsets.extend((0..width).map(|column| start + column * stride));
                 let y = Rows { base: self.base, offsets: self.offsets };
+                let accumulate = onto.write((rows, width), (out, out_stride));
                 Products { x: left.cast_const(), rows, width: k, y, out, out_stride, accumulate }.run::<FMA, WIDE>();
             } else if source.transposed && width > 1 {
                 for first in (0..k).step_by(PANEL_ROWS) {
@@ -182,18 +183,18 @@ impl<T: Scalar> Tile<'_, T> {
                     );
                     let left = Matrix::rows(left.add(first).cast_const(), k);
                     let right = Matrix::rows(self.panel.cast_const(), width);
-                    let (shape, out) = ((rows, count, width), (out, out_stride));
-                    multiply_any(shape, left, right, T::ONE, out, accumulate || first > 0);
+                    let onto = if first > 0 { Onto::Itself } else { onto };
+                    multiply_any((rows, count, width), left, right, T::ONE, (out, out_stride), onto);
                 }
             } else {
                 let (left, right) = (Matrix::rows(left.cast_const(), k), Matrix::rows(self.base.at(start), stride));
                 let right = if source.transposed { right.transposed() } else { right };
-                multiply_any((rows, k, width), left, right, T::ONE, (out, out_stride), accumulate);
+                multiply_any((rows, k, width), left, right, T::ONE, (out, out_stride), onto);
             }
         }
     }
 
-    /// All products, without corrections.
+    /// All products and biases, without corrections.
     #[inline(always)]
     fn products<const FMA: bool, const WIDE: bool>(&mut self) {
         let product = self.product;
@@ -203,17 +204,32 @@ impl<T: Scalar> Tile<'_, T> {
         for source in product.sources.iter().flatten() {
             let blocks = source.input.rows / (product.tasks * product.rows);
             let range = source.first_block..source.first_block + blocks;
+            let onto = |tile: &Self, begun: bool, task: usize| {
+                if begun {
+                    Onto::Itself
+                } else if source.bias {
+                    Onto::Rows(tile.bias(source, task), 0)
+                } else {
+                    Onto::Nothing
+                }
+            };
             let whole = count == product.tasks && source.layer.is_shared();
             if whole && range.clone().all(|b| !begun[b]) {
-                self.multiply::<FMA, WIDE>(source, (range.start, 0), blocks * count * product.rows, false);
+                let onto = onto(self, false, 0);
+                self.multiply::<FMA, WIDE>(source, (range.start, 0), blocks * count * product.rows, onto);
             } else {
                 for block in range.clone() {
                     if source.layer.is_shared() {
-                        self.multiply::<FMA, WIDE>(source, (block, first), count * product.rows, begun[block]);
+                        let onto = onto(self, begun[block], 0);
+                        self.multiply::<FMA, WIDE>(source, (block, first), count * product.rows, onto);
                     } else {
                         for task in first..last {
-                            self.multiply::<FMA, WIDE>(source, (block, task), product.rows, begun[block]);
+                            let onto = onto(self, begun[block], task);
+                            self.multiply::<FMA, WIDE>(source, (block, task), product.rows, onto);
                         }
+                    }
+                    if source.bias && begun[block] {
+                        (first..last).for_each(|task| self.add_bias(source, block, task));
                     }
                 }
             }
@@ -230,21 +246,22 @@ impl<T: Scalar> Tile<'_, T> {
         }
     }
 
+    /// The tile's columns of a source's bias.
+    fn bias(&self, source: &Source<T>, task: usize) -> *const T {
+        let start = source.layer.bias + task * source.layer.task_stride;
+        self.base.at(start + self.span.columns.0).cast_const()
+    }
+
     #[inline(always)]
-    fn add_bias(&self, block: usize, task: usize, tile: *mut T, stride: usize) {
-        let (from, to) = self.span.columns;
-        for source in self.product.sources.iter().flatten().filter(|s| s.bias) {
-            let blocks = source.input.rows / (self.product.tasks * self.product.rows);
-            if (source.first_block..source.first_block + blocks).contains(&block) {
-                let start = source.layer.bias + task * source.layer.task_stride + from;
-                for k in 0..self.product.rows {
-                    // SAFETY: the bias is a declared region, the tile this job's own.
-                    unsafe {
-                        let bias = self.base.slice(start, to - from);
-                        let row = std::slice::from_raw_parts_mut(tile.add(k * stride), to - from);
-                        row.iter_mut().zip(bias).for_each(|(r, b)| *r += *b);
-                    }
-                }
+    fn add_bias(&self, source: &Source<T>, block: usize, task: usize) {
+        let width = self.span.columns.1 - self.span.columns.0;
+        let (tile, stride) = self.place(block, task);
+        for k in 0..self.product.rows {
+            // SAFETY: the bias is a declared region, the tile this job's own.
+            unsafe {
+                let bias = std::slice::from_raw_parts(self.bias(source, task), width);
+                let row = std::slice::from_raw_parts_mut(tile.add(k * stride), width);
+                row.iter_mut().zip(bias).for_each(|(r, b)| *r += *b);
             }
         }
     }
@@ -274,7 +291,6 @@ impl<T: Scalar> Kernel for Tile<'_, T> {
                     };
                     apply.run::<FMA>();
                 }
-                self.add_bias(block, task, tile, tile_stride);
                 let columns = Columns { from, to, rows: product.rows };
                 product.finish.apply(self.base, (product.tasks, block, task), columns, tile, tile_stride);
             }

@@ -1,6 +1,6 @@
 //! The materialised form's inner update and its transpose.
 
-use super::matrix::Matrix;
+use super::matrix::{Matrix, Onto};
 use super::multiply::multiply_any;
 use super::outer_product::add_rows;
 use super::{Base, CpuArena, CpuDevice};
@@ -41,9 +41,8 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             let step = (PIECE / inputs).max(1);
             for first in (0..outputs).step_by(step) {
                 let last = outputs.min(first + step);
-                let piece = first * inputs..last * inputs;
-                to[piece.clone()].copy_from_slice(&from[piece]);
-                gradient.add_weight(base, task, -rate, to.as_mut_ptr(), (first, last));
+                let before = from[first * inputs..].as_ptr();
+                gradient.add_weight(base, task, -rate, to.as_mut_ptr(), (first, last), Onto::Rows(before, inputs));
             }
             to[inputs * outputs..].copy_from_slice(&from[inputs * outputs..]);
             gradient.add_bias(base, task, -rate, to.as_mut_ptr());
@@ -59,7 +58,7 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             }
             None => velocity.fill(T::ZERO),
         }
-        gradient.add_weight(base, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs));
+        gradient.add_weight(base, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs), Onto::Itself);
         gradient.add_bias(base, task, T::ONE, velocity.as_mut_ptr());
         pulp::Arch::new().dispatch(|| match op.rate {
             Rate::Uniform(rate) => {
@@ -87,7 +86,7 @@ pub(super) struct WeightGradient {
 }
 
 impl WeightGradient {
-    /// `out += scale * delta^T a`, the outputs `first..last` of a task's weight.
+    /// `out = onto + scale * delta^T a`, the outputs `first..last` of a task's weight.
     pub fn add_weight<T: Scalar>(
         &self,
         base: Base<T>,
@@ -95,6 +94,7 @@ impl WeightGradient {
         scale: T,
         out: *mut T,
         (first, last): (usize, usize),
+        onto: Onto<T>,
     ) {
         let (inputs, outputs) = (self.values.width, self.delta.width);
         let per_block = self.tasks * self.rows;
@@ -105,7 +105,8 @@ impl WeightGradient {
             // SAFETY: declared regions; `out` is this job's own.
             unsafe {
                 let out = out.add(first * inputs);
-                multiply_any((last - first, self.rows, inputs), delta.transposed(), values, scale, (out, inputs), true);
+                let onto = if block > 0 { Onto::Itself } else { onto };
+                multiply_any((last - first, self.rows, inputs), delta.transposed(), values, scale, (out, inputs), onto);
             }
         }
     }
