@@ -60,14 +60,19 @@ KERNEL(adam_update, AdamUpdate) {
     Gradient gradient(op.inputs, op.outputs);
     gradient.add_blocks(shared.tiles, arena + op.delta, arena + op.values, op.blocks, op.tasks, op.rows, 1.0f, true);
     u32 task = gradient.group;
+    bool begun = op.first.offset != NOWHERE;
     gradient.finish(shared.bias, (u64)op.inputs * op.outputs, [&](u64 at, float g) {
-        bool first_step = op.first.offset == NOWHERE;
-        float m = op.rule.rest1 * g + (first_step ? 0.0f : op.rule.decay1 * op.first.of(arena, task)[at]);
-        float v = op.rule.rest2 * g * g + (first_step ? 0.0f : op.rule.decay2 * op.second.of(arena, task)[at]);
+        float rate = op.rates == NOWHERE ? op.rate : arena[op.rates + at];
+        float m = op.rule.rest1 * g;
+        float v = op.rule.rest2 * (g * g);
+        if (begun) {
+            m += op.rule.decay1 * op.first.of(arena, task)[at];
+            v += op.rule.decay2 * op.second.of(arena, task)[at];
+        }
         op.new_first.of(arena, task)[at] = m;
         op.new_second.of(arena, task)[at] = v;
-        float rate = op.rates == NOWHERE ? op.rate : arena[op.rates + at];
-        op.to.of(arena, task)[at] = op.from.of(arena, task)[at] - rate * op.rule.moved(m, op.rule.root(v));
+        float moved = op.rule.moved(m, op.rule.root(v));
+        op.to.of(arena, task)[at] = op.from.of(arena, task)[at] - rate * moved;
     });
 }
 

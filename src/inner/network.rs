@@ -31,7 +31,7 @@ pub struct LoopRows<'a, T> {
 /// How the adapted weights are represented.
 pub(super) enum Form<T> {
     Dual(Dual<T>),
-    Materialised(Materialised<T>),
+    Materialised(Box<Materialised<T>>),
 }
 
 /// One network: its shared parameters, the rows of its passes, and its form.
@@ -63,7 +63,7 @@ impl<T: Scalar> Network<T> {
             Strategy::Materialised => {
                 let tape = Tape::new(plan, &spec, if adjoint { spec.steps } else { 1 }, usize::from(adjoint));
                 let form = Materialised::new(plan, &spec, inner);
-                (tape, Form::Materialised(form))
+                (tape, Form::Materialised(Box::new(form)))
             }
         };
         Self { spec, tape, parameters, gradient, form }

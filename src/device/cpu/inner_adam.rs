@@ -38,7 +38,7 @@ unsafe fn write<'a, T: Scalar>(base: Base<T>, layer: &Linear, task: usize) -> &'
 ///
 /// # Safety
 /// As [`Base::slice`].
-unsafe fn rates<'a, T: Scalar>(base: Base<T>, rate: &'a Rate<T>) -> &'a [T] {
+unsafe fn rates<T: Scalar>(base: Base<T>, rate: &Rate<T>) -> &[T] {
     match rate {
         Rate::Uniform(rate) => std::slice::from_ref(rate),
         // SAFETY: the caller's promise.
