@@ -269,10 +269,10 @@ impl Run {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().replace("step-", "");
             let step = name.trim_start_matches('0');
             if let Some(animation) = data_uri(&path)? {
-                let _ = write!(
+                let _ = writeln!(
                     body,
                     "<figure><img src=\"{animation}\" alt=\"Samples at meta-step {step}\">\
-                     <figcaption>meta-step {step}</figcaption></figure>\n"
+                     <figcaption>meta-step {step}</figcaption></figure>"
                 );
             }
         }
