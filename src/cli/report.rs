@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| run.folder.report());
     let page = run.page()?;
     crate::atomic::write(&out, |file| file.write_all(page.as_bytes()))?;
-    console::record(&serde_json::json!({ "report": out, "bytes": page.len() }))?;
+    console::record(&serde_json::json!({ "report": out.to_string_lossy(), "bytes": page.len() }))?;
     say!("report: {}", out.display());
     Ok(())
 }
