@@ -3,7 +3,7 @@
 //! A PyTorch `nn.Sequential` names its Linear layers by their place, and activations have a place too: `0.weight`, `0.bias`,
 //! `2.weight`, ... A module that keeps the `nn.Sequential` under a name puts it before them: `main.0.weight`. That name is
 //! the `prefix` here. In Python, `safetensors.torch.save_file(module.state_dict(), path)` writes what [`read`] reads, and
-//! `module.load_state_dict(safetensors.torch.load_file(path))` loads what [`write`] wrote.
+//! `module.load_state_dict(safetensors.torch.load_file(path))` loads what [`write()`] wrote.
 //!
 //! ```
 //! use innerloop::model::{Activation, Mlp, Parameters};

@@ -29,7 +29,7 @@ fn records(bytes: &[u8]) -> Vec<&[u8]> {
     let (mut records, mut rest) = (Vec::new(), bytes);
     let masked = |data: &[u8]| {
         let crc = crc32c(data);
-        (crc >> 15 | crc << 17).wrapping_add(0xa282_ead8)
+        crc.rotate_right(15).wrapping_add(0xa282_ead8)
     };
     let number = |bytes: &[u8]| u32::from_le_bytes(bytes.try_into().unwrap());
     while !rest.is_empty() {

@@ -82,7 +82,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     };
     write_comparison(&animation, &comparison)?;
     console::record(&json!({
-        "checkpoint": arguments.out, "animation": animation, "shots": shots, "queries": queries,
+        "checkpoint": arguments.out.to_string_lossy(), "animation": animation.to_string_lossy(), "shots": shots, "queries": queries,
         "judged_on_support": adapted.judged_on_support, "psnr": adapted.psnr,
         "loss": adapted.trace.losses.iter().map(Losses::mean).collect::<Vec<_>>(),
     }))?;

@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let clips = on_device!(arguments.compute, device => generate(&device, &checkpoint, &conditions, count, seed))?;
     let clips: Vec<&[f32]> = clips.chunks_exact(format.values()).collect();
     write(&arguments.out, &format, &clips)?;
-    console::record(&json!({ "out": arguments.out, "clips": clips.len(), "format": format }))?;
+    console::record(&json!({ "out": arguments.out.to_string_lossy(), "clips": clips.len(), "format": format }))?;
     say!("{} clips of {format}: {}", clips.len(), arguments.out.display());
     Ok(())
 }

@@ -63,7 +63,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let out = arguments.out.clone().unwrap_or_else(|| run.folder.report());
     let page = run.page()?;
     crate::atomic::write(&out, |file| file.write_all(page.as_bytes()))?;
-    console::record(&serde_json::json!({ "report": out, "bytes": page.len() }))?;
+    console::record(&serde_json::json!({ "report": out.to_string_lossy(), "bytes": page.len() }))?;
     say!("report: {}", out.display());
     Ok(())
 }
@@ -269,10 +269,10 @@ impl Run {
             let name = path.file_stem().unwrap_or_default().to_string_lossy().replace("step-", "");
             let step = name.trim_start_matches('0');
             if let Some(animation) = data_uri(&path)? {
-                let _ = write!(
+                let _ = writeln!(
                     body,
                     "<figure><img src=\"{animation}\" alt=\"Samples at meta-step {step}\">\
-                     <figcaption>meta-step {step}</figcaption></figure>\n"
+                     <figcaption>meta-step {step}</figcaption></figure>"
                 );
             }
         }

@@ -38,7 +38,10 @@ impl<D: Device<f32> + Clone> Reporter<D> {
             say!("tasks: {} to learn from, {} held out", pools.training.len(), pools.held_out.len());
         }
         say!("run: {}", self.folder.0.display());
-        console::event("begin", &json!({ "run": self.folder.0, "step": session.steps_done(), "steps": config.steps }))
+        console::event(
+            "begin",
+            &json!({ "run": self.folder.0.to_string_lossy(), "step": session.steps_done(), "steps": config.steps }),
+        )
     }
 
     /// Adapts the session's parameters to the held-out episodes.
