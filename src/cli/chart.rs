@@ -166,7 +166,10 @@ impl Axis {
                 }
             }
         }
-        let span = if high > low { high - low } else { low.abs().max(1.0) };
+        // A single value lies in the middle.
+        let half = low.abs().max(1.0) / 2.0;
+        let (low, high) = if high > low { (low, high) } else { (low - half, high + half) };
+        let span = high - low;
         let rough = span / wanted.max(2) as f64;
         let power = 10f64.powf(rough.log10().floor());
         let step = [1.0, 2.0, 5.0, 10.0].into_iter().map(|digit| digit * power).find(|step| *step >= rough);
