@@ -161,6 +161,10 @@ impl Axis {
                 let powers = decades.clone().filter(|power| power.rem_euclid(stride) == 0);
                 let ticks = powers.flat_map(|power| digits.iter().map(move |digit| digit * 10f64.powi(power)));
                 let ticks: Vec<f64> = ticks.filter(|tick| (low..=high).contains(tick)).collect();
+                if ticks.len() < 2 {
+                    // Less than a decade: a linear axis tells more.
+                    break;
+                }
                 if ticks.len() <= wanted.max(2) + 1 {
                     return Self { low, high, logarithmic, ticks };
                 }
