@@ -6,6 +6,7 @@
 //! number of threads only, so results are the same from run to run.
 
 mod adversarial;
+mod aligned;
 mod avx512;
 mod elementwise;
 mod inner_adam;
@@ -27,6 +28,7 @@ use std::sync::Arc;
 
 use rayon::prelude::*;
 
+use self::aligned::Aligned;
 use self::panels::PanelCache;
 use super::region::check_access;
 use super::{
@@ -91,7 +93,7 @@ impl CpuDevice {
 /// Memory of the CPU device.
 #[derive(Debug)]
 pub struct CpuArena<T> {
-    values: Vec<T>,
+    values: Aligned<T>,
     panels: PanelCache<T>,
 }
 
@@ -156,12 +158,10 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
 
     fn arena(&self, elements: usize) -> Result<Self::Arena> {
-        let mut values = Vec::new();
-        values.try_reserve_exact(elements).map_err(|_| {
+        let values = Aligned::zeros(elements).map_err(|_| {
             let gigabytes = elements as f64 * size_of::<T>() as f64 / 1e9;
             Error::invalid("memory", format!("{gigabytes:.1} GB cannot be had"), "a smaller meta-batch or network")
         })?;
-        values.resize(elements, T::ZERO);
         Ok(CpuArena { values, panels: PanelCache::default() })
     }
 

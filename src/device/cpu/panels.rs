@@ -3,6 +3,7 @@
 //! A meta-step multiplies with the same weights in every pass of every inner step; laid out once as panels of 64 columns
 //! they are read from end to end, in the order in which the product wants them.
 
+use super::aligned::Aligned;
 use super::avx512;
 use super::matrix::{Kernel, Matrix, dispatch};
 use super::transpose::transpose;
@@ -35,7 +36,7 @@ impl<T: Scalar> Panels<T> {
 struct Entry<T> {
     weight: Region,
     transposed: bool,
-    values: Vec<T>,
+    values: Aligned<T>,
     /// Whether they still hold what the weight does.
     fresh: bool,
 }
@@ -72,12 +73,13 @@ impl<T: Scalar> CpuArena<T> {
         let (k, n) = if transposed { (inputs, outputs) } else { (outputs, inputs) };
         let entries = &mut self.panels.entries;
         let known = entries.iter().position(|e| e.weight == weight && e.transposed == transposed);
-        let entry = known.unwrap_or_else(|| {
-            let values = vec![T::ZERO; k * n.next_multiple_of(avx512::COLUMNS)];
+        if known.is_none() {
+            // Without the memory for it a product does without panels.
+            let values = Aligned::zeros(k * n.next_multiple_of(avx512::COLUMNS)).ok()?;
             entries.push(Entry { weight, transposed, values, fresh: false });
-            entries.len() - 1
-        });
-        let entry = &mut entries[entry];
+        }
+        let index = known.unwrap_or(entries.len() - 1);
+        let entry = &mut entries[index];
         let first = Base(entry.values.as_mut_ptr());
         if !std::mem::replace(&mut entry.fresh, true) {
             let from = Matrix::rows(self.values[layer.weight..].as_ptr(), inputs);

@@ -137,22 +137,16 @@ pub(super) fn reverse_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
             unsafe { (base.slice(cotangent, len), base.slice_mut(task_range(&op.direction, task).0, len)) };
         let momentum = if op.accumulate { op.momentum } else { T::ZERO };
         pulp::Arch::new().dispatch(|| {
-            if momentum == T::ZERO {
-                // What is there counts for nothing, be it NaN.
-                direction.fill(T::ZERO);
-            }
-            match op.rate {
-                Rate::Uniform(rate) => {
-                    for (d, c) in direction.iter_mut().zip(cotangent) {
-                        *d = momentum * *d - rate * *c;
-                    }
-                }
-                Rate::PerParameter(rates) => {
-                    // SAFETY: the rates are only read.
-                    let rates = unsafe { base.slice(task_range(&rates, 0).0, len) };
-                    for ((d, c), rate) in direction.iter_mut().zip(cotangent).zip(rates) {
-                        *d = momentum * *d - *rate * *c;
-                    }
+            // SAFETY: the rates are only read.
+            let rates = |rates: &Linear| unsafe { base.slice(task_range(rates, 0).0, len) };
+            let pairs = direction.iter_mut().zip(cotangent);
+            // Without momentum what is there counts for nothing, be it NaN.
+            match (op.rate, momentum == T::ZERO) {
+                (Rate::Uniform(rate), true) => pairs.for_each(|(d, c)| *d = -(rate * *c)),
+                (Rate::Uniform(rate), false) => pairs.for_each(|(d, c)| *d = momentum * *d - rate * *c),
+                (Rate::PerParameter(r), true) => pairs.zip(rates(&r)).for_each(|((d, c), r)| *d = -(*r * *c)),
+                (Rate::PerParameter(r), false) => {
+                    pairs.zip(rates(&r)).for_each(|((d, c), r)| *d = momentum * *d - *r * *c);
                 }
             }
         });
