@@ -69,7 +69,8 @@ impl ClipFolder {
     ///
     /// # Errors
     /// If the folder is missing or has no tasks, a task has fewer than `min_clips` clips (the message names
-    /// it), or a clip is bad (the first in order is named).
+    /// it), or a clip or the file that tells its condition is missing or bad (the first in order is named), or a task's label
+    /// is not known.
     pub fn open(dir: impl AsRef<Path>, format: ClipFormat, options: &FolderOptions) -> Result<Self> {
         let dir = dir.as_ref();
         format.validate()?;

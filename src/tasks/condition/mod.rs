@@ -192,11 +192,12 @@ impl Condition {
     /// # Errors
     /// If the file is missing (it is named), cannot be read or does not fit.
     pub(super) fn read_beside(&self, clip: &Path, format: &ClipFormat) -> Result<Vec<f32>> {
-        let mut out = match self {
-            Self::Vector { .. } | Self::Text { .. } | Self::Audio { .. } => vec![0.0; self.width()],
-            Self::None | Self::FirstFrame { .. } | Self::Label(_) => return Ok(Vec::new()),
-        };
+        let mut out = vec![0.0; self.width()];
         match self {
+            Self::None | Self::FirstFrame { .. } | Self::Label(_) => out.clear(),
+            Self::Vector { .. } => {
+                self.encode(Given::Vector(&beside::existing(clip, "npy", "vector")?), format, &mut out)?;
+            }
             Self::Text { .. } => {
                 let path = beside::existing(clip, "txt", "text")?;
                 let text = std::fs::read_to_string(&path).map_err(|e| Error::io(&path, "read as UTF-8", e))?;
@@ -204,9 +205,8 @@ impl Condition {
                 encoded.map_err(|_| Error::file(&path, "holds no characters", "write what the clip shows"))?;
             }
             Self::Audio { .. } => {
-                self.encode(Given::Audio(&beside::existing(clip, "wav", "sound")?), format, &mut out)?
+                self.encode(Given::Audio(&beside::existing(clip, "wav", "sound")?), format, &mut out)?;
             }
-            _ => self.encode(Given::Vector(&beside::existing(clip, "npy", "vector")?), format, &mut out)?,
         }
         Ok(out)
     }
