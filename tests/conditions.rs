@@ -29,7 +29,7 @@ fn write_wav(path: &Path, frequency: f64) {
 
 /// Writes the `.npy`, `.txt` and `.wav` files beside a clip, named `stem`: a dark one's and a light one's are far apart.
 fn write_conditions(folder: &Path, stem: &str, vector: &str, light: bool) {
-    let (sign, text, frequency) = if light { (1.0, "a bright day", 3000.0) } else { (-1.0, "night", 250.0) };
+    let (sign, text, frequency) = if light { (1.0, "midday", 3000.0) } else { (-1.0, "night", 250.0) };
     fs::write(folder.join(format!("{stem}{vector}.npy")), npy_f4("(3,)", &[sign, 0.5, -sign])).unwrap();
     fs::write(folder.join(format!("{stem}.txt")), format!("{text}\n")).unwrap();
     write_wav(&folder.join(format!("{stem}.wav")), frequency);
@@ -223,7 +223,7 @@ fn a_generator_does_as_its_condition_says() {
     for (folder, kind, options, [dark, light]) in [
         ("pure", "label", "--labels labels.txt", ["dark", "light"]),
         ("mixed", "vector", "", ["mixed/task0/0.condition.npy", "mixed/task0/1.condition.npy"]),
-        ("mixed", "text", "", ["NIGHT", "bright"]),
+        ("mixed", "text", "", ["NIGHT", "Midday"]),
         ("mixed", "audio", "--audio-bands 6", ["mixed/task0/0.wav", "mixed/task0/1.wav"]),
     ] {
         let options = format!("{options} --adversarial-weight 0 --held-out 0 --steps 400 --outer-lr 0.01");
