@@ -74,8 +74,9 @@ fn main() -> Result<()> {
         inner: InnerConfig { learn_rates: true, ..InnerConfig::new(Algorithm::Maml, 3) },
     };
     let shape = Shape { tasks: 8, shots: 3, queries: 3 };
-    let episodes =
-        |seed, tasks, batch| Episodes::new(Arc::new(Discs { tasks, seed }), latent, batch, shape.shots, shape.queries);
+    let episodes = |seed, tasks, batch| {
+        Episodes::new(Arc::new(Discs { tasks, seed }), latent.clone(), batch, shape.shots, shape.queries)
+    };
     const STEPS: u64 = 2000;
     let schedule = Schedule::Cosine { steps: STEPS, floor: 0.02 };
     let config = TrainingConfig {

@@ -168,7 +168,11 @@ fn bad_options_name_themselves() {
         ("--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
         ("--algorithm anil", ["algorithm", "maml"]),
         ("--rates per-parameter", ["rates", "per_layer_per_step"]),
-        ("--condition none", ["reconstruction weight", "condition"]),
+        ("--condition none --reconstruction-weight 1", ["reconstruction weight", "condition"]),
+        ("--condition none --motion-weight 1", ["motion weight", "condition"]),
+        ("--condition none --adversarial-weight 0", ["adversarial weight", "above 0"]),
+        ("--condition text", ["--condition", "a folder of clips"]),
+        ("--labels labels.csv", ["--labels", "--condition label"]),
         ("--generator-widths 0", ["widths", "at least 1"]),
         ("--out /proc/nowhere", ["/proc/nowhere", "create"]),
     ] {

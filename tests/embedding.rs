@@ -174,7 +174,7 @@ fn a_video_gan_of_ones_own() {
     let format = ClipFormat::new(3, 6, 6, 1).unwrap();
     let latent = Latent { noise: 2, condition: Condition::FirstFrame { height: 3, width: 3 } };
     let shapes = std::sync::Arc::new(MovingShapes::new(format, 1, 50, 20).unwrap());
-    let episodes = Episodes::new(shapes, latent, SHAPE.tasks, SHAPE.shots, SHAPE.queries).unwrap();
+    let episodes = Episodes::new(shapes, latent.clone(), SHAPE.tasks, SHAPE.shots, SHAPE.queries).unwrap();
     let hidden =
         |inputs, outputs, output| Mlp::with_hidden(inputs, &[8], outputs, Activation::LeakyRelu, output).unwrap();
     let objective = VideoConfig {

@@ -201,7 +201,7 @@ fn splits_follow_from_names_and_seed() {
 fn batches_hold_what_was_drawn() {
     let source: Arc<dyn ClipTasks> = Arc::new(shapes(6, 7));
     let latent = Latent { noise: 3, condition: Condition::FirstFrame { height: 16, width: 16 } };
-    let episodes = Episodes::new(source.clone(), latent, 4, 2, 3).unwrap();
+    let episodes = Episodes::new(source.clone(), latent.clone(), 4, 2, 3).unwrap();
     let mut batch = VideoBatch::default();
     episodes.draw(&mut rng(1), &mut batch).unwrap();
     let size = format().values();
@@ -240,7 +240,7 @@ fn memory_is_reused_and_odd_counts_work() {
     let source: Arc<dyn ClipTasks> = Arc::new(shapes(3, 4));
     let latent = Latent { noise: 4, condition: Condition::None };
     let mut batch = VideoBatch::default();
-    let episodes = Episodes::new(source.clone(), latent, 5, 4, 0).unwrap();
+    let episodes = Episodes::new(source.clone(), latent.clone(), 5, 4, 0).unwrap();
     let mut rng = rng(2);
     episodes.draw(&mut rng, &mut batch).unwrap();
     let place = (batch.support_x.as_ptr(), batch.support_z.as_ptr());
@@ -263,10 +263,15 @@ fn impossible_episodes_are_refused() {
     let source: Arc<dyn ClipTasks> = Arc::new(shapes(3, 4));
     let latent = Latent { noise: 4, condition: Condition::None };
     let new = |latent, tasks, shots, queries| Episodes::new(source.clone(), latent, tasks, shots, queries).map(|_| ());
-    let message = new(latent, 2, 3, 2).unwrap_err().to_string();
+    let message = new(latent.clone(), 2, 3, 2).unwrap_err().to_string();
     assert!(message.contains("3 + 2") && message.contains(&source.name(0)) && message.contains("4 clips"), "{message}");
-    assert!(new(latent, 0, 1, 1).is_err() && new(latent, 1, 0, 1).is_err() && new(latent, 1, 1, usize::MAX).is_err());
-    assert!(new(Latent { noise: 0, ..latent }, 1, 1, 1).is_err());
+    for (tasks, shots, queries) in [(0, 1, 1), (1, 0, 1), (1, 1, usize::MAX)] {
+        assert!(new(latent.clone(), tasks, shots, queries).is_err());
+    }
+    let text = Latent { condition: Condition::Text { width: 8 }, ..latent.clone() };
+    let message = new(text, 1, 1, 1).unwrap_err().to_string();
+    assert!(message.contains("tell 0 values") && message.contains('8'), "{message}");
+    assert!(new(Latent { noise: 0, ..latent.clone() }, 1, 1, 1).is_err());
     let empty: Arc<dyn ClipTasks> = Arc::new(Subset::new(source.clone(), vec![]).unwrap());
     assert!(Episodes::new(empty, latent, 1, 1, 1).is_err());
 }

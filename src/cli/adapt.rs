@@ -9,7 +9,7 @@ use super::samples::{Comparison, write_comparison};
 use super::{Compute, console, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::run::{AdaptationOptions, adapt, video_job};
-use crate::tasks::{ClipFolder, FolderOptions};
+use crate::tasks::{ClipFolder, Condition, FolderOptions};
 use crate::{Error, Losses, Result};
 
 /// Adapt a trained generator to a new subject, from a folder of its clips
@@ -36,6 +36,9 @@ pub(super) struct Arguments {
     /// Seed of the choice of clips and of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// The subject's label, for a checkpoint trained with labels [default: what the folder's name means]
+    #[arg(long)]
+    label: Option<String>,
     /// Where decoded clips are kept; DIR/.innerloop-cache when absent
     #[arg(long, value_name = "DIR")]
     cache: Option<PathBuf>,
@@ -45,12 +48,21 @@ pub(super) struct Arguments {
 
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let mut checkpoint = Checkpoint::read(&RunFolder::find_checkpoint(Some(&arguments.checkpoint))?)?;
-    let format = video_job(&checkpoint)?.source.format();
+    let (format, condition) = {
+        let job = video_job(&checkpoint)?;
+        (job.source.format(), job.latent.condition.clone())
+    };
     let animation = arguments.out.with_extension("gif");
     if animation == arguments.out {
         return Err(Error::invalid("--out", arguments.out.display().to_string(), "a name that ends in .safetensors"));
     }
-    let options = FolderOptions { cache: arguments.cache.clone(), min_clips: 1, progress: console::shows_progress() };
+    let options = FolderOptions {
+        cache: arguments.cache.clone(),
+        min_clips: 1,
+        progress: console::shows_progress(),
+        label: label(arguments, &condition)?,
+        condition,
+    };
     let folder = ClipFolder::open_single_task(&arguments.clips, format, &options)?;
     console::notes(folder.notes());
     let options = AdaptationOptions { shots: arguments.shots, steps: arguments.steps, seed: arguments.seed };
@@ -89,4 +101,26 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     say!("adapted checkpoint: {}", arguments.out.display());
     say!("truth, before, after: {}", animation.display());
     Ok(())
+}
+
+/// The subject's label, if the checkpoint wants one.
+fn label(arguments: &Arguments, condition: &Condition) -> Result<Option<String>> {
+    match (condition, &arguments.label) {
+        (Condition::Label(labels), Some(label)) => labels.index(label).map(|_| Some(label.clone())),
+        (Condition::Label(labels), None) => {
+            let folder = arguments.clips.canonicalize().map_err(|e| Error::io(&arguments.clips, "read", e))?;
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            let label = labels.of_task(&name).to_owned();
+            labels.index(&label).map_err(|_| {
+                let problem = format!("absent, and the folder's name {name:?} is no label that was trained with");
+                Error::invalid("--label", problem, labels.listed())
+            })?;
+            Ok(Some(label))
+        }
+        (_, Some(_)) => {
+            let expected = "none: this checkpoint was not trained with labels";
+            Err(Error::invalid("--label", "given", expected))
+        }
+        (_, None) => Ok(None),
+    }
 }

@@ -117,7 +117,7 @@ fn open(config: &mut RunConfig, moved: Option<&Path>) -> Result<Option<Pools>> {
                 }
                 (_, None) => {}
             }
-            let pools = job.source.open(config.seed, min_clips, console::shows_progress())?;
+            let pools = job.source.open(&job.latent.condition, config.seed, min_clips, console::shows_progress())?;
             console::notes(&pools.notes);
             Ok(Some(pools))
         }

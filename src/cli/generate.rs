@@ -8,15 +8,15 @@ use super::samples::scale;
 use super::{Compute, console, on_device};
 use crate::checkpoint::Checkpoint;
 use crate::run::{VideoJob, conditions_of, generate, own_conditions, video_job};
-use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions};
+use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions, Given};
 use crate::video::{ClipFormat, Montage, read_clip, still_names, write_gif, write_npy, write_png_strip};
 use crate::{Error, Result};
 
 /// Generate clips with a trained or an adapted checkpoint
 ///
-/// The generator continues first frames into clips: those of --from, or else, of an adapted checkpoint, the frames of the
-/// clips it was adapted with, of others those of held-out tasks. More clips than frames use each frame again with other
-/// noise.
+/// A generator makes clips from conditions of the kind it was trained with: pictures, which it continues (the default), labels,
+/// vectors, texts or sounds. Without any given, an adapted checkpoint takes those of the clips it was adapted with, others
+/// take all labels, or the conditions of held-out tasks. More clips than conditions use each condition again with other noise.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A run's folder, or a checkpoint; the newest run when absent
@@ -31,11 +31,31 @@ pub(super) struct Arguments {
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
-    /// Pictures, clips or folders of clips, whose first frames are continued
-    #[arg(long, value_name = "PATH", num_args = 1..)]
-    from: Vec<PathBuf>,
+    #[command(flatten)]
+    conditions: Conditions,
     #[command(flatten)]
     compute: Compute,
+}
+
+/// What clips are made from: one kind of condition.
+#[derive(Debug, Args)]
+#[group(multiple = false)]
+struct Conditions {
+    /// Pictures, clips or folders of clips, whose first frames are continued
+    #[arg(long, visible_alias = "image", value_name = "PATH", num_args = 1..)]
+    from: Vec<PathBuf>,
+    /// Labels the checkpoint was trained with
+    #[arg(long, value_name = "LABEL", num_args = 1..)]
+    label: Vec<String>,
+    /// .npy files of one vector each
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    vector: Vec<PathBuf>,
+    /// Texts, each in quotes
+    #[arg(long, value_name = "TEXT", num_args = 1..)]
+    text: Vec<String>,
+    /// .wav files
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    audio: Vec<PathBuf>,
 }
 
 /// Clips in a row of an animation.
@@ -46,18 +66,19 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let checkpoint = Checkpoint::read(&RunFolder::find_checkpoint(arguments.checkpoint.as_deref())?)?;
     let job = video_job(&checkpoint)?;
     let format = job.source.format();
-    let conditions = if job.latent.condition == Condition::None {
+    let condition = &job.latent.condition;
+    let frames = first_frames(job, &arguments.conditions.from)?;
+    let given = arguments.conditions.given(&frames);
+    let conditions = if !given.is_empty() {
+        conditions_of(&checkpoint, given)?
+    } else if *condition == Condition::None {
         Vec::new()
-    } else if arguments.from.is_empty() {
-        own_conditions(&checkpoint, arguments.count, || {
-            let pools = job.source.open(checkpoint.config.seed, 1, console::shows_progress());
-            Ok(pools
-                .map_err(|e| Error::invalid("--from", format!("absent, and {e}"), "pictures to continue"))?
-                .held_out)
-        })?
     } else {
-        let frames = first_frames(job, &arguments.from)?;
-        conditions_of(&checkpoint, frames.iter().map(Vec::as_slice))?
+        own_conditions(&checkpoint, arguments.count, || {
+            let pools = job.source.open(condition, checkpoint.config.seed, 1, console::shows_progress());
+            let absent = |e| Error::invalid("condition", format!("none is given, and {e}"), condition.wanted());
+            Ok(pools.map_err(absent)?.held_out)
+        })?
     };
     let (count, seed) = (arguments.count, arguments.seed);
     let clips = on_device!(arguments.compute, device => generate(&device, &checkpoint, &conditions, count, seed))?;
@@ -66,6 +87,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     console::record(&json!({ "out": arguments.out.to_string_lossy(), "clips": clips.len(), "format": format }))?;
     say!("{} clips of {format}: {}", clips.len(), arguments.out.display());
     Ok(())
+}
+
+impl Conditions {
+    fn given<'a>(&'a self, frames: &'a [Vec<f32>]) -> Vec<Given<'a>> {
+        let frames = frames.iter().map(|frame| Given::Frame(frame));
+        let labels = self.label.iter().map(|label| Given::Label(label));
+        let vectors = self.vector.iter().map(|path| Given::Vector(path));
+        let texts = self.text.iter().map(|text| Given::Text(text));
+        let sounds = self.audio.iter().map(|path| Given::Audio(path));
+        frames.chain(labels).chain(vectors).chain(texts).chain(sounds).collect()
+    }
 }
 
 type Writer = fn(&Path, &ClipFormat, &[&[f32]]) -> Result<()>;

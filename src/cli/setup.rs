@@ -7,7 +7,7 @@ use clap::{Args, ValueEnum};
 use crate::model::{Activation, Mlp};
 use crate::objective::{Loss, VideoWeights};
 use crate::run::{ClipSource, Job, RunConfig, SineJob, VideoJob};
-use crate::tasks::{Condition, Latent, Sinusoids};
+use crate::tasks::{ClipFolder, Condition, Labels, Latent, Sinusoids};
 use crate::video::ClipFormat;
 use crate::{
     Algorithm, Error, InnerConfig, InnerOptimizer, OuterConfig, OuterKind, RateKind, Result, Schedule, Shape,
@@ -28,7 +28,15 @@ pub(super) enum BuiltIn {
 pub(super) enum ConditionKind {
     /// The clip's first frame, in gray
     FirstFrame,
-    /// Nothing
+    /// The label of the clip's task, from --labels or the folder's name
+    Label,
+    /// The vector in CLIP.npy beside the clip: an embedding made elsewhere
+    Vector,
+    /// The text in CLIP.txt beside the clip, as hashed character n-grams
+    Text,
+    /// The sound in CLIP.wav beside the clip, as log-mel features
+    Audio,
+    /// Nothing; then there is no reconstruction either, and the discriminator plays from the start
     None,
 }
 
@@ -106,15 +114,28 @@ pub(super) struct Setup {
     /// Size the first frame is shrunk to
     #[arg(long, value_name = "HxW", default_value = "16x16", value_parser = parse_size, help_heading = "Networks")]
     condition_size: (usize, usize),
+    /// Labels of the tasks: lines `task,label`, or a .json object; with --condition label. The tasks' names when absent
+    #[arg(long, value_name = "FILE", help_heading = "Networks")]
+    labels: Option<PathBuf>,
+    /// Values that a text is hashed to; with --condition text
+    #[arg(long, value_name = "N", default_value_t = 256, help_heading = "Networks")]
+    text_width: usize,
+    /// Mel bands of a sound, for each frame of a clip; with --condition audio
+    #[arg(long, value_name = "N", default_value_t = 20, help_heading = "Networks")]
+    audio_bands: usize,
 
-    /// Weight of the adversarial term; 0 leaves the discriminator out
-    #[arg(long, default_value_t = 0.001, help_heading = "Losses")]
+    /// Weight of the adversarial term; 0 leaves the discriminator out [default: 0.001, or 1 with --condition none]
+    #[arg(long, help_heading = "Losses")]
+    #[arg(hide_default_value = true, default_value = "0.001", default_value_if("condition", "none", "1"))]
     adversarial_weight: f64,
-    /// The discriminator joins after this fraction of the run; before it, reconstruction alone is trained
-    #[arg(long, value_name = "FRACTION", default_value_t = 0.9, help_heading = "Losses")]
+    /// The discriminator joins after this fraction of the run; before it, reconstruction alone is trained [default: 0.9, or 0
+    /// with --condition none]
+    #[arg(long, value_name = "FRACTION", help_heading = "Losses")]
+    #[arg(hide_default_value = true, default_value = "0.9", default_value_if("condition", "none", "0"))]
     adversarial_from: f64,
-    /// Weight of the mean squared error of the pixels
-    #[arg(long, default_value_t = 1.0, help_heading = "Losses")]
+    /// Weight of the mean squared error of the pixels [default: 1, or 0 with --condition none]
+    #[arg(long, help_heading = "Losses")]
+    #[arg(hide_default_value = true, default_value = "1", default_value_if("condition", "none", "0"))]
     reconstruction_weight: f64,
     /// Weight of the mean squared error of the differences of successive frames
     #[arg(long, default_value_t = 0.0, help_heading = "Losses")]
@@ -255,6 +276,36 @@ impl Setup {
         }
     }
 
+    fn condition(&self) -> Result<Condition> {
+        if self.labels.is_some() && self.condition != ConditionKind::Label {
+            return Err(Error::invalid("--labels", "given without --condition label", "both or neither"));
+        }
+        let cache = self.cache.as_deref();
+        let clips = || {
+            let told = "is told beside clips, which the built-in tasks have no files for";
+            self.clips.as_deref().ok_or_else(|| Error::invalid("--condition", told, "a folder of clips with it"))
+        };
+        Ok(match self.condition {
+            ConditionKind::None => Condition::None,
+            ConditionKind::FirstFrame => {
+                let (height, width) = self.condition_size;
+                Condition::FirstFrame { height, width }
+            }
+            ConditionKind::Label => {
+                let tasks = ClipFolder::task_names(clips()?, cache)?;
+                Condition::Label(match &self.labels {
+                    Some(path) => Labels::read(path, tasks)?,
+                    None => Labels::of_tasks(tasks),
+                })
+            }
+            ConditionKind::Vector => Condition::vector_like_that_of(&ClipFolder::first_clip(clips()?, cache)?)?,
+            ConditionKind::Text => clips().map(|_| Condition::Text { width: self.text_width })?,
+            ConditionKind::Audio => {
+                clips().map(|_| Condition::Audio { bands: self.audio_bands, segments: self.frames })?
+            }
+        })
+    }
+
     fn sinusoid(&self, inner: InnerConfig) -> Result<SineJob> {
         let mlp = Mlp::with_hidden(1, &self.generator_widths, 1, Activation::Relu, Activation::Linear)?;
         Ok(SineJob { tasks: Sinusoids::default(), objective: SupervisedConfig { mlp, loss: Loss::Mse, inner } })
@@ -263,14 +314,7 @@ impl Setup {
     fn video(&self, inner: InnerConfig, steps: u64) -> Result<VideoJob> {
         let ((height, width), channels) = (self.size, if self.color { 3 } else { 1 });
         let format = ClipFormat::new(self.frames, height, width, channels)?;
-        let condition = match self.condition {
-            ConditionKind::None => Condition::None,
-            ConditionKind::FirstFrame => {
-                let (height, width) = self.condition_size;
-                Condition::FirstFrame { height, width }
-            }
-        };
-        let latent = Latent { noise: self.noise, condition };
+        let latent = Latent { noise: self.noise, condition: self.condition()? };
         latent.validate()?;
         if !(0.0..=1.0).contains(&self.adversarial_from) {
             let problem = self.adversarial_from.to_string();

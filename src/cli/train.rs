@@ -106,10 +106,11 @@ pub(super) fn run(arguments: &Arguments, mut effective: Effective) -> Result<Exi
     let (job, shape) = (config.job.clone(), config.shape);
     match &job {
         Job::Video(video) => {
-            let pools = video.source.open(config.seed, min_clips, console::shows_progress())?;
+            let pools =
+                video.source.open(&video.latent.condition, config.seed, min_clips, console::shows_progress())?;
             console::notes(&pools.notes);
             let Shape { tasks, shots, queries } = shape;
-            let batches = Episodes::new(pools.training.clone(), video.latent, tasks, shots, queries)?;
+            let batches = Episodes::new(pools.training.clone(), video.latent.clone(), tasks, shots, queries)?;
             let start = Start { arguments, effective, config, resumed, pools: Some(pools) };
             on_device!(arguments.compute, device => train(device, start, video.objective.clone(), batches))
         }

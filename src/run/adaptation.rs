@@ -72,7 +72,7 @@ pub fn adapt<D: Device<f32> + Clone>(
     }
     let mut rng = stream(options.seed, 0);
     let mut batch = VideoBatch::default();
-    Episodes::new(subject, job.latent, 1, shots, clips - shots)?.fixed(&[0], &mut rng, &mut batch)?;
+    Episodes::new(subject, job.latent.clone(), 1, shots, clips - shots)?.fixed(&[0], &mut rng, &mut batch)?;
     let judged_on_support = clips == shots;
     if judged_on_support {
         batch.query_x.clone_from(&batch.support_x);

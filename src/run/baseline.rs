@@ -87,7 +87,7 @@ pub fn joint_training<D: Device<f32> + Clone>(
     match (&joint.job, pools) {
         (Job::Video(job), Some(pools)) => {
             let Shape { tasks, shots, queries } = config.shape;
-            let episodes = Episodes::new(pools.training.clone(), job.latent, tasks, shots, queries)?;
+            let episodes = Episodes::new(pools.training.clone(), job.latent.clone(), tasks, shots, queries)?;
             let tasks = Joint::new(episodes, tasks);
             train(Session::new(device.clone(), joint.clone(), job.objective.clone(), tasks)?, progress)
         }

@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -5,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::meta::sealed::Build;
 use crate::model::Mlp;
-use crate::tasks::{ClipFolder, ClipTasks, FolderOptions, Latent, MovingShapes, Sinusoids, split};
+use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions, Latent, MovingShapes, Sinusoids, split};
 use crate::video::ClipFormat;
 use crate::{Error, InnerConfig, OuterConfig, Result, Shape, SupervisedConfig, VideoConfig};
 
@@ -107,12 +108,17 @@ impl ClipSource {
         }
     }
 
-    /// Opens the tasks and holds some out; `min_clips` is the fewest clips a task may have.
+    /// Opens the tasks, with the condition they are to tell, and holds some out; `min_clips` is the fewest clips a task may
+    /// have.
     ///
     /// # Errors
-    /// As [`ClipFolder::open`] and [`split`].
-    pub fn open(&self, seed: u64, min_clips: usize, progress: bool) -> Result<Pools> {
+    /// As [`ClipFolder::open`] and [`split`], and moving shapes with a condition that is told beside the clips.
+    pub fn open(&self, condition: &Condition, seed: u64, min_clips: usize, progress: bool) -> Result<Pools> {
         match self {
+            Self::MovingShapes { .. } if condition.is_beside_clip() => {
+                let expected = "none or first-frame, or a folder of clips";
+                Err(Error::invalid("condition", "is told beside clips, and moving shapes have no files", expected))
+            }
             Self::MovingShapes { format } => {
                 // Another seed, so no held-out task can be among those to learn from.
                 let shapes = |seed, tasks| MovingShapes::new(*format, seed, tasks, SHAPE_CLIPS);
@@ -123,15 +129,34 @@ impl ClipSource {
                 })
             }
             Self::Folder { path, format, held_out, cache } => {
-                let options = FolderOptions { cache: cache.clone(), min_clips, progress };
+                let (cache, condition) = (cache.clone(), condition.clone());
+                let options = FolderOptions { cache, min_clips, progress, condition, label: None };
                 let folder = ClipFolder::open(path, *format, &options)?;
-                let notes = folder.notes().to_vec();
+                let mut notes = folder.notes().to_vec();
                 let source: Arc<dyn ClipTasks> = Arc::new(folder);
                 let (training, held_out) = split(&source, *held_out, seed)?;
+                notes.extend(unseen_labels(&options.condition, &training, &held_out));
                 Ok(Pools { training: Arc::new(training), held_out: Arc::new(held_out), notes })
             }
         }
     }
+}
+
+/// A note on labels that held-out tasks alone have.
+fn unseen_labels(condition: &Condition, training: &dyn ClipTasks, held_out: &dyn ClipTasks) -> Option<String> {
+    let Condition::Label(labels) = condition else { return None };
+    let of = |pool: &dyn ClipTasks| -> BTreeSet<String> {
+        (0..pool.len()).map(|task| labels.of_task(&pool.name(task)).to_owned()).collect()
+    };
+    let (unseen, known) = (of(held_out), of(training));
+    let count = unseen.difference(&known).count();
+    (count > 0).then(|| {
+        format!(
+            "{count} of {} labels belong to held-out tasks alone, so the generator never meets them in training; \
+             --labels can give one label to several tasks, --held-out 0 holds none out",
+            labels.names().len()
+        )
+    })
 }
 
 impl Job {
@@ -194,9 +219,18 @@ impl RunConfig {
                 return Err(Error::invalid(field, found.to_string(), format!("{expected}, to fit clips of {format}")));
             }
         }
-        if job.latent.condition == crate::tasks::Condition::None && job.objective.weights.reconstruction > 0.0 {
-            let problem = "reconstruction without a condition that says which clip is meant";
-            return Err(Error::invalid("reconstruction weight", problem, "0, or a condition"));
+        if job.latent.condition == Condition::None {
+            let weights = &job.objective.weights;
+            for (field, weight) in [("reconstruction", weights.reconstruction), ("motion", weights.motion)] {
+                if weight > 0.0 {
+                    let problem = format!("{weight} without a condition that says which clip is meant");
+                    return Err(Error::invalid(format!("{field} weight"), problem, "0, or a condition"));
+                }
+            }
+            if !job.objective.adversarial {
+                let problem = "0 without a condition, so that nothing is left to train on";
+                return Err(Error::invalid("adversarial weight", problem, "above 0, or a condition"));
+            }
         }
         Build::check(&job.objective, &self.shape)
     }

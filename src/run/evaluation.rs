@@ -79,7 +79,7 @@ impl Evaluation {
                     let expected = "a fraction above 0 in train --held-out, so that some tasks are kept back";
                     return Err(Error::invalid("held-out tasks", "none", expected));
                 }
-                Episodes::new(held_out, job.latent, shape.tasks, shape.shots, shape.queries)?
+                Episodes::new(held_out, job.latent.clone(), shape.tasks, shape.shots, shape.queries)?
                     .draw(&mut rng, &mut batch)?;
                 Drawn::Clips(Box::new(batch), job.source.format())
             }

@@ -4,7 +4,7 @@ use super::adaptation::video_job;
 use super::trainer::stream;
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
-use crate::tasks::{ClipTasks, Condition};
+use crate::tasks::{ClipTasks, Condition, Given};
 use crate::{Error, Result, forward};
 
 /// Generates clips from latent rows, `[count, F*H*W*C]`.
@@ -31,11 +31,7 @@ pub fn generate<D: Device<f32>>(
     for (index, row) in rows.chunks_exact_mut(width).enumerate() {
         if job.latent.condition != Condition::None {
             let Some(last) = (conditions.len() / width).checked_sub(1) else {
-                return Err(Error::invalid(
-                    "conditions",
-                    "none",
-                    "at least one first frame, which the generator goes on from",
-                ));
+                return Err(Error::invalid("condition", "none is given", job.latent.condition.wanted()));
             };
             row.copy_from_slice(&conditions[index % (last + 1) * width..][..width]);
         }
@@ -44,28 +40,27 @@ pub fn generate<D: Device<f32>>(
     forward(device, &checkpoint.parameters[0], &rows)
 }
 
-/// The latent rows, `[n, latent]`, that tell the generator of `clips`: each one F*H*W*C values, or its first frame alone.
+/// The latent rows, `[n, latent]`, without noise yet, that tell the generator what is given.
 ///
 /// # Errors
-/// A checkpoint without a generator.
-pub fn conditions_of<'a>(checkpoint: &Checkpoint, clips: impl Iterator<Item = &'a [f32]>) -> Result<Vec<f32>> {
+/// A checkpoint without a generator, or conditions that are not of its kind ([`Condition::encode`]).
+pub fn conditions_of<'a>(checkpoint: &Checkpoint, given: impl IntoIterator<Item = Given<'a>>) -> Result<Vec<f32>> {
     let job = video_job(checkpoint)?;
     let (format, width) = (job.source.format(), job.latent.width());
-    let mut rng = stream(0, 0);
     let mut rows = Vec::new();
-    for clip in clips {
+    for given in given {
         let start = rows.len();
         rows.resize(start + width, 0.0);
-        job.latent.write(&mut rng, clip, &format, &mut rows[start..]);
+        job.latent.write_given(given, &format, &mut rows[start..])?;
     }
     Ok(rows)
 }
 
-/// The conditions a checkpoint brings with it: of an adapted one the clips it was adapted with, of others a clip of each
-/// of the first `count` held-out tasks, which `held_out` is asked for.
+/// The conditions a checkpoint brings with it: of an adapted one those of the clips it was adapted with; of others its first
+/// `count` labels, or the conditions of a clip of each of the first `count` held-out tasks, which `held_out` is asked for.
 ///
 /// # Errors
-/// Those of `held_out`.
+/// Those of `held_out`, or a checkpoint without a generator.
 pub fn own_conditions(
     checkpoint: &Checkpoint,
     count: usize,
@@ -74,8 +69,17 @@ pub fn own_conditions(
     if let Stage::Adapted { latents, .. } = &checkpoint.stage {
         return Ok(latents.clone());
     }
+    let latent = &video_job(checkpoint)?.latent;
+    if let Condition::Label(labels) = &latent.condition {
+        return conditions_of(checkpoint, labels.names().iter().take(count).map(|label| Given::Label(label)));
+    }
     let tasks = held_out()?;
-    let mut clips = vec![vec![0.0; tasks.format().values()]; count.min(tasks.len())];
-    clips.iter_mut().enumerate().for_each(|(task, clip)| tasks.read_into(task, 0, clip));
-    conditions_of(checkpoint, clips.iter().map(Vec::as_slice))
+    let mut clip = vec![0.0; tasks.format().values()];
+    let mut rows = vec![0.0; count.min(tasks.len()) * latent.width()];
+    let mut rng = stream(0, 0);
+    for (task, row) in rows.chunks_exact_mut(latent.width()).enumerate() {
+        tasks.read_into(task, 0, &mut clip);
+        latent.write(&mut rng, &*tasks, (task, 0), &clip, row);
+    }
+    Ok(rows)
 }

@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
+use super::hash::fnv1a;
 use crate::video::{ClipFormat, still_names};
 use crate::{Error, Result, atomic};
 
@@ -42,7 +43,7 @@ impl Cache {
         decode: impl FnOnce() -> Result<Vec<f32>>,
     ) -> Result<Vec<f32>> {
         let (place, key) = identity(path, format)?;
-        let entry = self.folder.join(format!("{:016x}.clip", hash(place.as_bytes())));
+        let entry = self.folder.join(format!("{:016x}.clip", fnv1a(place.as_bytes())));
         if let Some(values) = fs::read(&entry).ok().and_then(|bytes| unpack(&bytes, &key, format.values())) {
             return Ok(values);
         }
@@ -79,7 +80,7 @@ fn pack(key: &str, values: &[f32]) -> Vec<u8> {
     bytes.extend((key.len() as u64).to_le_bytes());
     bytes.extend(key.as_bytes());
     bytes.extend(values.iter().flat_map(|value| value.to_le_bytes()));
-    bytes.extend(hash(&bytes).to_le_bytes());
+    bytes.extend(fnv1a(&bytes).to_le_bytes());
     bytes
 }
 
@@ -90,13 +91,8 @@ fn unpack(bytes: &[u8], key: &str, count: usize) -> Option<Vec<f32>> {
     let data = rest.strip_prefix(key.as_bytes())?;
     let sound = u64::from_le_bytes(*length) == key.len() as u64
         && data.len() == 4 * count
-        && u64::from_le_bytes(*checksum) == hash(body);
+        && u64::from_le_bytes(*checksum) == fnv1a(body);
     sound.then(|| data.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]])).collect())
-}
-
-/// FNV-1a: the same in every version of the program, which the standard library's hash does not promise.
-fn hash(bytes: &[u8]) -> u64 {
-    bytes.iter().fold(0xcbf2_9ce4_8422_2325, |hash, &byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 #[cfg(test)]

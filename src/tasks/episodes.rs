@@ -65,8 +65,8 @@ impl Episodes {
     /// Batches of `tasks_per_batch` tasks with `shots` support and `queries` query clips each; `queries` may be 0.
     ///
     /// # Errors
-    /// If the source is empty, `tasks_per_batch` or `shots` is 0, the latent is not valid, or a task has fewer than
-    /// `shots + queries` clips; the message names the task.
+    /// If the source is empty, `tasks_per_batch` or `shots` is 0, the latent is not valid or has a condition that the source
+    /// does not tell, or a task has fewer than `shots + queries` clips; the message names the task.
     pub fn new(
         source: Arc<dyn ClipTasks>,
         latent: Latent,
@@ -79,6 +79,11 @@ impl Episodes {
             if count == 0 {
                 return Err(Error::invalid(field, "is 0", "at least 1"));
             }
+        }
+        let (told, condition) = (source.condition_width(), &latent.condition);
+        if condition.is_beside_clip() && told != condition.width() {
+            let problem = format!("the tasks tell {told} values of a clip");
+            return Err(Error::invalid("condition", problem, format!("{}, as the latent has", condition.width())));
         }
         let wanted = shots.saturating_add(queries);
         if let Some(task) = (0..source.len()).find(|&task| source.clips(task) < wanted) {
@@ -97,8 +102,8 @@ impl Episodes {
     }
 
     /// The make-up of the latents.
-    pub fn latent(&self) -> Latent {
-        self.latent
+    pub fn latent(&self) -> &Latent {
+        &self.latent
     }
 
     /// The source of the clips.
@@ -172,8 +177,7 @@ impl Plan<'_> {
     /// Fills `x` and `z` with `rows` rows a task, from the clips that stand at `first` in each task's list.
     fn fill_rows(&self, first: usize, rows: usize, x: &mut Vec<f32>, z: &mut Vec<f32>) {
         let Episodes { source, latent, shots, queries, .. } = self.episodes;
-        let (format, latent_width) = (source.format(), latent.width());
-        let width = format.values();
+        let (width, latent_width) = (source.format().values(), latent.width());
         // Old values are all overwritten.
         x.resize(self.chosen.len() * rows * width, 0.0);
         z.resize(self.chosen.len() * rows * latent_width, 0.0);
@@ -188,7 +192,7 @@ impl Plan<'_> {
             let rows = x.chunks_exact_mut(width).zip(z.chunks_exact_mut(latent_width));
             for ((x, z), &clip) in rows.zip(&clips[first..]) {
                 source.read_into(task, clip, x);
-                latent.write(&mut rng, x, &format, z);
+                latent.write(&mut rng, source, (task, clip), x, z);
             }
         });
     }

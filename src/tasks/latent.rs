@@ -4,26 +4,13 @@ use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use crate::video::{ClipFormat, shrink_to_gray};
+use super::condition::{Condition, Given, first_frame};
+use super::source::ClipTasks;
+use crate::video::ClipFormat;
 use crate::{Error, Result};
 
-/// What the generator is told of the clip it should make.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Condition {
-    /// Nothing.
-    None,
-    /// The clip's first frame in gray, shrunk to `height` x `width` by area averaging; values in [-1, 1].
-    FirstFrame {
-        /// Height in pixels, at least 1.
-        height: usize,
-        /// Width in pixels, at least 1.
-        width: usize,
-    },
-}
-
 /// The make-up of the generator's input row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Latent {
     /// Values of standard normal noise, first in the row.
     pub noise: usize,
@@ -37,14 +24,7 @@ impl Latent {
 
     /// Values in a row: the noise and the condition.
     pub fn width(&self) -> usize {
-        self.noise.saturating_add(self.condition_width())
-    }
-
-    fn condition_width(&self) -> usize {
-        match self.condition {
-            Condition::None => 0,
-            Condition::FirstFrame { height, width } => height.saturating_mul(width),
-        }
+        self.noise.saturating_add(self.condition.width())
     }
 
     /// Checks that the row has at least one value and not absurdly many.
@@ -52,15 +32,7 @@ impl Latent {
     /// # Errors
     /// Naming the field at fault.
     pub fn validate(&self) -> Result<()> {
-        if let Condition::FirstFrame { height, width } = self.condition
-            && (height == 0 || width == 0)
-        {
-            return Err(Error::invalid(
-                "condition",
-                format!("is a first frame of {height} x {width}"),
-                "at least 1 x 1",
-            ));
-        }
+        self.condition.validate()?;
         match self.width() {
             0 => Err(Error::invalid("latent", "has neither noise nor a condition", "at least one value")),
             width if width > Self::MAX_WIDTH => Err(Error::invalid(
@@ -80,18 +52,40 @@ impl Latent {
         fill_normal(rng, &mut row[..self.noise]);
     }
 
-    /// Writes the row for `clip` (F*H*W*C values in [-1, 1]) to `out` (`width()` values): standard normal noise from
-    /// `rng`, then the condition.
+    /// Writes the row for a clip of `source` to `out` (`width()` values): standard normal noise from `rng`, then the condition.
+    /// `values`: the clip's own, F*H*W*C in [-1, 1]. Allocates nothing.
     ///
     /// # Panics
-    /// If `clip` or `out` is too short.
-    pub fn write(&self, rng: &mut ChaCha8Rng, clip: &[f32], format: &ClipFormat, out: &mut [f32]) {
+    /// If `values` or `out` is too short, or the source tells other conditions.
+    pub fn write(
+        &self,
+        rng: &mut ChaCha8Rng,
+        source: &dyn ClipTasks,
+        (task, clip): (usize, usize),
+        values: &[f32],
+        out: &mut [f32],
+    ) {
         self.renew_noise(rng, out);
         let condition = &mut out[self.noise..self.width()];
-        if let Condition::FirstFrame { height, width } = self.condition {
-            let frame = &clip[..format.frame_values()];
-            shrink_to_gray(frame, (format.height, format.width), format.channels, (height, width), condition);
+        match self.condition {
+            Condition::None => {}
+            Condition::FirstFrame { height, width } => {
+                first_frame(values, &source.format(), (height, width), condition);
+            }
+            _ => source.condition_into(task, clip, condition),
         }
+    }
+
+    /// Writes the row for what a user gives to `out`: noise of 0, then the condition. `format`: that of the clips.
+    ///
+    /// # Errors
+    /// As [`Condition::encode`].
+    ///
+    /// # Panics
+    /// As [`Condition::encode`].
+    pub fn write_given(&self, given: Given<'_>, format: &ClipFormat, out: &mut [f32]) -> Result<()> {
+        out[..self.noise].fill(0.0);
+        self.condition.encode(given, format, &mut out[self.noise..])
     }
 }
 
@@ -110,15 +104,17 @@ fn fill_normal(rng: &mut ChaCha8Rng, out: &mut [f32]) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::tasks::MovingShapes;
     use rand::SeedableRng;
 
     #[test]
     fn noise_is_standard_normal_and_the_condition_follows() {
         let format = ClipFormat::new(2, 2, 2, 1).unwrap();
         let latent = Latent { noise: 20_001, condition: Condition::FirstFrame { height: 1, width: 2 } };
+        let source = MovingShapes::new(format, 0, 1, 1).unwrap();
         let clip = [0.5, -1.0, 0.0, 1.0, 9.0, 9.0, 9.0, 9.0];
         let mut row = vec![0.0; latent.width()];
-        latent.write(&mut ChaCha8Rng::seed_from_u64(3), &clip, &format, &mut row);
+        latent.write(&mut ChaCha8Rng::seed_from_u64(3), &source, (0, 0), &clip, &mut row);
         assert_eq!(row[latent.noise..], [0.25, 0.0]);
         let noise = &row[..latent.noise];
         let moment = |power: i32| noise.iter().map(|v| f64::from(*v).powi(power)).sum::<f64>() / noise.len() as f64;

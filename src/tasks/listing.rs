@@ -1,8 +1,10 @@
 //! What lies in a folder of clips.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use super::condition::files_beside;
 use crate::video::{Kind, kind_of_file, natural_order, still_names};
 use crate::{Error, Result};
 
@@ -16,12 +18,16 @@ pub(super) struct Clips {
     pub(super) skipped: Vec<PathBuf>,
 }
 
-/// The clips in `folder`: files that are clips and folders that hold pictures.
+/// The clips in `folder`: files that are clips and folders that hold pictures. Files beside a clip that may tell its condition
+/// are neither clips nor passed over.
 pub(super) fn clips(folder: &Path) -> Result<Clips> {
     let (mut paths, mut skipped) = (Vec::new(), Vec::new());
     for path in entries(folder)? {
         if is_clip(&path)? { &mut paths } else { &mut skipped }.push(path);
     }
+    let beside: HashSet<PathBuf> = paths.iter().flat_map(|clip| files_beside(clip)).collect();
+    paths.retain(|path| !beside.contains(path));
+    skipped.retain(|path| !beside.contains(path));
     Ok(Clips { paths, skipped })
 }
 

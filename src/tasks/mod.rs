@@ -5,7 +5,9 @@
 
 mod cache;
 mod clip_folder;
+mod condition;
 mod episodes;
+mod hash;
 mod latent;
 mod law;
 mod listing;
@@ -16,8 +18,9 @@ mod source;
 mod split;
 
 pub use clip_folder::{ClipFolder, FolderOptions};
+pub use condition::{Condition, Given, Labels};
 pub use episodes::{Episodes, VideoBatch};
-pub use latent::{Condition, Latent};
+pub use latent::Latent;
 pub use law::Law;
 pub use moving_shapes::MovingShapes;
 pub use sinusoids::{Sinusoid, Sinusoids};

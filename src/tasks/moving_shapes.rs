@@ -5,6 +5,7 @@ use std::fmt;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
+use super::hash::mix;
 use super::law::{Arena, Law};
 use super::shape::Looks;
 use super::source::ClipTasks;
@@ -87,14 +88,6 @@ impl MovingShapes {
     fn time(&self, frame: usize) -> f32 {
         frame as f32 / (self.format.frames - 1).max(1) as f32
     }
-}
-
-/// The output function of SplitMix64: neighbouring numbers become unrelated ones.
-fn mix(value: u64) -> u64 {
-    let value = value.wrapping_add(0x9e37_79b9_7f4a_7c15);
-    let value = (value ^ value >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-    let value = (value ^ value >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-    value ^ value >> 31
 }
 
 impl ClipTasks for MovingShapes {

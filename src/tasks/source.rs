@@ -27,6 +27,15 @@ pub trait ClipTasks: Send + Sync {
 
     /// Writes clip `clip` of `task` to `out`: F*H*W*C values in [-1, 1].
     fn read_into(&self, task: usize, clip: usize, out: &mut [f32]);
+
+    /// How many values [`ClipTasks::condition_into`] writes: 0 where nothing is told of clips beside themselves.
+    fn condition_width(&self) -> usize {
+        0
+    }
+
+    /// Writes the values of a [`Condition`](super::Condition) that cannot be made from the clip itself (a label, a vector, a
+    /// text, a sound) to `out`.
+    fn condition_into(&self, _task: usize, _clip: usize, _out: &mut [f32]) {}
 }
 
 impl<S: ClipTasks + ?Sized> ClipTasks for Arc<S> {
@@ -48,5 +57,13 @@ impl<S: ClipTasks + ?Sized> ClipTasks for Arc<S> {
 
     fn read_into(&self, task: usize, clip: usize, out: &mut [f32]) {
         (**self).read_into(task, clip, out);
+    }
+
+    fn condition_width(&self) -> usize {
+        (**self).condition_width()
+    }
+
+    fn condition_into(&self, task: usize, clip: usize, out: &mut [f32]) {
+        (**self).condition_into(task, clip, out);
     }
 }

@@ -59,6 +59,14 @@ impl ClipTasks for Subset {
     fn read_into(&self, task: usize, clip: usize, out: &mut [f32]) {
         self.source.read_into(self.tasks[task], clip, out);
     }
+
+    fn condition_width(&self) -> usize {
+        self.source.condition_width()
+    }
+
+    fn condition_into(&self, task: usize, clip: usize, out: &mut [f32]) {
+        self.source.condition_into(self.tasks[task], clip, out);
+    }
 }
 
 /// Splits tasks into those to learn from and those held out (`held_out_fraction` of them, rounded; at least one if the

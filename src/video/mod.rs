@@ -28,6 +28,7 @@ pub use write::{write_gif, write_npy, write_png_strip};
 
 pub(crate) use frames::plural;
 pub(crate) use natural::natural_order;
-pub(crate) use read::{Kind, kind_of_file};
+pub(crate) use npy::read_vector;
+pub(crate) use read::{Kind, kind_of_file, read_bounded};
 pub(crate) use resize::shrink_to_gray;
 pub(crate) use stills::still_names;

@@ -5,6 +5,7 @@ use std::path::Path;
 use super::clip::{Clip, ClipFormat};
 use super::frames::{Frames, check_size, choose, from_byte};
 use super::npy_header::{self, Element, Header};
+use super::read::{Kind, read_bounded};
 use crate::{Error, Result};
 
 /// How far rounding may carry a float beyond its range.
@@ -16,16 +17,7 @@ pub(super) fn read(path: &Path, bytes: &[u8], format: &ClipFormat) -> Result<Cli
     let (header, data) = npy_header::parse(path, bytes)?;
     let [count, height, width, channels] = extents(path, &header)?;
     check_size(path, height as u64, width as u64)?;
-    let declared = [height, width, channels, header.element.bytes()]
-        .iter()
-        .try_fold(count, |product, &extent| product.checked_mul(extent));
-    if declared != Some(data.len()) {
-        let relation =
-            if declared.is_none_or(|declared| declared > data.len()) { "is cut short" } else { "is too long" };
-        let problem =
-            format!("{relation}: its header declares shape {}, its data has {} bytes", shape(&header), data.len());
-        return Err(Error::file(path, problem, "copy or save it again"));
-    }
+    check_length(path, &header, data)?;
     let value: Box<dyn Fn(usize) -> f32> = match header.element {
         Element::U1 => Box::new(|i| from_byte(data[i])),
         Element::F4 => floats(path, &header, single(data))?,
@@ -40,6 +32,48 @@ pub(super) fn read(path: &Path, bytes: &[u8], format: &ClipFormat) -> Result<Cli
         })?;
     }
     frames.finish()
+}
+
+/// Reads an array of any shape as numbers, in C order: the values of a vector.
+///
+/// # Errors
+/// A file that cannot be read, is no `.npy` file, is empty, or holds numbers that are not finite.
+pub(crate) fn read_vector(path: &Path) -> Result<Vec<f32>> {
+    let bytes = read_bounded(path)?;
+    if Kind::of(&bytes) != Kind::Npy {
+        return Err(Error::file(path, "is no .npy file", "save the vector with numpy.save"));
+    }
+    let (header, data) = npy_header::parse(path, &bytes)?;
+    check_length(path, &header, data)?;
+    let count = data.len() / header.element.bytes();
+    if count == 0 {
+        return Err(Error::file(path, "holds no numbers", "save at least one"));
+    }
+    let value = |i| match header.element {
+        Element::U1 => f32::from(data[i]),
+        Element::F4 => single(data)(i) as f32,
+        Element::F8 => double(data)(i) as f32,
+    };
+    let values: Vec<f32> = (0..count).map(value).collect();
+    match values.iter().position(|value| !value.is_finite()) {
+        Some(i) => Err(not_finite(path, &header, i, f64::from(values[i]))),
+        None => Ok(values),
+    }
+}
+
+fn not_finite(path: &Path, header: &Header, i: usize, value: f64) -> Error {
+    Error::file(path, format!("holds {value} at index {}", index(header, i)), "replace it by a number")
+}
+
+/// Checks that there is as much data as the header declares.
+fn check_length(path: &Path, header: &Header, data: &[u8]) -> Result<()> {
+    let declared = header.shape.iter().try_fold(header.element.bytes(), |product, &extent| product.checked_mul(extent));
+    if declared == Some(data.len()) {
+        return Ok(());
+    }
+    let relation = if declared.is_none_or(|declared| declared > data.len()) { "is cut short" } else { "is too long" };
+    let problem = format!("{relation}: its header declares shape {}, its data has {} bytes", shape(header), data.len());
+    Err(Error::file(path, problem, "copy or save it again"))
 }
 
 fn extents(path: &Path, header: &Header) -> Result<[usize; 4]> {
@@ -71,8 +105,7 @@ fn floats<'a>(path: &Path, header: &Header, at: impl Fn(usize) -> f64 + 'a) -> R
     for i in 0..header.shape.iter().product() {
         let value = at(i);
         if !value.is_finite() {
-            let problem = format!("holds {value} at index {}", index(header, i));
-            return Err(Error::file(path, problem, "replace it by a number"));
+            return Err(not_finite(path, header, i, value));
         }
         (low, high) = (low.min(value), high.max(value));
     }

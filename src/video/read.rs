@@ -134,7 +134,7 @@ fn empty(path: &Path) -> Error {
 }
 
 /// The bytes of a file of bounded size.
-pub(super) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path) -> Result<Vec<u8>> {
     let failed = |e| Error::io(path, "read", e);
     let file = fs::File::open(path).map_err(failed)?;
     let mut bytes = Vec::new();

@@ -121,13 +121,13 @@ pub fn video_run<D: Device<f32> + Clone>(make: Make<'_, D>) {
     let weights = VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 0.5 };
     let job = VideoJob {
         source: ClipSource::MovingShapes { format },
-        latent,
+        latent: latent.clone(),
         objective: VideoConfig { generator, discriminator, frames: format.frames, weights, adversarial: true, inner },
         adversarial_from: ADVERSARIAL_FROM,
     };
     let shape = Shape { tasks: 3, shots: 3, queries: 2 };
     let config = config(Job::Video(Box::new(job.clone())), shape, rates);
-    let pools = job.source.open(config.seed, shape.shots + shape.queries, false).unwrap();
+    let pools = job.source.open(&latent.condition, config.seed, shape.shots + shape.queries, false).unwrap();
     let Shape { tasks, shots, queries } = shape;
     let batches = Episodes::new(pools.training.clone(), latent, tasks, shots, queries).unwrap();
     let expected = carry_out(CpuDevice::new(2).unwrap(), &config, job.objective.clone(), batches.clone(), Some(&pools));
