@@ -3,6 +3,38 @@
 
 #include "tile.cuh"
 
+// An array of a layer's parameters, its bias right behind its weight: where the first task's begin (NOWHERE where there is
+// none), and how far it is to the next task's.
+struct PerTask {
+    u64 offset;
+    u64 stride;
+
+    __device__ bool exists() const { return offset != NOWHERE; }
+    __device__ float* of(float* arena, u32 task) const { return arena + offset + task * stride; }
+};
+
+// One rate, or one for each parameter of a layer, shared by the tasks.
+struct Rates {
+    // NOWHERE where `all` is for all.
+    u64 each;
+    float all;
+    u32 unused;
+
+    __device__ float of(const float* arena, u64 at) const { return each == NOWHERE ? all : arena[each + at]; }
+};
+
+// The rows that the gradients of a layer are made of, task by task: [blocks * tasks * rows, outputs] and [.., inputs].
+struct GradientRows {
+    u64 delta;
+    u64 values;
+    u32 tasks;
+    u32 rows;
+    u32 blocks;
+    u32 inputs;
+    u32 outputs;
+    u32 unused;
+};
+
 struct alignas(16) GradientTiles {
     Tiles tiles;
     // The bias parts of the upper half of the threads: two threads share a row.
@@ -67,3 +99,13 @@ struct Gradient {
         if (threadIdx.x < TILE && row < outputs) take(bias_at + row, bias + shared[threadIdx.x]);
     }
 };
+
+// Hands over the gradient of every task, an element a call: `take(task, at, value)`. Grid: that of `Gradient`, a task a group.
+template <class Take>
+__device__ void each_gradient(const float* arena, GradientTiles& shared, const GradientRows& from, Take take) {
+    Gradient gradient(from.inputs, from.outputs);
+    gradient.add_blocks(shared.tiles, arena + from.delta, arena + from.values, from.blocks, from.tasks, from.rows, 1.0f,
+                        true);
+    u64 bias_at = (u64)from.inputs * from.outputs;
+    gradient.finish(shared.bias, bias_at, [&](u64 at, float value) { take(gradient.group, at, value); });
+}

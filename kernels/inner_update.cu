@@ -1,67 +1,40 @@
 // The materialised form's inner step: the weight gradient of every task, [outputs, inputs], with the update of the weights
 // in its epilogue, so that the gradient never reaches memory; and the step's transpose.
-//
-// A layer's bias lies right behind its weight, in every array of parameters.
 
 #include "gradient.cuh"
 
 struct InnerUpdate {
-    // Rows [blocks * T * rows, outputs] and [.., inputs].
-    u64 delta;
-    u64 values;
-    // Weights before and after, v before and after (NOWHERE where there is none), and their strides from task to task.
-    u64 from;
-    u64 to;
-    u64 velocity;
-    u64 new_velocity;
-    u64 from_stride;
-    u64 to_stride;
-    u64 velocity_stride;
-    u64 new_velocity_stride;
-    // A rate for each parameter, shared by the tasks; NOWHERE where `rate` is for all.
-    u64 rates;
-    u32 tasks;
-    u32 rows;
-    u32 blocks;
-    u32 inputs;
-    u32 outputs;
-    float rate;
+    GradientRows gradient;
+    // Weights before and after, v before and after.
+    PerTask from;
+    PerTask to;
+    PerTask velocity;
+    PerTask new_velocity;
+    Rates rates;
     float momentum;
     u32 unused;
 };
-static_assert(sizeof(InnerUpdate) == 120, "mirrored in Rust");
+static_assert(sizeof(InnerUpdate) == 128, "mirrored in Rust");
 
-// v' = momentum * v + gradient;  to = from - rate * v', for parameter `at` of the layer.
-__device__ inline void update(float* arena, const InnerUpdate& op, u32 task, u64 at, float gradient) {
-    float v = gradient;
-    if (op.velocity != NOWHERE) v += op.momentum * arena[op.velocity + task * op.velocity_stride + at];
-    if (op.new_velocity != NOWHERE) arena[op.new_velocity + task * op.new_velocity_stride + at] = v;
-    float rate = op.rates == NOWHERE ? op.rate : arena[op.rates + at];
-    arena[op.to + task * op.to_stride + at] = arena[op.from + task * op.from_stride + at] - rate * v;
-}
-
-// Grid: that of `Gradient`, a task a group.
+// v' = momentum * v + gradient;  to = from - rate * v'.
 KERNEL(inner_update, InnerUpdate) {
     SHARED(GradientTiles, shared);
-    Gradient gradient(op.inputs, op.outputs);
-    gradient.add_blocks(shared.tiles, arena + op.delta, arena + op.values, op.blocks, op.tasks, op.rows, 1.0f, true);
-    gradient.finish(shared.bias, (u64)op.inputs * op.outputs,
-                    [&](u64 at, float value) { update(arena, op, gradient.group, at, value); });
+    each_gradient(arena, shared, op.gradient, [&](u32 task, u64 at, float v) {
+        if (op.velocity.exists()) v += op.momentum * op.velocity.of(arena, task)[at];
+        if (op.new_velocity.exists()) op.new_velocity.of(arena, task)[at] = v;
+        op.to.of(arena, task)[at] = op.from.of(arena, task)[at] - op.rates.of(arena, at) * v;
+    });
 }
 
 struct ReverseUpdate {
-    u64 cotangent;
-    u64 direction;
-    u64 rates;
-    u64 cotangent_stride;
-    u64 direction_stride;
+    PerTask cotangent;
+    PerTask direction;
+    Rates rates;
     // Parameters of the layer.
     u64 length;
-    u32 tasks;
+    float momentum;
     // Whether the direction holds that of the following step.
     u32 begun;
-    float rate;
-    float momentum;
 };
 static_assert(sizeof(ReverseUpdate) == 64, "mirrored in Rust");
 
@@ -70,18 +43,15 @@ KERNEL(reverse_update, ReverseUpdate) {
     u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= op.length) return;
     u32 task = blockIdx.y;
-    float* direction = arena + op.direction + task * op.direction_stride + i;
-    float rate = op.rates == NOWHERE ? op.rate : arena[op.rates + i];
-    float moved = -rate * arena[op.cotangent + task * op.cotangent_stride + i];
+    float* direction = op.direction.of(arena, task) + i;
+    float moved = -op.rates.of(arena, i) * op.cotangent.of(arena, task)[i];
     *direction = op.begun ? op.momentum * *direction + moved : moved;
 }
 
 struct RateGradient {
-    u64 cotangent;
-    u64 velocity;
+    PerTask cotangent;
+    PerTask velocity;
     u64 output;
-    u64 cotangent_stride;
-    u64 velocity_stride;
     u64 length;
     u32 tasks;
     float scale;
@@ -94,7 +64,7 @@ KERNEL(rate_gradient, RateGradient) {
     if (i >= op.length) return;
     float sum = 0.0f;
     for (u32 task = 0; task < op.tasks; ++task) {
-        sum += arena[op.cotangent + task * op.cotangent_stride + i] * arena[op.velocity + task * op.velocity_stride + i];
+        sum += op.cotangent.of(arena, task)[i] * op.velocity.of(arena, task)[i];
     }
     arena[op.output + i] -= op.scale * sum;
 }

@@ -1,26 +1,9 @@
 //! The materialised form's inner step of Adam, its transpose and the gradient of its rates.
 
 use super::driver::{Driver, Kernel};
-use super::inner_update::{rate_gradient, rates, rates_region, region};
-use super::linear::TILE;
-use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, blocks_of, narrow, wide};
+use super::inner_update::{GradientRows, PerTask, Rates, launch_over, rate_gradient, rates_region, region};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, blocks_of, wide};
 use crate::device::{self, Linear};
-
-#[repr(C)]
-struct PerTask {
-    offset: u64,
-    stride: u64,
-}
-
-impl PerTask {
-    const NOWHERE: Self = Self { offset: NOWHERE, stride: 0 };
-}
-
-impl From<&Linear> for PerTask {
-    fn from(layer: &Linear) -> Self {
-        Self { offset: wide(layer.weight), stride: wide(layer.task_stride) }
-    }
-}
 
 #[repr(C)]
 struct AdamRule {
@@ -40,20 +23,13 @@ impl From<&device::Adam<f32>> for AdamRule {
 
 #[repr(C)]
 struct AdamUpdate {
-    delta: u64,
-    values: u64,
+    gradient: GradientRows,
     from: PerTask,
     to: PerTask,
     moments: [PerTask; 2],
     new_moments: [PerTask; 2],
-    rates: u64,
+    rates: Rates,
     rule: AdamRule,
-    tasks: u32,
-    rows: u32,
-    blocks: u32,
-    inputs: u32,
-    outputs: u32,
-    rate: f32,
 }
 
 #[repr(C)]
@@ -66,28 +42,21 @@ struct AdamMoved {
 
 #[repr(C)]
 struct ReverseAdam {
-    delta: u64,
-    values: u64,
+    gradient: GradientRows,
     cotangent: PerTask,
     moments: [PerTask; 2],
     moment_cotangents: [PerTask; 2],
     direction: PerTask,
-    rates: u64,
+    rates: Rates,
     rule: AdamRule,
-    tasks: u32,
-    rows: u32,
-    blocks: u32,
-    inputs: u32,
-    outputs: u32,
-    rate: f32,
     begun: u32,
     unused: u32,
 }
 
 super::arguments! {
-    AdamUpdate, 176 => AdamUpdate;
+    AdamUpdate, 184 => AdamUpdate;
     AdamMoved, 88 => AdamMoved;
-    ReverseAdam, 184 => ReverseAdam;
+    ReverseAdam, 192 => ReverseAdam;
 }
 
 /// See [`device::AdamUpdate`].
@@ -99,28 +68,16 @@ pub(super) fn update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>
     let before = if before == [first, second] { [NOTHING; 2] } else { before };
     let reads = [op.delta, op.values, all(&op.from), rates_region(&op.rate), before[0], before[1]];
     arena.check(&reads, &[all(&op.to), first, second]);
-    let Linear { inputs, outputs, .. } = op.to;
-    let blocks = op.delta.rows / (op.tasks * op.rows);
-    let (rates, rate) = rates(&op.rate);
     let call = AdamUpdate {
-        delta: wide(op.delta.offset),
-        values: wide(op.values.offset),
+        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values),
         from: (&op.from).into(),
         to: (&op.to).into(),
         moments: op.moments.map_or([PerTask::NOWHERE; 2], |moments| moments.each_ref().map(PerTask::from)),
         new_moments: op.new_moments.each_ref().map(PerTask::from),
-        rates,
+        rates: (&op.rate).into(),
         rule: (&op.adam).into(),
-        tasks: narrow(op.tasks),
-        rows: narrow(op.rows),
-        blocks: narrow(blocks),
-        inputs: narrow(inputs),
-        outputs: narrow(outputs),
-        rate,
     };
-    let grid = [op.tasks * outputs.div_ceil(TILE), inputs.div_ceil(TILE), 1];
-    let shapes = format_args!("{blocks} blocks of {} tasks x {} rows, {outputs} x {inputs}", op.tasks, op.rows);
-    device.launch(arena, Kernel::AdamUpdate, grid, &call, shapes);
+    launch_over(device, arena, Kernel::AdamUpdate, |call| &call.gradient, &call);
 }
 
 /// See [`device::AdamRateGradient`].
@@ -150,28 +107,16 @@ pub(super) fn reverse<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D
     let reads = [op.delta, op.values, all(&op.weight_cotangent), first, second, rates_region(&op.rate)];
     let [first, second] = op.moment_cotangents.each_ref().map(all);
     arena.check(&reads, &[all(&op.direction), first, second]);
-    let Linear { inputs, outputs, .. } = op.direction;
-    let blocks = op.delta.rows / (op.tasks * op.rows);
-    let (rates, rate) = rates(&op.rate);
     let call = ReverseAdam {
-        delta: wide(op.delta.offset),
-        values: wide(op.values.offset),
+        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values),
         cotangent: (&op.weight_cotangent).into(),
         moments: op.moments.each_ref().map(PerTask::from),
         moment_cotangents: op.moment_cotangents.each_ref().map(PerTask::from),
         direction: (&op.direction).into(),
-        rates,
+        rates: (&op.rate).into(),
         rule: (&op.adam).into(),
-        tasks: narrow(op.tasks),
-        rows: narrow(op.rows),
-        blocks: narrow(blocks),
-        inputs: narrow(inputs),
-        outputs: narrow(outputs),
-        rate,
         begun: op.accumulate.into(),
         unused: 0,
     };
-    let grid = [op.tasks * outputs.div_ceil(TILE), inputs.div_ceil(TILE), 1];
-    let shapes = format_args!("{blocks} blocks of {} tasks x {} rows, {outputs} x {inputs}", op.tasks, op.rows);
-    device.launch(arena, Kernel::ReverseAdam, grid, &call, shapes);
+    launch_over(device, arena, Kernel::ReverseAdam, |call| &call.gradient, &call);
 }

@@ -5,57 +5,125 @@ use super::linear::TILE;
 use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, blocks_of, narrow, reduction, wide};
 use crate::device::{self, Linear, Rate, Region};
 
+/// An array of a layer's parameters: where the first task's begin, and how far it is to the next task's.
 #[repr(C)]
-struct InnerUpdate {
+pub(super) struct PerTask {
+    offset: u64,
+    stride: u64,
+}
+
+impl PerTask {
+    /// No array.
+    pub const NOWHERE: Self = Self { offset: NOWHERE, stride: 0 };
+}
+
+impl From<&Linear> for PerTask {
+    fn from(layer: &Linear) -> Self {
+        Self { offset: wide(layer.weight), stride: wide(layer.task_stride) }
+    }
+}
+
+impl From<&Option<Linear>> for PerTask {
+    fn from(layer: &Option<Linear>) -> Self {
+        layer.as_ref().map_or(Self::NOWHERE, Self::from)
+    }
+}
+
+/// One rate, or the place of one for each parameter.
+#[repr(C)]
+pub(super) struct Rates {
+    each: u64,
+    all: f32,
+    unused: u32,
+}
+
+impl From<&Rate<f32>> for Rates {
+    fn from(rate: &Rate<f32>) -> Self {
+        let (each, all) = match rate {
+            Rate::Uniform(rate) => (NOWHERE, *rate),
+            Rate::PerParameter(rates) => (wide(rates.weight), 0.0),
+        };
+        Self { each, all, unused: 0 }
+    }
+}
+
+/// The rows that a layer's gradients are made of, task by task.
+#[repr(C)]
+pub(super) struct GradientRows {
     delta: u64,
     values: u64,
-    from: u64,
-    to: u64,
-    velocity: u64,
-    new_velocity: u64,
-    from_stride: u64,
-    to_stride: u64,
-    velocity_stride: u64,
-    new_velocity_stride: u64,
-    rates: u64,
     tasks: u32,
     rows: u32,
     blocks: u32,
     inputs: u32,
     outputs: u32,
-    rate: f32,
+    unused: u32,
+}
+
+impl GradientRows {
+    /// `rows` rows a task in every block of `delta` and `values`.
+    pub fn new(tasks: usize, rows: usize, delta: Region, values: Region) -> Self {
+        Self {
+            delta: wide(delta.offset),
+            values: wide(values.offset),
+            tasks: narrow(tasks),
+            rows: narrow(rows),
+            blocks: narrow(delta.rows / (tasks * rows)),
+            inputs: narrow(values.width),
+            outputs: narrow(delta.width),
+            unused: 0,
+        }
+    }
+}
+
+/// Launches a kernel that goes through the gradients which these rows make.
+pub(super) fn launch_over<D: Driver, A: Arguments>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    kernel: Kernel,
+    gradient: impl Fn(&A) -> &GradientRows,
+    call: &A,
+) {
+    let GradientRows { tasks, rows, blocks, inputs, outputs, .. } = *gradient(call);
+    let tiles = |width: u32| (width as usize).div_ceil(TILE);
+    let shapes = format_args!("{blocks} blocks of {tasks} tasks x {rows} rows, {outputs} x {inputs}");
+    device.launch(arena, kernel, [tasks as usize * tiles(outputs), tiles(inputs), 1], call, shapes);
+}
+
+#[repr(C)]
+struct InnerUpdate {
+    gradient: GradientRows,
+    from: PerTask,
+    to: PerTask,
+    velocity: PerTask,
+    new_velocity: PerTask,
+    rates: Rates,
     momentum: f32,
     unused: u32,
 }
 
 #[repr(C)]
 struct ReverseUpdate {
-    cotangent: u64,
-    direction: u64,
-    rates: u64,
-    cotangent_stride: u64,
-    direction_stride: u64,
+    cotangent: PerTask,
+    direction: PerTask,
+    rates: Rates,
     length: u64,
-    tasks: u32,
-    begun: u32,
-    rate: f32,
     momentum: f32,
+    begun: u32,
 }
 
 #[repr(C)]
 struct RateGradient {
-    cotangent: u64,
-    velocity: u64,
+    cotangent: PerTask,
+    velocity: PerTask,
     output: u64,
-    cotangent_stride: u64,
-    velocity_stride: u64,
     length: u64,
     tasks: u32,
     scale: f32,
 }
 
 super::arguments! {
-    InnerUpdate, 120 => InnerUpdate;
+    InnerUpdate, 128 => InnerUpdate;
     ReverseUpdate, 64 => ReverseUpdate;
     RateGradient, 56 => RateGradient;
 }
@@ -68,22 +136,9 @@ pub(super) fn region(layer: &Linear, tasks: usize) -> Region {
     Region { offset: weight, rows: 1, width: last * task_stride + (inputs + 1) * outputs }
 }
 
-/// The place of rates for each parameter, or one rate for all.
-pub(super) fn rates(rate: &Rate<f32>) -> (u64, f32) {
-    match rate {
-        Rate::Uniform(rate) => (NOWHERE, *rate),
-        Rate::PerParameter(rates) => (wide(rates.weight), 0.0),
-    }
-}
-
 /// What is read of a rate.
 pub(super) fn rates_region(rate: &Rate<f32>) -> Region {
     if let Rate::PerParameter(rates) = rate { region(rates, 1) } else { NOTHING }
-}
-
-/// Where an array of parameters begins, and its stride.
-fn place(layer: Option<&Linear>) -> (u64, u64) {
-    layer.map_or((NOWHERE, 0), |layer| (wide(layer.weight), wide(layer.task_stride)))
 }
 
 /// See [`device::InnerUpdate`].
@@ -92,37 +147,17 @@ pub(super) fn inner_update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAr
     let before = op.velocity.map_or(NOTHING, |v| region(&v, op.tasks));
     let kept = op.new_velocity.map_or(NOTHING, |v| region(&v, op.tasks));
     arena.check(&[op.delta, op.values, region(&op.from, op.tasks), before, rates_region(&op.rate)], &[to, kept]);
-    let Linear { inputs, outputs, .. } = op.to;
-    let blocks = op.delta.rows / (op.tasks * op.rows);
-    let (rates, rate) = rates(&op.rate);
-    let (from, from_stride) = place(Some(&op.from));
-    let (to, to_stride) = place(Some(&op.to));
-    let (velocity, velocity_stride) = place(op.velocity.as_ref());
-    let (new_velocity, new_velocity_stride) = place(op.new_velocity.as_ref());
     let call = InnerUpdate {
-        delta: wide(op.delta.offset),
-        values: wide(op.values.offset),
-        from,
-        to,
-        velocity,
-        new_velocity,
-        from_stride,
-        to_stride,
-        velocity_stride,
-        new_velocity_stride,
-        rates,
-        tasks: narrow(op.tasks),
-        rows: narrow(op.rows),
-        blocks: narrow(blocks),
-        inputs: narrow(inputs),
-        outputs: narrow(outputs),
-        rate,
+        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values),
+        from: (&op.from).into(),
+        to: (&op.to).into(),
+        velocity: (&op.velocity).into(),
+        new_velocity: (&op.new_velocity).into(),
+        rates: (&op.rate).into(),
         momentum: op.momentum,
         unused: 0,
     };
-    let grid = [op.tasks * outputs.div_ceil(TILE), inputs.div_ceil(TILE), 1];
-    let shapes = format_args!("{blocks} blocks of {} tasks x {} rows, {outputs} x {inputs}", op.tasks, op.rows);
-    device.launch(arena, Kernel::InnerUpdate, grid, &call, shapes);
+    launch_over(device, arena, Kernel::InnerUpdate, |call| &call.gradient, &call);
 }
 
 /// See [`device::ReverseUpdate`].
@@ -136,18 +171,13 @@ pub(super) fn reverse_update<D: Driver>(
     }
     arena.check(&[region(&op.weight_cotangent, op.tasks), rates_region(&op.rate)], &[region(&op.direction, op.tasks)]);
     let length = (op.direction.inputs + 1) * op.direction.outputs;
-    let (rates, rate) = rates(&op.rate);
     let call = ReverseUpdate {
-        cotangent: wide(op.weight_cotangent.weight),
-        direction: wide(op.direction.weight),
-        rates,
-        cotangent_stride: wide(op.weight_cotangent.task_stride),
-        direction_stride: wide(op.direction.task_stride),
+        cotangent: (&op.weight_cotangent).into(),
+        direction: (&op.direction).into(),
+        rates: (&op.rate).into(),
         length: wide(length),
-        tasks: narrow(op.tasks),
-        begun: (op.accumulate && op.momentum != 0.0).into(),
-        rate,
         momentum: op.momentum,
+        begun: (op.accumulate && op.momentum != 0.0).into(),
     };
     let shapes = format_args!("{} tasks of {length} parameters", op.tasks);
     device.launch(arena, Kernel::ReverseUpdate, [blocks_of(length), op.tasks, 1], &call, shapes);
@@ -169,11 +199,9 @@ pub(super) fn rate_gradient<D: Driver>(
         return;
     }
     let call = RateGradient {
-        cotangent: wide(cotangent.weight),
-        velocity: wide(velocity.weight),
+        cotangent: cotangent.into(),
+        velocity: velocity.into(),
         output: wide(gradient.offset),
-        cotangent_stride: wide(cotangent.task_stride),
-        velocity_stride: wide(velocity.task_stride),
         length: wide(length),
         tasks: narrow(tasks),
         scale,
