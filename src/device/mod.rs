@@ -12,15 +12,16 @@
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub mod cuda;
+mod inner_adam;
 mod operation;
 mod region;
 mod selection;
 
+pub use inner_adam::{Adam, AdamRateGradient, AdamUpdate, ReverseAdam};
 pub use operation::{
-    Adam, AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss,
-    Corrections, Direction, Gate, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward,
-    OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseAdam, ReverseUpdate,
-    SupervisedCurvature, SupervisedLoss, Term,
+    AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Corrections, Direction, Gate, Gram,
+    GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, OuterProduct, OuterStep, OuterTerm,
+    PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
 };
 pub use region::{ArenaPlan, Region};
 pub use selection::DeviceKind;

@@ -139,20 +139,24 @@ mod x86 {
     pub unsafe fn multiply(shape: (usize, usize), terms: &[Term<f32>], mut target: Target) {
         let mut rest = terms;
         while let Some(first) = rest.first() {
-            // As many terms as are short together, or one.
+            // As many terms as are short together, or one, piece by piece.
             let mut depth = 0;
             let short = |t: &&Term<f32>| {
                 depth += t.depth;
                 depth <= SHORT
             };
             let count = rest.iter().take_while(short).count().max(1);
-            let depth = if count > 1 { DEPTH } else { first.depth.max(1) };
-            for begin in (0..depth).step_by(DEPTH) {
-                let piece = [first.piece(begin, DEPTH.min(first.depth - begin))];
-                let terms = if count > 1 { &rest[..count] } else { &piece };
+            if count > 1 {
                 // SAFETY: the caller's promise.
-                unsafe { pass(shape, terms, target) };
+                unsafe { pass(shape, &rest[..count], target) };
                 target = target.begun();
+            } else {
+                for begin in (0..first.depth.max(1)).step_by(DEPTH) {
+                    let piece = first.piece(begin, DEPTH.min(first.depth - begin));
+                    // SAFETY: the caller's promise.
+                    unsafe { pass(shape, &[piece], target) };
+                    target = target.begun();
+                }
             }
             rest = &rest[count..];
         }

@@ -1,9 +1,8 @@
 //! The materialised form's inner step of Adam, its transpose and the gradient of its rates.
 
-use super::matrix::Onto;
-use super::update::{WeightGradient, rate_gradient, region, task_range};
+use super::update::{WeightGradient, rate_gradient, rate_region, read, region, write};
 use super::{Base, CpuArena, CpuDevice};
-use crate::device::{Adam, AdamRateGradient, AdamUpdate, Linear, Rate, Region, ReverseAdam};
+use crate::device::{Adam, AdamRateGradient, AdamUpdate, Linear, Rate, ReverseAdam};
 use crate::scalar::Scalar;
 
 impl<T: Scalar> Adam<T> {
@@ -12,26 +11,6 @@ impl<T: Scalar> Adam<T> {
         let root = (second * self.correction[1]).sqrt();
         (root, first * self.correction[0] / (root + self.epsilon))
     }
-}
-
-/// One task's parameters of a layer.
-///
-/// # Safety
-/// As [`Base::slice`].
-unsafe fn read<'a, T: Scalar>(base: Base<T>, layer: &Linear, task: usize) -> &'a [T] {
-    let (offset, len) = task_range(layer, task);
-    // SAFETY: the caller's promise.
-    unsafe { base.slice(offset, len) }
-}
-
-/// One task's parameters of a layer, to change.
-///
-/// # Safety
-/// As [`Base::slice_mut`].
-unsafe fn write<'a, T: Scalar>(base: Base<T>, layer: &Linear, task: usize) -> &'a mut [T] {
-    let (offset, len) = task_range(layer, task);
-    // SAFETY: the caller's promise.
-    unsafe { base.slice_mut(offset, len) }
 }
 
 /// The rate of each parameter of a layer; one element where it is the same for all.
@@ -43,14 +22,6 @@ unsafe fn rates<T: Scalar>(base: Base<T>, rate: &Rate<T>) -> &[T] {
         Rate::Uniform(rate) => std::slice::from_ref(rate),
         // SAFETY: the caller's promise.
         Rate::PerParameter(layer) => unsafe { read(base, layer, 0) },
-    }
-}
-
-/// What is read of a rate.
-fn rate_region<T: Scalar>(rate: &Rate<T>) -> Region {
-    match rate {
-        Rate::Uniform(_) => Region { offset: 0, rows: 0, width: 0 },
-        Rate::PerParameter(layer) => region(layer, 1),
     }
 }
 
@@ -81,9 +52,7 @@ pub(super) fn update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op:
                 }
             }
         }
-        to.fill(T::ZERO);
-        gradient.add_weight(base, task, T::ONE, to.as_mut_ptr(), (0, op.to.outputs), Onto::Itself);
-        gradient.add_bias(base, task, T::ONE, to.as_mut_ptr());
+        gradient.write(base, task, to);
         let mut step = |i: usize, rate: T| {
             let g = to[i];
             m[i] = decay[0] * m[i] + rest[0] * g;
@@ -133,9 +102,7 @@ pub(super) fn reverse<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op
             of_m.fill(T::ZERO);
             of_v.fill(T::ZERO);
         }
-        direction.fill(T::ZERO);
-        gradient.add_weight(base, task, T::ONE, direction.as_mut_ptr(), (0, op.direction.outputs), Onto::Itself);
-        gradient.add_bias(base, task, T::ONE, direction.as_mut_ptr());
+        gradient.write(base, task, direction);
         let mut step = |i: usize, rate: T| {
             let (root, moved) = op.adam.moved(m[i], v[i]);
             let pulled = -(rate * cotangent[i]) / (root + epsilon);

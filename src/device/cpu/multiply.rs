@@ -84,6 +84,7 @@ impl<T: Scalar> Kernel for Call<T> {
     #[inline(always)]
     fn run<const FMA: bool, const WIDE: bool>(self) {
         let Self { shape: (m, k, n), left, right, scale, out, onto } = self;
+        let wide = is_wide::<T, WIDE>();
         // SAFETY: the promise of `multiply_any`'s caller.
         unsafe {
             if n == 1 && out.1 == 1 && left.row_stride == 1 {
@@ -94,9 +95,9 @@ impl<T: Scalar> Kernel for Call<T> {
                 };
                 let (left, right) = (right.transposed(), left.transposed());
                 multiply_rows::<T, FMA, WIDE>((1, k, m), left, right, scale, (out.0, m), onto);
-            } else if n == 1 && WIDE && size_of::<T>() == size_of::<f32>() {
-                multiply_rows::<T, FMA, WIDE>((m, k, 1), left, right, scale, out, onto);
-            } else if n > 1 && right.column_stride == 1 && (WIDE && size_of::<T>() == 4 || n * k <= SMALL) {
+            } else if wide && (n == 1 || right.column_stride == 1)
+                || n > 1 && right.column_stride == 1 && n * k <= SMALL
+            {
                 multiply_rows::<T, FMA, WIDE>((m, k, n), left, right, scale, out, onto);
             } else {
                 let accumulate = onto.write((m, n), out);
@@ -106,7 +107,12 @@ impl<T: Scalar> Kernel for Call<T> {
     }
 }
 
-/// `right` has contiguous rows.
+/// Whether [`super::avx512`] serves: [`avx512::serves`], where the instruction set is known.
+const fn is_wide<T, const WIDE: bool>() -> bool {
+    WIDE && size_of::<T>() == size_of::<f32>()
+}
+
+/// `right` has contiguous rows, or but one column.
 #[inline(always)]
 unsafe fn multiply_rows<T: Scalar, const FMA: bool, const WIDE: bool>(
     shape: (usize, usize, usize),
@@ -118,7 +124,7 @@ unsafe fn multiply_rows<T: Scalar, const FMA: bool, const WIDE: bool>(
 ) {
     // SAFETY: the caller's promise; wide vectors are what the one asks for.
     unsafe {
-        if WIDE && size_of::<T>() == size_of::<f32>() {
+        if is_wide::<T, WIDE>() {
             let (m, depth, n) = shape;
             let term = Term { left, right: Right::rows(right.pointer, right.row_stride), depth };
             avx512::multiply((m, n), &[term], scale, (out, stride), onto);

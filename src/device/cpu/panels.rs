@@ -42,15 +42,9 @@ struct Entry<T> {
 }
 
 /// The panels an arena keeps.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct PanelCache<T> {
     entries: Vec<Entry<T>>,
-}
-
-impl<T> Default for PanelCache<T> {
-    fn default() -> Self {
-        Self { entries: Vec::new() }
-    }
 }
 
 impl<T> PanelCache<T> {
@@ -82,10 +76,9 @@ impl<T: Scalar> CpuArena<T> {
         let entry = &mut entries[index];
         let first = Base(entry.values.as_mut_ptr());
         if !std::mem::replace(&mut entry.fresh, true) {
-            let from = Matrix::rows(self.values[layer.weight..].as_ptr(), inputs);
-            let source = Base(from.pointer.cast_mut());
+            let from = Base(self.values[layer.weight..].as_ptr().cast_mut());
             device.run_ranges(n.div_ceil(avx512::COLUMNS), 4 * k * avx512::COLUMNS, |begin, end| {
-                let from = Matrix { pointer: source.at(0).cast_const(), ..from };
+                let from = Matrix::rows(from.at(0).cast_const(), inputs);
                 dispatch(Pack { from, k, n, transposed, panels: (begin, end), to: first.at(0) });
             });
         }

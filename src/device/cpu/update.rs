@@ -11,7 +11,7 @@ use crate::scalar::Scalar;
 const PIECE: usize = 1 << 15;
 
 /// Weight and bias of one task, as one run of elements: they lie one after the other.
-pub(super) fn task_range(layer: &Linear, task: usize) -> (usize, usize) {
+fn task_range(layer: &Linear, task: usize) -> (usize, usize) {
     debug_assert_eq!(layer.bias, layer.weight + layer.inputs * layer.outputs);
     (layer.weight + task * layer.task_stride, (layer.inputs + 1) * layer.outputs)
 }
@@ -22,18 +22,44 @@ pub(super) fn region(layer: &Linear, tasks: usize) -> Region {
     Region { offset, rows: 1, width: (tasks - 1) * layer.task_stride + len }
 }
 
+/// One task's parameters of a layer.
+///
+/// # Safety
+/// As [`Base::slice`].
+pub(super) unsafe fn read<'a, T: Scalar>(base: Base<T>, layer: &Linear, task: usize) -> &'a [T] {
+    let (offset, len) = task_range(layer, task);
+    // SAFETY: the caller's promise.
+    unsafe { base.slice(offset, len) }
+}
+
+/// One task's parameters of a layer, to change.
+///
+/// # Safety
+/// As [`Base::slice_mut`].
+pub(super) unsafe fn write<'a, T: Scalar>(base: Base<T>, layer: &Linear, task: usize) -> &'a mut [T] {
+    let (offset, len) = task_range(layer, task);
+    // SAFETY: the caller's promise.
+    unsafe { base.slice_mut(offset, len) }
+}
+
+/// What is read of a rate.
+pub(super) fn rate_region<T: Scalar>(rate: &Rate<T>) -> Region {
+    match rate {
+        Rate::Uniform(_) => Region { offset: 0, rows: 0, width: 0 },
+        Rate::PerParameter(layer) => region(layer, 1),
+    }
+}
+
 /// See [`InnerUpdate`].
 pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &InnerUpdate<T>) {
-    let reads = [op.delta, op.values, region(&op.from, op.tasks)];
+    let reads = [op.delta, op.values, region(&op.from, op.tasks), rate_region(&op.rate)];
     let to = region(&op.to, op.tasks);
     let writes = [to, op.new_velocity.map_or(Region { width: 0, ..to }, |v| region(&v, op.tasks))];
     let base = arena.shared(&reads, &writes);
     let gradient = WeightGradient { tasks: op.tasks, rows: op.rows, delta: op.delta, values: op.values };
     device.run(op.tasks, |task| {
-        let (from, len) = task_range(&op.from, task);
-        let (to, _) = task_range(&op.to, task);
         // SAFETY: declared regions; each job writes its own task's weights.
-        let (from, to) = unsafe { (base.slice(from, len), base.slice_mut(to, len)) };
+        let (from, to) = unsafe { (read(base, &op.from, task), write(base, &op.to, task)) };
         let Some(kept) = op.new_velocity else {
             // Nothing else needs the gradient: it goes straight into the weights, a piece that stays in the cache at a time.
             let Rate::Uniform(rate) = op.rate else { unreachable!("per-parameter rates keep the velocity") };
@@ -49,11 +75,11 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             return;
         };
         // SAFETY: as above.
-        let velocity = unsafe { base.slice_mut(task_range(&kept, task).0, len) };
+        let velocity = unsafe { write(base, &kept, task) };
         match op.velocity {
             Some(before) => {
                 // SAFETY: an earlier step's velocity, which is only read.
-                let before = unsafe { base.slice(task_range(&before, task).0, len) };
+                let before = unsafe { read(base, &before, task) };
                 velocity.iter_mut().zip(before).for_each(|(v, b)| *v = op.momentum * *b);
             }
             None => velocity.fill(T::ZERO),
@@ -68,7 +94,7 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             }
             Rate::PerParameter(rates) => {
                 // SAFETY: the rates are only read.
-                let rates = unsafe { base.slice(task_range(&rates, 0).0, len) };
+                let rates = unsafe { read(base, &rates, 0) };
                 for (((t, f), v), rate) in to.iter_mut().zip(from).zip(&*velocity).zip(rates) {
                     *t = *f - *rate * *v;
                 }
@@ -87,7 +113,7 @@ pub(super) struct WeightGradient {
 
 impl WeightGradient {
     /// `out = onto + scale * delta^T a`, the outputs `first..last` of a task's weight.
-    pub fn add_weight<T: Scalar>(
+    fn add_weight<T: Scalar>(
         &self,
         base: Base<T>,
         task: usize,
@@ -111,8 +137,15 @@ impl WeightGradient {
         }
     }
 
+    /// `out = delta^T [a, 1]`: a task's weight, then its bias.
+    pub fn write<T: Scalar>(&self, base: Base<T>, task: usize, out: &mut [T]) {
+        out.fill(T::ZERO);
+        self.add_weight(base, task, T::ONE, out.as_mut_ptr(), (0, self.delta.width), Onto::Itself);
+        self.add_bias(base, task, T::ONE, out.as_mut_ptr());
+    }
+
     /// `out += scale * delta^T 1`, a task's bias; `out` begins with its weight.
-    pub fn add_bias<T: Scalar>(&self, base: Base<T>, task: usize, scale: T, out: *mut T) {
+    fn add_bias<T: Scalar>(&self, base: Base<T>, task: usize, scale: T, out: *mut T) {
         let (inputs, outputs) = (self.values.width, self.delta.width);
         let per_block = self.tasks * self.rows;
         // SAFETY: declared regions; `out` is this job's own.
@@ -129,16 +162,16 @@ pub(super) fn reverse_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
     if let (Some(gradient), Some(velocity)) = (op.rate_gradient, op.velocity) {
         rate_gradient(arena, op.tasks, (&op.weight_cotangent, &velocity), op.scale, gradient);
     }
-    let base = arena.shared(&[region(&op.weight_cotangent, op.tasks)], &[region(&op.direction, op.tasks)]);
+    let reads = [region(&op.weight_cotangent, op.tasks), rate_region(&op.rate)];
+    let base = arena.shared(&reads, &[region(&op.direction, op.tasks)]);
     device.run(op.tasks, |task| {
-        let (cotangent, len) = task_range(&op.weight_cotangent, task);
         // SAFETY: declared regions; each job writes its own task's direction.
         let (cotangent, direction) =
-            unsafe { (base.slice(cotangent, len), base.slice_mut(task_range(&op.direction, task).0, len)) };
+            unsafe { (read(base, &op.weight_cotangent, task), write(base, &op.direction, task)) };
         let momentum = if op.accumulate { op.momentum } else { T::ZERO };
         pulp::Arch::new().dispatch(|| {
             // SAFETY: the rates are only read.
-            let rates = |rates: &Linear| unsafe { base.slice(task_range(rates, 0).0, len) };
+            let rates = |rates: &Linear| unsafe { read(base, rates, 0) };
             let pairs = direction.iter_mut().zip(cotangent);
             // Without momentum what is there counts for nothing, be it NaN.
             match (op.rate, momentum == T::ZERO) {
@@ -164,21 +197,16 @@ pub(super) fn rate_gradient<T: Scalar>(
 ) {
     let base = arena.shared(&[region(cotangent, tasks), region(moved, tasks)], &[gradient]);
     for task in 0..tasks {
-        let (cotangent, len) = task_range(cotangent, task);
         // SAFETY: declared regions; nothing else runs.
         let (cotangent, moved, gradient) = unsafe {
-            (
-                base.slice(cotangent, len),
-                base.slice(task_range(moved, task).0, len),
-                base.slice_mut(gradient.offset, gradient.len()),
-            )
+            (read(base, cotangent, task), read(base, moved, task), base.slice_mut(gradient.offset, gradient.len()))
         };
         if let [gradient] = gradient {
             let dot: f64 = cotangent.iter().zip(moved).map(|(c, v)| c.to_f64() * v.to_f64()).sum();
             *gradient -= scale * T::from_f64(dot);
         } else {
-            for i in 0..len {
-                gradient[i] -= scale * cotangent[i] * moved[i];
+            for ((g, c), m) in gradient.iter_mut().zip(cotangent).zip(moved) {
+                *g -= scale * *c * *m;
             }
         }
     }
