@@ -128,7 +128,7 @@ fn operations(c: &mut Criterion) {
             row_stride: STEPS * ROWS,
             column_stride: 1,
         },
-        plus_one: true,
+        bias: Some(0),
         scale: 0,
         rows: deltas[step],
     };
@@ -139,14 +139,19 @@ fn operations(c: &mut Criterion) {
             rows: ROWS,
             input: values[STEPS],
             layer: layer(weight, bias),
-            corrections: Corrections { blocks: if corrected { &terms } else { &[] }, scales: &[-1e-3], scratch },
+            corrections: Corrections {
+                share: 1.0,
+                blocks: if corrected { &terms } else { &[] },
+                scales: &[-1e-3],
+                scratch,
+            },
             activation: Activation::Tanh,
             output,
         };
         group.bench_function(name, |b| b.iter(|| device.linear_forward(&mut arena, &operation)));
     }
 
-    let term = |(p, q): (&Region, &Region)| OuterTerm { p: *p, q: *q, with_bias: true, blocks: 1, scale: 1.0 };
+    let term = |(p, q): (&Region, &Region)| OuterTerm { p: *p, q: *q, bias: 1.0, blocks: 1, scale: 1.0 };
     let terms: Vec<OuterTerm<f32>> = deltas.iter().zip(&values).map(term).collect();
     let operation =
         OuterProduct { tasks: TASKS, terms: &terms, layer: layer(gradient, gradient_bias), accumulate: false };

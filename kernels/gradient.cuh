@@ -32,7 +32,8 @@ struct GradientRows {
     u32 blocks;
     u32 inputs;
     u32 outputs;
-    u32 unused;
+    // The value of the column of `values` that stands for the bias.
+    float bias;
 };
 
 struct alignas(16) GradientTiles {
@@ -59,21 +60,21 @@ struct Gradient {
         first_column = blockIdx.y * TILE;
     }
 
-    // Adds scale * p^T [q, with_bias] over `rows` rows.
-    __device__ void add(Tiles& tiles, const float* p, const float* q, u32 rows, float scale, bool with_bias) {
+    // Adds scale * p^T [q, column] over `rows` rows: `column` is the value of the column that stands for the bias.
+    __device__ void add(Tiles& tiles, const float* p, const float* q, u32 rows, float scale, float column) {
         u32 lane = threadIdx.x % TILE;
         Columns left = {p, outputs, rows, first_row + lane, outputs, scale, 0.0f};
         Columns right = {q, inputs, rows, first_column + lane, inputs, 1.0f, 0.0f};
         multiply(sum, tiles, stage, left, right);
-        if (with_bias) bias += left.total;
+        bias += column * left.total;
     }
 
     // The same over all blocks of rows: those of group g of block b begin at row (b * groups + g) * rows.
     __device__ void add_blocks(Tiles& tiles, const float* p, const float* q, u32 blocks, u32 groups, u32 rows,
-                               float scale, bool with_bias) {
+                               float scale, float column) {
         for (u32 block = 0; block < blocks; ++block) {
             u64 row = (u64)(block * groups + group) * rows;
-            add(tiles, p + row * outputs, q + row * inputs, rows, scale, with_bias);
+            add(tiles, p + row * outputs, q + row * inputs, rows, scale, column);
         }
     }
 
@@ -105,7 +106,7 @@ template <class Take>
 __device__ void each_gradient(const float* arena, GradientTiles& shared, const GradientRows& from, Take take) {
     Gradient gradient(from.inputs, from.outputs);
     gradient.add_blocks(shared.tiles, arena + from.delta, arena + from.values, from.blocks, from.tasks, from.rows, 1.0f,
-                        true);
+                        from.bias);
     u64 bias_at = (u64)from.inputs * from.outputs;
     gradient.finish(shared.bias, bias_at, [&](u64 at, float value) { take(gradient.group, at, value); });
 }

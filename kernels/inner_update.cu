@@ -12,17 +12,19 @@ struct InnerUpdate {
     PerTask new_velocity;
     Rates rates;
     float momentum;
-    u32 unused;
+    float decay;
 };
 static_assert(sizeof(InnerUpdate) == 128, "mirrored in Rust");
 
-// v' = momentum * v + gradient;  to = from - rate * v'.
+// v' = momentum * v + gradient + decay * from;  to = from - rate * v'.
 KERNEL(inner_update, InnerUpdate) {
     SHARED(GradientTiles, shared);
-    each_gradient(arena, shared, op.gradient, [&](u32 task, u64 at, float v) {
+    each_gradient(arena, shared, op.gradient, [&](u32 task, u64 at, float gradient) {
+        float before = op.from.of(arena, task)[at];
+        float v = gradient + op.decay * before;
         if (op.velocity.exists()) v += op.momentum * op.velocity.of(arena, task)[at];
         if (op.new_velocity.exists()) op.new_velocity.of(arena, task)[at] = v;
-        op.to.of(arena, task)[at] = op.from.of(arena, task)[at] - op.rates.of(arena, at) * v;
+        op.to.of(arena, task)[at] = before - op.rates.of(arena, at) * v;
     });
 }
 

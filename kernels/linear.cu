@@ -40,7 +40,8 @@ struct Product {
     u64 z;
     // Backward: whether there is a gate.
     u32 gated;
-    u32 unused;
+    // The share of weights and biases that is taken.
+    float share;
 };
 static_assert(sizeof(Product) == 184, "mirrored in Rust");
 
@@ -123,8 +124,8 @@ KERNEL(linear_forward, Product) {
             u32 column = place.column + micro_column() + n;
             if (column >= op.width) continue;
             float* out = arena + op.output + (u64)row * op.width + column;
-            float z = sum[m][n] + (op.begun ? *out : 0.0f);
-            *out = act(op.activation, z + biases(arena, op, place.group, row, column));
+            float z = op.share * (sum[m][n] + biases(arena, op, place.group, row, column));
+            *out = act(op.activation, z + (op.begun ? *out : 0.0f));
         }
     }
 }
@@ -145,7 +146,7 @@ KERNEL(linear_backward, Product) {
             u32 column = place.column + micro_column() + n;
             if (column >= op.width) continue;
             float* out = arena + op.output + (u64)row * op.width + column;
-            float value = sum[m][n];
+            float value = op.share * sum[m][n];
             if (op.gated) value *= act_derivative(op.gate.activation, values[column]);
             *out = op.begun ? *out + value : value;
         }
@@ -172,7 +173,7 @@ KERNEL(adjoint_forward, Product) {
             if (column >= op.width) continue;
             u64 at = (u64)row * op.width + column;
             float* out = arena + op.output + at;
-            float g = sum[m][n] + (op.begun ? *out : 0.0f) + biases(arena, op, place.group, row, column);
+            float g = op.share * (sum[m][n] + biases(arena, op, place.group, row, column)) + (op.begun ? *out : 0.0f);
             if (op.delta != NOWHERE) {
                 float a = arena[op.gate.values + gate_row + column];
                 if (op.z != NOWHERE) {

@@ -186,13 +186,15 @@ struct GramInner {
 };
 static_assert(sizeof(GramInner) == 48, "mirrored in Rust");
 
-// output[c] -= scale * sum over rows and the columns of group c of left * (right + shift); a block a group.
+// output[c] -= scale * sum over rows and the columns of group c of left * (right + shift); a block a group. Without a right
+// operand it counts as 0.
 KERNEL(gram_inner, GramInner) {
     SHARED(Partials, partials);
     double sum = 0.0;
     for (u64 i = threadIdx.x; i < (u64)op.rows * op.group; i += THREADS) {
         u64 at = i / op.group * op.width + blockIdx.x * op.group + i % op.group;
-        sum += (double)arena[op.left + at] * ((double)arena[op.right + at] + op.shift);
+        double right = op.right == NOWHERE ? 0.0 : (double)arena[op.right + at];
+        sum += (double)arena[op.left + at] * (right + op.shift);
     }
     sum = block_sum(partials, sum);
     if (threadIdx.x == 0) {

@@ -6,14 +6,14 @@
 
 constexpr int TERMS = 64;
 
-// Rows p [rows, outputs] and q [rows, inputs].
+// Rows p [rows, outputs] and q [rows, inputs]; `bias` is the value of the column that stands for the bias.
 struct OuterTerm {
     u64 p;
     u64 q;
     // Rows of one group in one block.
     u32 rows;
     u32 blocks;
-    u32 with_bias;
+    float bias;
     float scale;
 };
 static_assert(sizeof(OuterTerm) == 32, "mirrored in Rust");
@@ -40,7 +40,7 @@ KERNEL(outer_product, OuterProduct) {
     for (u32 t = 0; t < op.count; ++t) {
         const OuterTerm& term = op.terms[t];
         gradient.add_blocks(shared.tiles, arena + term.p, arena + term.q, term.blocks, op.groups, term.rows, term.scale,
-                            term.with_bias);
+                            term.bias);
     }
     float* weight = arena + op.weight + gradient.group * op.group_stride;
     gradient.finish(shared.bias, op.bias - op.weight, [&](u64 at, float value) {

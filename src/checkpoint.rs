@@ -8,9 +8,9 @@
 //! | tensor | shape | |
 //! |---|---|---|
 //! | `generator.main.N.weight`, `.bias` | `[out, in]`, `[out]` F32 | also `discriminator.…`; sinusoids have `network.…` |
-//! | `phi.generator` | `[1]`, `[steps, layers]` or `[parameters]` F32 | inner learning rates |
+//! | `phi.generator` | `[1]`, `[steps, layers]` or `[values]` F32 | phi, in the order of [`MetaOptimizer::from_values`] |
 //! | `optimizer.generator.first`, `.second` | `[parameters]` F32 | Adam's moments, in the order of the network's tensors |
-//! | `optimizer.phi.generator` | `[rates, 2]` F64 | Adam's moments of each rate |
+//! | `optimizer.phi.generator` | `[values, 2]` F64 | Adam's moments of phi |
 //! | `subject.latents` | `[clips, latent]` F32 | of an adapted checkpoint: the rows it was adapted with |
 //!
 //! The metadata field `innerloop` holds the rest as JSON: `format`, `config`, `step`, `rng` (the seed and the next stream
@@ -196,7 +196,7 @@ impl Checkpoint {
 fn phi_shape(phi: &MetaOptimizer<f32>, mlp: &Mlp) -> Vec<usize> {
     match phi.kind() {
         RateKind::PerLayerPerStep => vec![phi.values().len() / mlp.layers(), mlp.layers()],
-        RateKind::Shared | RateKind::PerParameter => vec![phi.values().len()],
+        _ => vec![phi.values().len()],
     }
 }
 

@@ -3,9 +3,13 @@
 //!
 //! Tensors: `layers.L.weight|bias` (or `generator.…` and `discriminator.…`), `support.x|y|z` and `query.x|y|z` as
 //! `[tasks, rows, width]`, and `rates` where they are learned (`[steps, layers]`, or `rates.L.weight|bias` for one a
-//! parameter). Metadata: `problem` (supervised or gan), `algorithm`, `activations`, `loss`, `inner_steps`, `inner_lr`,
-//! `rates` (shared, per_layer_per_step, per_parameter), `inner_optimizer` (sgd, the default, with `momentum`, or adam with
-//! `beta1`, `beta2` and `epsilon`); for the GAN `generator_activations`, `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
+//! parameter). A phi that transforms rows (see [`RateKind`]) has `phi.rates` and `phi.bias`, `[steps, layers]` each, and by
+//! layer and side (`delta` or `values`) `phi.L.SIDE.factors` `[steps, width]` (row_column), or `phi.L.SIDE.down` `[rank,
+//! width]`, `.down_bias` `[rank]`, `.scale` `[steps, rank]`, `.up` `[width, rank]` and `.up_bias` `[width]` (network; biases
+//! on the values' side only); for the GAN with `phi.generator` and `phi.discriminator` in place of `phi`. Metadata:
+//! `problem` (supervised or gan), `algorithm`, `activations`, `loss`, `inner_steps`, `inner_lr`, `rates` (shared,
+//! per_layer_per_step, per_parameter, row_column, network), `rank`, `inner_optimizer` (sgd, the default, with `momentum`
+//! and `weight_decay`, or adam with `beta1`, `beta2` and `epsilon`); for the GAN `generator_activations`, `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
 //! `reconstruction_weight`, `motion_weight`.
 
 use std::collections::HashMap;
@@ -17,6 +21,7 @@ use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
 
 use crate::device::Device;
+use crate::meta::PhiLayout;
 use crate::model::{Activation, Mlp, Parameters};
 use crate::objective::VideoWeights;
 use crate::{
@@ -163,8 +168,15 @@ impl Problem {
         Ok(Shape { tasks: support.0, shots: support.1, queries: query.1 })
     }
 
-    /// Phi of one network: its rates.
-    fn rates<T: Scalar>(&self, kind: RateKind, mlp: &Mlp, steps: usize, rate: f64) -> Result<MetaOptimizer<T>> {
+    /// Phi of one network, whose tensors begin with `prefix` where it transforms rows.
+    fn phi<T: Scalar>(
+        &self,
+        kind: RateKind,
+        prefix: &str,
+        mlp: &Mlp,
+        steps: usize,
+        rate: f64,
+    ) -> Result<MetaOptimizer<T>> {
         let values = match kind {
             RateKind::Shared => return MetaOptimizer::uniform(kind, mlp, steps, rate),
             RateKind::PerLayerPerStep => self.shaped("rates", &[steps, mlp.layers()])?.clone(),
@@ -174,6 +186,13 @@ impl Problem {
                     let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
                     values.extend(self.shaped(&format!("rates.{layer}.weight"), &[outputs, inputs])?);
                     values.extend(self.shaped(&format!("rates.{layer}.bias"), &[outputs])?);
+                }
+                values
+            }
+            RateKind::RowColumn | RateKind::Network { .. } => {
+                let mut values = Vec::new();
+                for (name, shape) in phi_tensors(kind, mlp, steps) {
+                    values.extend(self.shaped(&format!("{prefix}.{name}"), &shape)?);
                 }
                 values
             }
@@ -198,14 +217,17 @@ impl Problem {
             "shared" => RateKind::Shared,
             "per_layer_per_step" => RateKind::PerLayerPerStep,
             "per_parameter" => RateKind::PerParameter,
+            "row_column" => RateKind::RowColumn,
+            "network" => RateKind::Network { rank: self.field("rank")? },
             other => {
-                let remedy = "shared, per_layer_per_step or per_parameter are known";
+                let remedy = "shared, per_layer_per_step, per_parameter, row_column or network are known";
                 return Err(self.error(format!("metadata field \"rates\" is {other:?}"), remedy));
             }
         };
         let algorithm: Algorithm = self.field("algorithm")?;
         Ok(InnerConfig {
             optimizer: self.optimizer()?,
+            weight_decay: self.field_or("weight_decay", 0.0)?,
             rates: kind,
             learn_rates: kind != RateKind::Shared && algorithm.differentiates_query(),
             strategy,
@@ -240,7 +262,7 @@ impl Problem {
         let (query_tasks, queries, query_x) = self.rows::<T>("query.x", mlp.inputs())?;
         let support_y = self.rows_beside::<T>("support.y", "support.x", mlp.outputs())?;
         let query_y = self.rows_beside::<T>("query.y", "query.x", mlp.outputs())?;
-        let phi = self.rates(inner.rates, mlp, inner.steps, self.field_or("inner_lr", 0.0)?)?;
+        let phi = self.phi(inner.rates, "phi", mlp, inner.steps, self.field_or("inner_lr", 0.0)?)?;
         let config = SupervisedConfig { mlp: mlp.clone(), loss: self.field("loss")?, inner: inner.clone() };
         let shape = self.shape((tasks, shots), (query_tasks, queries))?;
         let rows =
@@ -253,12 +275,15 @@ impl Problem {
         answer.push("task_loss", vec![shape.tasks], wide(&losses.task));
         answer.push_network("grad", &learner.gradient(0));
         if inner.learn_rates {
+            let gradient = learner.phi_gradient(0);
             match inner.rates {
                 RateKind::PerParameter => {
-                    let gradient = Parameters::from_values(mlp, learner.phi_gradient(0).to_vec())?;
-                    answer.push_network("rates_grad", &gradient);
+                    answer.push_network("rates_grad", &Parameters::from_values(mlp, gradient)?);
                 }
-                _ => answer.push("rates_grad", vec![inner.steps, mlp.layers()], wide(learner.phi_gradient(0))),
+                RateKind::RowColumn | RateKind::Network { .. } => {
+                    answer.push_phi("phi_grad", &phi_tensors(inner.rates, mlp, inner.steps), &gradient);
+                }
+                _ => answer.push("rates_grad", vec![inner.steps, mlp.layers()], wide(&gradient)),
             }
         }
         Ok(answer)
@@ -268,8 +293,9 @@ impl Problem {
         let generator = self.network::<T>("generator", "generator_activations")?;
         let discriminator = self.network::<T>("discriminator", "discriminator_activations")?;
         let inner = self.inner(strategy)?;
-        if inner.rates != RateKind::Shared {
-            return Err(self.error("metadata field \"rates\" is not shared", "gan problems have one rate a player"));
+        if inner.rates != RateKind::Shared && !inner.rates.transforms_rows() {
+            let remedy = "gan problems have shared rates, row_column or network";
+            return Err(self.error("metadata field \"rates\" is neither shared nor transforms rows", remedy));
         }
         let (latent, clip) = (generator.mlp().inputs(), generator.mlp().outputs());
         let (tasks, shots, support_x) = self.rows::<T>("support.x", clip)?;
@@ -289,8 +315,14 @@ impl Problem {
             inner: inner.clone(),
         };
         let phi = vec![
-            self.rates(inner.rates, generator.mlp(), inner.steps, self.field("generator_lr")?)?,
-            self.rates(inner.rates, discriminator.mlp(), inner.steps, self.field("discriminator_lr")?)?,
+            self.phi(inner.rates, "phi.generator", generator.mlp(), inner.steps, self.field_or("generator_lr", 0.0)?)?,
+            self.phi(
+                inner.rates,
+                "phi.discriminator",
+                discriminator.mlp(),
+                inner.steps,
+                self.field_or("discriminator_lr", 0.0)?,
+            )?,
         ];
         let shape = self.shape((tasks, shots), (query_tasks, queries))?;
         let rows = VideoRows { support_x: &support_x, support_z: &support_z, query_x: &query_x, query_z: &query_z };
@@ -303,8 +335,23 @@ impl Problem {
         answer.push("discriminator_loss", vec![shape.tasks], wide(&losses.discriminator));
         answer.push_network("generator.grad", &learner.gradient(0));
         answer.push_network("discriminator.grad", &learner.gradient(1));
+        if inner.learn_rates {
+            for (network, (name, mlp)) in
+                [("generator", generator.mlp()), ("discriminator", discriminator.mlp())].into_iter().enumerate()
+            {
+                let tensors = phi_tensors(inner.rates, mlp, inner.steps);
+                answer.push_phi(&format!("phi_grad.{name}"), &tensors, &learner.phi_gradient(network));
+            }
+        }
         Ok(answer)
     }
+}
+
+/// The arrays of a phi that transforms rows, by name and shape, in the order of [`MetaOptimizer::from_values`].
+fn phi_tensors(kind: RateKind, mlp: &Mlp, steps: usize) -> Vec<(String, Vec<usize>)> {
+    let rates = ["rates", "bias"].map(|name| (name.to_owned(), vec![steps, mlp.layers()]));
+    let layout = PhiLayout::new(kind, mlp, steps);
+    rates.into_iter().chain(layout.tensors().iter().map(|t| (t.name.clone(), t.shape.clone()))).collect()
 }
 
 /// Problem files have no minibatches, so nothing is ever drawn.
@@ -348,6 +395,14 @@ impl Answer {
             let (inputs, outputs) = (widths[layer], widths[layer + 1]);
             self.push(&format!("{prefix}.{layer}.weight"), vec![outputs, inputs], wide(gradient.weight(layer)));
             self.push(&format!("{prefix}.{layer}.bias"), vec![outputs], wide(gradient.bias(layer)));
+        }
+    }
+
+    fn push_phi<T: Scalar>(&mut self, prefix: &str, tensors: &[(String, Vec<usize>)], mut gradient: &[T]) {
+        for (name, shape) in tensors {
+            let (part, rest) = gradient.split_at(shape.iter().product());
+            self.push(&format!("{prefix}.{name}"), shape.clone(), wide(part));
+            gradient = rest;
         }
     }
 

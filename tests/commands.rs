@@ -137,9 +137,11 @@ fn sinusoids_and_every_algorithm() {
     let sinusoid = "train --tasks sinusoid --generator-widths 8 --steps 4";
     for (index, options) in [
         "--algorithm anil",
-        "--rates per-parameter",
-        "--rates shared --outer sgd",
-        "--fixed-rates --momentum 0.5",
+        "--meta-optimizer per-parameter",
+        "--meta-optimizer shared --outer sgd",
+        "--meta-optimizer fixed --momentum 0.5",
+        "--meta-optimizer row-column --train phi --weight-decay 0.1",
+        "--meta-optimizer network --rank 3 --first-order-steps 2",
         "--minibatch 3 --inner-steps 3",
         "--inner-optimizer adam --inner-steps 2",
     ]
@@ -167,12 +169,16 @@ fn bad_options_name_themselves() {
         ("--adversarial-from 2", ["--adversarial-from", "0 to 1"]),
         ("--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
         ("--algorithm anil", ["algorithm", "maml"]),
-        ("--rates per-parameter", ["rates", "per_layer_per_step"]),
+        ("--meta-optimizer per-parameter", ["rates", "per_layer_per_step"]),
         ("--condition none --reconstruction-weight 1", ["reconstruction weight", "condition"]),
         ("--condition none --motion-weight 1", ["motion weight", "condition"]),
         ("--condition none --adversarial-weight 0", ["adversarial weight", "above 0"]),
         ("--condition text", ["--condition", "a folder of clips"]),
         ("--labels labels.csv", ["--labels", "--condition label"]),
+        ("--meta-optimizer network --rank 0", ["rank", "at least 1"]),
+        ("--meta-optimizer fixed --train phi", ["--train", "theta"]),
+        ("--first-order-steps 3 --algorithm fomaml", ["first-order steps", "maml"]),
+        ("--weight-decay -1", ["weight decay", "0 or above"]),
         ("--generator-widths 0", ["widths", "at least 1"]),
         ("--out /proc/nowhere", ["/proc/nowhere", "create"]),
     ] {

@@ -22,8 +22,8 @@ fn table(path: &Path) -> toml::Table {
 fn the_configuration_a_run_leaves_makes_it_again_bit_for_bit() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    let video = "--steps 12 --seed 3 --adversarial-from 0.5 --minibatch 1 --momentum 0.25 --rates shared --color";
-    let sinusoid = "--tasks sinusoid --generator-widths 8,5 --steps 40 --inner-steps 3 --fixed-rates --clip 2";
+    let video = "--steps 12 --seed 3 --adversarial-from 0.5 --minibatch 1 --momentum 0.25 --meta-optimizer shared --train theta --color";
+    let sinusoid = "--tasks sinusoid --generator-widths 8,5 --steps 40 --inner-steps 3 --meta-optimizer fixed --clip 2";
     for (name, options) in [("video", format!("{TINY} {video}")), ("sinusoid", sinusoid.to_owned())] {
         succeed(at, &format!("train {options} --out {name}"));
         // Another folder, other names, and other threads where the file does not say.

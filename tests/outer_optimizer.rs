@@ -38,9 +38,13 @@ fn video() -> VideoConfig {
 }
 
 fn learner<O: Objective>(objective: &O, mlps: &[&Mlp]) -> MetaLearner<f64, CpuDevice, O> {
+    learner_of(RateKind::PerLayerPerStep, objective, mlps)
+}
+
+fn learner_of<O: Objective>(kind: RateKind, objective: &O, mlps: &[&Mlp]) -> MetaLearner<f64, CpuDevice, O> {
     // Three threads, hence three lanes that must all get the new parameters.
     let device = CpuDevice::new(3).unwrap();
-    let phi = mlps.iter().map(|m| MetaOptimizer::uniform(RateKind::PerLayerPerStep, m, 2, 0.1).unwrap()).collect();
+    let phi = mlps.iter().map(|m| MetaOptimizer::initialise(kind, m, 2, 0.1, &mut rng()).unwrap()).collect();
     let mut learner = MetaLearner::new(device, objective.clone(), SHAPE, phi).unwrap();
     for (i, mlp) in mlps.iter().enumerate() {
         learner.set_parameters(i, &Parameters::initialise(mlp, &mut rng())).unwrap();
@@ -80,8 +84,14 @@ fn near(got: &[f64], want: &[f64], what: &str) {
 }
 
 /// Six updates against a recomputation from the gradients the learner reports.
-fn follow<O: Objective>(objective: &O, mlps: &[&Mlp], rows: O::Rows<'_, f64>, config: &OuterConfig) -> bool {
-    let mut learner = learner(objective, mlps);
+fn follow<O: Objective>(
+    kind: RateKind,
+    objective: &O,
+    mlps: &[&Mlp],
+    rows: O::Rows<'_, f64>,
+    config: &OuterConfig,
+) -> bool {
+    let mut learner = learner_of(kind, objective, mlps);
     let mut parameters: Vec<_> = (0..mlps.len()).map(|i| Scalars::new(learner.parameters(i).values())).collect();
     let mut phi: Vec<_> = (0..mlps.len()).map(|i| Scalars::new(learner.phi(i).values())).collect();
     let mut clipped = false;
@@ -103,12 +113,25 @@ fn follow<O: Objective>(objective: &O, mlps: &[&Mlp], rows: O::Rows<'_, f64>, co
             }
             let changes = parameters[i].changes(config.kind, config.learning_rate * factor, t, &gradient);
             parameters[i].values.iter_mut().zip(changes).for_each(|(p, c)| *p -= c);
-            // Rates move in their logarithm: d/d(log rate) = rate * d/d(rate).
-            let logarithmic: Vec<_> =
-                learner.phi_gradient(i).iter().zip(&phi[i].values).map(|(g, rate)| g * rate).collect();
-            assert!(logarithmic.iter().any(|g| *g != 0.0));
-            let changes = phi[i].changes(config.kind, config.phi_learning_rate * factor, t, &logarithmic);
-            phi[i].values.iter_mut().zip(changes).for_each(|(p, c)| *p = (p.ln() - c).exp());
+            // Rates move in their logarithm: d/d(log rate) = rate * d/d(rate). What follows them moves as it is.
+            let rates = if kind.transforms_rows() { 2 * 2 * mlps[i].layers() } else { phi[i].values.len() };
+            let mut gradient = learner.phi_gradient(i);
+            gradient.iter_mut().zip(&phi[i].values).take(rates).for_each(|(g, rate)| *g *= rate);
+            assert!(gradient[..rates].iter().any(|g| *g != 0.0));
+            assert!(rates == gradient.len() || gradient[rates..].iter().any(|g| *g != 0.0));
+            let norm = gradient[rates..].iter().map(|g| g * g).sum::<f64>().sqrt();
+            if let Some(clip) = config.clip.filter(|clip| norm > *clip) {
+                gradient[rates..].iter_mut().for_each(|g| *g *= clip / norm);
+            }
+            // Both rates are applied to a change of unit rate.
+            let changes = phi[i].changes(config.kind, factor, t, &gradient);
+            for (k, (p, c)) in phi[i].values.iter_mut().zip(changes).enumerate() {
+                *p = if k < rates {
+                    (p.ln() - config.phi_learning_rate * c).exp()
+                } else {
+                    *p - config.phi_weight_learning_rate * c
+                };
+            }
         }
         learner.update(config).unwrap();
         assert_eq!(learner.steps_done(), t as u64);
@@ -131,14 +154,91 @@ fn updates_follow_their_rules() {
         for clip in [None, Some(0.05)] {
             // The run is longer than the schedule: the rate stays at the floor.
             for schedule in [Schedule::Constant, Schedule::Cosine { steps: 4, floor: 0.1 }] {
-                let outer = OuterConfig { kind, learning_rate: 0.05, phi_learning_rate: 0.2, schedule, clip };
-                let clipped = follow(&config, &[&config.mlp], rows, &outer);
+                let outer = OuterConfig {
+                    kind,
+                    learning_rate: 0.05,
+                    phi_learning_rate: 0.2,
+                    schedule,
+                    clip,
+                    ..OuterConfig::adam(1.0)
+                };
+                let clipped = follow(RateKind::PerLayerPerStep, &config, &[&config.mlp], rows, &outer);
                 assert_eq!(clipped, clip.is_some());
-                let clipped = follow(&gan, &[&gan.generator, &gan.discriminator], videos, &outer);
+                let clipped =
+                    follow(RateKind::PerLayerPerStep, &gan, &[&gan.generator, &gan.discriminator], videos, &outer);
                 assert_eq!(clipped, clip.is_some());
             }
         }
     }
+}
+
+#[test]
+fn weights_of_phi_follow_their_rules() {
+    let (config, gan) = (supervised(), video());
+    let [x, y] = [3, 2].map(|width| (wave(5 * 3 * width, 0.7), wave(5 * 2 * width, 0.4)));
+    let rows = SupervisedRows { support_x: &x.0, support_y: &y.0, query_x: &x.1, query_y: &y.1 };
+    let [clips, latents] = [6, 3].map(|width| (wave(5 * 3 * width, 0.3), wave(5 * 2 * width, 0.9)));
+    let videos = VideoRows { support_x: &clips.0, support_z: &latents.0, query_x: &clips.1, query_z: &latents.1 };
+    for kind in [RateKind::RowColumn, RateKind::Network { rank: 2 }] {
+        let inner = InnerConfig { rates: kind, ..inner() };
+        let config = SupervisedConfig { inner: inner.clone(), ..config.clone() };
+        let gan = VideoConfig { inner, ..gan.clone() };
+        for clip in [None, Some(1e-3)] {
+            let outer = OuterConfig { kind: ADAM, phi_weight_learning_rate: 0.07, clip, ..OuterConfig::adam(0.05) };
+            follow(kind, &config, &[&config.mlp], rows, &outer);
+            follow(kind, &gan, &[&gan.generator, &gan.discriminator], videos, &outer);
+        }
+    }
+}
+
+/// phi alone is trained when the parameters are not.
+#[test]
+fn parameters_that_are_not_trained_stay() {
+    let inner = InnerConfig { rates: RateKind::Network { rank: 2 }, ..inner() };
+    let config = SupervisedConfig { inner, ..supervised() };
+    let [x, y] = [3, 2].map(|width| (wave(5 * 3 * width, 0.7), wave(5 * 2 * width, 0.4)));
+    let rows = SupervisedRows { support_x: &x.0, support_y: &y.0, query_x: &x.1, query_y: &y.1 };
+    let mut learner = learner_of(config.inner.rates, &config, &[&config.mlp]);
+    let before = (learner.parameters(0), learner.phi(0));
+    for _ in 0..2 {
+        learner.run(rows, &mut rng()).unwrap();
+        learner.update(&OuterConfig { trains_parameters: false, ..OuterConfig::adam(0.1) }).unwrap();
+    }
+    assert_eq!(learner.parameters(0), before.0);
+    let moved = learner.phi(0).values().iter().zip(before.1.values()).filter(|(a, b)| a != b).count();
+    assert!(moved * 10 > before.1.values().len() * 9, "only {moved} values of phi moved");
+}
+
+/// Derivative-order annealing: the steps before and after are those of learners that never were anything else.
+#[test]
+fn another_algorithm_takes_over() {
+    let [x, y] = [3, 2].map(|width| (wave(5 * 3 * width, 0.7), wave(5 * 2 * width, 0.4)));
+    let rows = SupervisedRows { support_x: &x.0, support_y: &y.0, query_x: &x.1, query_y: &y.1 };
+    let kind = RateKind::Network { rank: 2 };
+    let of = |algorithm| {
+        let inner = InnerConfig { rates: kind, algorithm, ..inner() };
+        SupervisedConfig { inner, ..supervised() }
+    };
+    let (first, second) = (of(Algorithm::FirstOrderMaml), of(Algorithm::Maml));
+    let step = |learner: &mut MetaLearner<f64, CpuDevice, SupervisedConfig>| {
+        learner.run(rows, &mut rng()).unwrap();
+        learner.update(&OuterConfig::adam(0.02)).unwrap();
+    };
+    let mut whole = learner_of(kind, &second, &[&second.mlp]);
+    whole.set_algorithm(Algorithm::FirstOrderMaml).unwrap();
+    (0..2).for_each(|_| step(&mut whole));
+    let mut apart = learner_of(kind, &first, &[&first.mlp]);
+    (0..2).for_each(|_| step(&mut apart));
+    assert_eq!(whole.parameters(0), apart.parameters(0));
+    let (parameters, phi, state) = (apart.parameters(0), apart.phi(0), apart.optimizer_state());
+    let mut apart = learner_of(kind, &second, &[&second.mlp]);
+    apart.set_parameters(0, &parameters).unwrap();
+    apart.restore(&state, &[phi]).unwrap();
+    whole.set_algorithm(Algorithm::Maml).unwrap();
+    (0..2).for_each(|_| step(&mut whole));
+    (0..2).for_each(|_| step(&mut apart));
+    assert_eq!((whole.parameters(0), whole.phi(0)), (apart.parameters(0), apart.phi(0)));
+    assert_eq!(whole.optimizer_state(), apart.optimizer_state());
 }
 
 #[test]
@@ -148,11 +248,11 @@ fn rates_that_are_not_learned_stay() {
         let [x, y] = [3, 2].map(|width| (wave(5 * 3 * width, 0.7), wave(5 * 2 * width, 0.4)));
         let rows = SupervisedRows { support_x: &x.0, support_y: &y.0, query_x: &x.1, query_y: &y.1 };
         let mut learner = learner(&config, &[&config.mlp]);
-        let before = (learner.parameters(0), learner.phi(0).clone());
+        let before = (learner.parameters(0), learner.phi(0));
         learner.run(rows, &mut rng()).unwrap();
         learner.update(&OuterConfig { kind: ADAM, ..OuterConfig::adam(0.1) }).unwrap();
         assert_ne!(learner.parameters(0), before.0);
-        assert_eq!(*learner.phi(0), before.1);
+        assert_eq!(learner.phi(0), before.1);
     }
 }
 
@@ -177,7 +277,7 @@ fn overflow<T: Scalar>(steps: usize, rate: f64, [support_x, support_y, query_x, 
         learner.run(good, &mut rng()).unwrap();
         learner.update(&outer).unwrap();
         learner.set_parameters(0, &Parameters::zeros(&mlp)).unwrap();
-        let before = (learner.parameters(0), learner.phi(0).clone(), learner.optimizer_state());
+        let before = (learner.parameters(0), learner.phi(0), learner.optimizer_state());
         assert!(before.2.networks[0][0].values()[0] != T::ZERO);
 
         let [support_x, support_y, query_x, query_y] =
@@ -186,7 +286,7 @@ fn overflow<T: Scalar>(steps: usize, rate: f64, [support_x, support_y, query_x, 
         learner.run(bad, &mut rng()).unwrap();
         let message = learner.update(&outer).unwrap_err().to_string();
         assert!(message.starts_with(what) && message.contains("meta-step 2;"), "{message}");
-        assert_eq!((learner.parameters(0), learner.phi(0).clone(), learner.optimizer_state()), before);
+        assert_eq!((learner.parameters(0), learner.phi(0), learner.optimizer_state()), before);
 
         // And a good batch goes on from there.
         learner.run(good, &mut rng()).unwrap();
@@ -221,7 +321,7 @@ fn resume<O: Objective>(objective: &O, mlps: &[&Mlp], rows: O::Rows<'_, f64>) {
     advance(&mut whole);
     let all = 0..mlps.len();
     let parameters: Vec<_> = all.clone().map(|i| whole.parameters(i)).collect();
-    let phi: Vec<_> = all.clone().map(|i| whole.phi(i).clone()).collect();
+    let phi: Vec<_> = all.clone().map(|i| whole.phi(i)).collect();
     let state = whole.optimizer_state();
     assert_eq!(state.steps, 3);
     advance(&mut whole);
@@ -257,7 +357,7 @@ fn the_state_of_other_networks_is_refused() {
     let mut one = learner(&config, &[&config.mlp]);
     let two = learner(&gan, &[&gan.generator, &gan.discriminator]);
     let before = one.optimizer_state();
-    let phi = [two.phi(0).clone(), two.phi(1).clone()];
+    let phi = [two.phi(0), two.phi(1)];
     assert!(one.restore(&two.optimizer_state(), &phi).is_err());
     assert!(one.restore(&before, &phi).is_err());
     assert_eq!(one.optimizer_state(), before);

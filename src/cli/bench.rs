@@ -217,7 +217,7 @@ fn time<T: Scalar, D: Device<T>, O: Objective>(
 
 /// What this machine reaches on a 2048 x 2048 x 2048 product of the same precision, on the same device.
 fn matrix_rate<T: Scalar, D: Device<T>>(device: &D) -> Result<f64> {
-    use crate::device::{ArenaPlan, Corrections, Linear, LinearForward, Region};
+    use crate::device::{ArenaPlan, Corrections, Linear, LinearForward};
     const N: usize = 2048;
     let mut plan = ArenaPlan::default();
     let (x, w, b, out) = (plan.take(N, N), plan.take(N, N), plan.take(1, N), plan.take(N, N));
@@ -225,13 +225,12 @@ fn matrix_rate<T: Scalar, D: Device<T>>(device: &D) -> Result<f64> {
     for region in [x, w] {
         device.fill(&mut arena, region, T::from_f64(0.5));
     }
-    let nowhere = Region { offset: 0, rows: 0, width: 0 };
     let operation = LinearForward {
         tasks: N,
         rows: 1,
         input: x,
         layer: Linear { weight: w.offset, bias: b.offset, task_stride: 0, inputs: N, outputs: N },
-        corrections: Corrections { blocks: &[], scales: &[], scratch: nowhere },
+        corrections: Corrections::NONE,
         activation: Activation::Linear,
         output: out,
     };

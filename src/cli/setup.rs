@@ -63,12 +63,30 @@ pub(super) enum Inner {
     Adam,
 }
 
-/// What the inner learning rates are.
+/// What becomes of a gradient before it is descended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub(super) enum Rates {
-    PerLayerPerStep,
+pub(super) enum MetaOptimizerKind {
+    /// One learning rate, which stays as it is
+    Fixed,
+    /// One learning rate, learned
     Shared,
+    /// A learning rate for each layer and inner step
+    PerLayerPerStep,
+    /// For each layer and step, a rate for each output unit times one for each input unit
+    RowColumn,
+    /// A learning rate for each parameter (Meta-SGD); not for clips
     PerParameter,
+    /// For each layer, small networks that transform the gradient's factors (see --rank)
+    Network,
+}
+
+/// What the outer loop trains.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Part {
+    /// The networks' shared parameters
+    Theta,
+    /// The meta-optimizer
+    Phi,
 }
 
 /// The options that describe a run. Defaults given as "A or B" are those for clips and those for sinusoids.
@@ -163,18 +181,21 @@ pub(super) struct Setup {
     /// The discriminator's inner learning rate, or what the learned ones begin with
     #[arg(long, default_value_t = 0.01, help_heading = "Inner loop")]
     discriminator_lr: f64,
-    /// What the inner learning rates are
+    /// What becomes of a gradient before it is descended
     #[arg(long, default_value = "per-layer-per-step", help_heading = "Inner loop")]
-    rates: Rates,
-    /// Keep the inner learning rates as they begin; they are learned otherwise
-    #[arg(long, help_heading = "Inner loop")]
-    fixed_rates: bool,
+    meta_optimizer: MetaOptimizerKind,
+    /// Hidden units of the networks of --meta-optimizer network
+    #[arg(long, default_value_t = 16, help_heading = "Inner loop")]
+    rank: usize,
     /// The rule of the inner steps
     #[arg(long, default_value = "sgd", help_heading = "Inner loop")]
     inner_optimizer: Inner,
     /// Momentum of the inner steps; with sgd
     #[arg(long, default_value_t = 0.0, help_heading = "Inner loop")]
     momentum: f64,
+    /// Weight decay of the inner optimizer
+    #[arg(long, default_value_t = 0.0, help_heading = "Inner loop")]
+    weight_decay: f64,
     /// Support rows an inner step sees, drawn anew for each; all when absent
     #[arg(long, help_heading = "Inner loop")]
     minibatch: Option<usize>,
@@ -190,6 +211,12 @@ pub(super) struct Setup {
     #[arg(long, help_heading = "Outer loop")]
     #[arg(hide_default_value = true, default_value = "8", default_value_if("tasks", "sinusoid", "25"))]
     meta_batch: usize,
+    /// What is trained: the parameters, the meta-optimizer, or both
+    #[arg(long, value_delimiter = ',', default_value = "theta,phi", help_heading = "Outer loop")]
+    train: Vec<Part>,
+    /// Meta-steps at the beginning that take maml for fomaml, whose gradient is of first order (Antoniou et al. 2019)
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Outer loop")]
+    first_order_steps: u64,
     /// The outer optimizer
     #[arg(long, default_value = "adam", help_heading = "Outer loop")]
     outer: Outer,
@@ -199,6 +226,10 @@ pub(super) struct Setup {
     /// The outer learning rate of the inner rates' logarithms
     #[arg(long, default_value_t = 0.03, help_heading = "Outer loop")]
     phi_lr: f64,
+    /// The outer learning rate of the meta-optimizer's weights, where it is row-column or a network [default: 0.01 or 0.001]
+    #[arg(long, help_heading = "Outer loop")]
+    #[arg(hide_default_value = true, default_value = "0.01", default_value_if("meta_optimizer", "network", "0.001"))]
+    phi_weight_lr: f64,
     /// The largest norm a network's gradient may have [default: 10, or none]
     #[arg(long, help_heading = "Outer loop")]
     #[arg(hide_default_value = true, default_value = "10", default_value_if("tasks", "sinusoid", None))]
@@ -229,12 +260,15 @@ impl Setup {
         let inner = InnerConfig {
             optimizer: self.optimizer()?,
             minibatch: self.minibatch,
-            rates: match self.rates {
-                Rates::Shared => RateKind::Shared,
-                Rates::PerLayerPerStep => RateKind::PerLayerPerStep,
-                Rates::PerParameter => RateKind::PerParameter,
+            weight_decay: self.weight_decay,
+            rates: match self.meta_optimizer {
+                MetaOptimizerKind::Fixed | MetaOptimizerKind::Shared => RateKind::Shared,
+                MetaOptimizerKind::PerLayerPerStep => RateKind::PerLayerPerStep,
+                MetaOptimizerKind::RowColumn => RateKind::RowColumn,
+                MetaOptimizerKind::PerParameter => RateKind::PerParameter,
+                MetaOptimizerKind::Network => RateKind::Network { rank: self.rank },
             },
-            learn_rates: !self.fixed_rates && self.algorithm.differentiates_query(),
+            learn_rates: self.trains_phi()?,
             ..InnerConfig::new(self.algorithm, self.inner_steps)
         };
         let shape = Shape { tasks: self.meta_batch, shots: self.shots, queries: self.queries };
@@ -258,9 +292,12 @@ impl Setup {
                 Course::Cosine => Schedule::Cosine { steps, floor: 0.02 },
             },
             clip: self.clip,
+            trains_parameters: self.train.contains(&Part::Theta),
+            phi_weight_learning_rate: self.phi_weight_lr,
         };
         let pretraining = self.pretraining.unwrap_or(steps / 4);
-        let config = RunConfig { job, shape, outer, steps, pretraining, seed: self.seed, initial_rates };
+        let first_order = self.first_order_steps;
+        let config = RunConfig { job, shape, outer, steps, first_order, pretraining, seed: self.seed, initial_rates };
         config.check()?;
         Ok(config)
     }
@@ -304,6 +341,18 @@ impl Setup {
                 clips().map(|_| Condition::Audio { bands: self.audio_bands, segments: self.frames })?
             }
         })
+    }
+
+    /// Whether phi is trained: if asked for, and if there is something to train and a gradient to train it with.
+    fn trains_phi(&self) -> Result<bool> {
+        let trainable = self.meta_optimizer != MetaOptimizerKind::Fixed && self.algorithm.differentiates_query();
+        if !trainable && !self.train.contains(&Part::Theta) {
+            let problem =
+                format!("phi alone, with {} and a meta-optimizer that is {:?}", self.algorithm, self.meta_optimizer);
+            let expected = "theta too, or an algorithm other than reptile and a meta-optimizer that is not fixed";
+            return Err(Error::invalid("--train", problem.to_lowercase(), expected));
+        }
+        Ok(trainable && self.train.contains(&Part::Phi))
     }
 
     fn sinusoid(&self, inner: InnerConfig) -> Result<SineJob> {

@@ -19,9 +19,10 @@ mod selection;
 
 pub use inner_adam::{Adam, AdamRateGradient, AdamUpdate, ReverseAdam};
 pub use operation::{
-    AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Corrections, Direction, Gate, Gram,
-    GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, OuterProduct, OuterStep, OuterTerm,
-    PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
+    AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale, ColumnScaleAdjoint,
+    Corrections, Direction, Gate, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward,
+    LowRank, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate,
+    SupervisedCurvature, SupervisedLoss, Term,
 };
 pub use region::{ArenaPlan, Region};
 pub use selection::DeviceKind;
@@ -79,6 +80,12 @@ pub trait Device<T: Scalar>: Sync {
     fn gram(&self, arena: &mut Self::Arena, operation: &Gram<'_>);
     /// See [`GramInner`].
     fn gram_inner(&self, arena: &mut Self::Arena, operation: &GramInner);
+    /// See [`LowRank`].
+    fn low_rank(&self, arena: &mut Self::Arena, operation: &LowRank<'_, T>);
+    /// See [`ColumnScale`].
+    fn column_scale(&self, arena: &mut Self::Arena, operation: &ColumnScale);
+    /// See [`ColumnScaleAdjoint`].
+    fn column_scale_adjoint(&self, arena: &mut Self::Arena, operation: &ColumnScaleAdjoint<T>);
     /// See [`OuterProduct`].
     fn outer_product(&self, arena: &mut Self::Arena, operation: &OuterProduct<'_, T>);
 

@@ -41,28 +41,37 @@ pub struct GramView {
     pub column_stride: usize,
 }
 
-/// One summand of a low-rank correction: `scale * (gram + plus_one) @ rows`, for each task.
+/// One summand of a low-rank correction: `scale * (gram + bias) @ rows`, for each task.
 #[derive(Clone, Copy, Debug)]
 pub struct Term {
     /// The coefficients, `[K, count]`, where `rows` holds `count` rows a task.
     pub gram: GramView,
-    /// Adds 1 to every coefficient: the bias, seen as a column of ones.
-    pub plus_one: bool,
+    /// Which of [`Corrections::scales`] is added to every coefficient: the value of the column that stands for the bias.
+    pub bias: Option<usize>,
     /// Which of [`Corrections::scales`] multiplies them.
     pub scale: usize,
     /// One block `[T, count, width]`, as wide as the operation's output.
     pub rows: Region,
 }
 
-/// What the inner steps add to a product with the shared weights (dual form, section "Why").
+/// What the inner steps make of a product with the shared weights (dual form, section "Why"): a share of it, and what they
+/// add.
 #[derive(Clone, Copy, Debug)]
 pub struct Corrections<'a, T> {
+    /// The factor of the operation's products with weights, and of their biases: what weight decay has left of them.
+    pub share: T,
     /// Terms for each output block; empty when there are none at all.
     pub blocks: &'a [Vec<Term>],
     /// The factors the terms refer to.
     pub scales: &'a [T],
     /// Room for the assembled coefficients.
     pub scratch: Region,
+}
+
+impl<T: Scalar> Corrections<'_, T> {
+    /// No corrections.
+    pub const NONE: Self =
+        Self { share: T::ONE, blocks: &[], scales: &[], scratch: Region { offset: 0, rows: 0, width: 0 } };
 }
 
 /// Multiplies by the derivative of an activation.
@@ -86,7 +95,7 @@ pub struct Direction {
     pub values: Region,
 }
 
-/// `output = act(input W^T + b + corrections)`.
+/// `output = act(input W^T + b + corrections)`; W and b are a share of the layer's.
 #[derive(Clone, Copy, Debug)]
 pub struct LinearForward<'a, T> {
     /// T.
@@ -198,13 +207,13 @@ pub struct Gram<'a> {
 
 /// `output[c] += -scale * sum over rows and over the columns of group c: left * (right + plus_one)`, in double precision.
 ///
-/// Both operands are `[rows, groups * group]` matrices of inner products; the sum is the same from run to run.
+/// The operands are `[rows, groups * group]` matrices of inner products; the sum is the same from run to run.
 #[derive(Clone, Copy, Debug)]
 pub struct GramInner {
     /// `[rows, groups * group]`.
     pub left: Region,
-    /// As `left`.
-    pub right: Region,
+    /// As `left`; absent, it counts as 0.
+    pub right: Option<Region>,
     /// Columns a group.
     pub group: usize,
     /// Adds 1 to `right`.
@@ -222,15 +231,15 @@ pub struct OuterTerm<T> {
     pub p: Region,
     /// As many rows, of width `inputs`.
     pub q: Region,
-    /// Whether `q` has a column of ones appended: its product goes to the bias.
-    pub with_bias: bool,
+    /// The value of the column that is appended to `q`, whose product goes to the bias; 0 for none.
+    pub bias: T,
     /// Number of blocks in `p` and `q`; matters to per-task weights only.
     pub blocks: usize,
     /// The factor.
     pub scale: T,
 }
 
-/// `weight (+)= sum over terms of scale * p^T q`, `bias (+)= sum of scale * p^T 1`.
+/// `weight (+)= sum over terms of scale * p^T q`, `bias (+)= sum of scale * p^T bias`.
 ///
 /// With shared weights the rows of all tasks are summed; with per-task weights each task's own (the regions are then blocks).
 #[derive(Clone, Copy, Debug)]
@@ -245,6 +254,46 @@ pub struct OuterProduct<'a, T> {
     pub accumulate: bool,
 }
 
+/// `output = corrections`: see [`Corrections`].
+#[derive(Clone, Copy, Debug)]
+pub struct LowRank<'a, T> {
+    /// T.
+    pub tasks: usize,
+    /// K.
+    pub rows: usize,
+    /// What is written; one list of terms for each block of `output`.
+    pub corrections: Corrections<'a, T>,
+    /// Written: blocks of the width of the terms' rows.
+    pub output: Region,
+}
+
+/// `to = act(from * scale)`, with a factor for each column: a layer whose weight is diagonal.
+#[derive(Clone, Copy, Debug)]
+pub struct ColumnScale {
+    /// Rows.
+    pub from: Region,
+    /// One row, as wide.
+    pub scale: Region,
+    /// act.
+    pub activation: Activation,
+    /// Written: as `from`.
+    pub to: Region,
+}
+
+/// The transpose of [`ColumnScale`]: with `u = cotangent * act'(to)`,
+/// `gradient += weight * sum over the rows of u * from`, then `cotangent = u * scale`.
+#[derive(Clone, Copy, Debug)]
+pub struct ColumnScaleAdjoint<T> {
+    /// The operation, done.
+    pub of: ColumnScale,
+    /// Read as the cotangent of `of.to`, written as that of `of.from`.
+    pub cotangent: Region,
+    /// Added to, when asked for: the gradient of `of.scale`.
+    pub gradient: Option<Region>,
+    /// The factor of the gradient.
+    pub weight: T,
+}
+
 /// The rate an inner update is scaled by.
 #[derive(Clone, Copy, Debug)]
 pub enum Rate<T> {
@@ -254,7 +303,8 @@ pub enum Rate<T> {
     PerParameter(Linear),
 }
 
-/// Materialised form: `v' = momentum * v + delta^T [a, 1]`, `to = from - rate * v'`, for each task and one layer.
+/// Materialised form: `v' = momentum * v + delta^T [a, bias] + decay * from`, `to = from - rate * v'`, for each task and one
+/// layer.
 #[derive(Clone, Copy, Debug)]
 pub struct InnerUpdate<T> {
     /// T.
@@ -265,6 +315,8 @@ pub struct InnerUpdate<T> {
     pub delta: Region,
     /// As many rows of width `inputs`.
     pub values: Region,
+    /// The value of the column that stands for the bias.
+    pub bias: T,
     /// The weights before, shared or per task.
     pub from: Linear,
     /// Written: the weights after, per task.
@@ -273,6 +325,8 @@ pub struct InnerUpdate<T> {
     pub rate: Rate<T>,
     /// The momentum coefficient.
     pub momentum: T,
+    /// The weight decay.
+    pub decay: T,
     /// v, when there is one from an earlier step.
     pub velocity: Option<Linear>,
     /// Where v' is kept, when it is needed later.

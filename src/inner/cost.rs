@@ -1,6 +1,7 @@
 //! Counting what a meta-step does: floating-point operations and bytes, from the shapes alone.
 
 use super::tape::{NetworkSpec, Slot};
+use crate::meta::RateKind;
 
 /// The work of one meta-step, by how fast a device can do it.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
@@ -88,12 +89,23 @@ fn rows(spec: &NetworkSpec, slot: Slot) -> f64 {
     (spec.tasks * spec.rows(slot)) as f64
 }
 
+/// What a phi that transforms rows costs, in either form.
+fn transform(spec: &NetworkSpec) -> Cost {
+    let RateKind::Network { rank } = spec.rates else { return Cost::default() };
+    let rows = spec.steps as f64 * rows(spec, Slot::Step(0)) * spec.forward_blocks as f64;
+    let widths: usize =
+        (spec.first_moving..spec.layers()).map(|l| spec.mlp.widths()[l] + spec.mlp.widths()[l + 1]).sum();
+    // Down and up again; back through both, with a gradient of each.
+    let products = if spec.pulls_rows_back() { 6.0 } else { 2.0 };
+    Cost { shared: products * 2.0 * rows * (rank * widths) as f64, ..Cost::default() }
+}
+
 /// The dual form's cost.
 pub(super) fn dual(spec: &NetworkSpec) -> Cost {
     let (steps, support) = (spec.steps, rows(spec, Slot::Step(0)));
     let query = rows(spec, Slot::Query { after: steps });
     let history = |s: usize| (s * spec.forward_blocks * spec.support_rows) as f64;
-    let mut cost = Cost::default();
+    let mut cost = transform(spec);
     for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
         let Layer { inputs, outputs, weights, forward, backward, cotangents, down, moves } = layer;
         let query_backward = if backward > 0.0 { backward } else { down };
@@ -129,7 +141,7 @@ pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
     let (steps, support) = (spec.steps as f64, rows(spec, Slot::Step(0)));
     let query = rows(spec, Slot::Query { after: spec.steps });
     let tasks = spec.tasks as f64;
-    let mut cost = Cost::default();
+    let mut cost = transform(spec);
     for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
         let Layer { weights, forward, backward, cotangents, down, moves, .. } = layer;
         let query_backward = if backward > 0.0 { backward } else { down };

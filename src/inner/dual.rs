@@ -1,41 +1,56 @@
 //! The dual form: adapted weights as the shared ones plus a low-rank history, never stored.
 //!
-//! After `s` steps `W^(s) = W0 - sum_{j<s} c[s][j] delta_j^T [a_j, 1]`: any inner rule that is linear in the gradients is a
-//! table `c` (plain steps: `c[s][j] = alpha_j`; momentum: see [`Dual::set_rates`]). Pass `i` contributes to the meta-gradient
-//! `Lambda_i = z_i^T [a_i, 1] + delta_i^T [e_i, 0]` (tildes dropped), so that the cotangent of step `j`'s gradient is
-//! `-sum_{i>j} c[i][j] Lambda_i`. Every inner product of rows that any of this needs is computed once and kept:
+//! After `s` steps `W^(s) = share_s W0 - sum_{j<s} c[s][j] delta_j^T [a_j, 1]`: any inner rule that is linear in the gradients
+//! is such a table (plain steps: `c[s][j] = alpha_j`; momentum and weight decay: see `coefficients`). Pass `i` contributes
+//! to the meta-gradient `share_i Lambda_i` with `Lambda_i = z_i^T [a_i, 1] + delta_i^T [e_i, 0]` (tildes dropped), and the
+//! cotangent of step `j`'s gradient is `-sum_{i>j} c[i][j] Lambda_i`. Where phi transforms rows, the steps' delta and a are
+//! what became of them, and 1 is the bias's column. Every inner product of rows that any of this needs is computed once and kept:
 //! `a.a`, `delta.delta`, `e.a` and `z.delta` of each pass with the steps before it.
 
 use std::cell::Cell;
 
-use super::dual_layer::{Layer, Terms};
+use super::coefficients::Rule;
+use super::dual_layer::{Layer, Terms, bias_index};
 use super::network::{Network, Rates};
 use super::tape::{NetworkSpec, Slot, Tape};
+use super::transform::Transform;
 use crate::Scalar;
 use crate::device::{
     AdjointBackward, AdjointForward, ArenaPlan, Corrections, Device, Gate, Gram, GramInner, LinearBackward,
-    LinearForward, OuterProduct, OuterTerm, Region, Term,
+    LinearForward, LowRank, OuterProduct, OuterTerm, Region, Term,
 };
+use crate::meta::{InnerConfig, InnerOptimizer, Side};
+use crate::model::Activation;
 
 /// See the module.
 pub(super) struct Dual<T> {
     layers: Vec<Layer<T>>,
-    momentum: f64,
+    rule: Rule,
     scratch: Region,
-    /// Room for the gradient of one layer's `c` on the host.
-    host: Cell<Vec<T>>,
+    /// With weight decay and a gradient of the rates: products with the shared weights, of one pass and layer.
+    shared_products: Region,
+    /// Room for the gradient of one layer's tables on the host, as it comes and in double precision.
+    host: Cell<(Vec<T>, Vec<f64>)>,
 }
 
 impl<T: Scalar> Dual<T> {
-    pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec, tape: &Tape, momentum: f64) -> Self {
-        let layers: Vec<Layer<T>> = (0..spec.layers()).map(|layer| Layer::new(plan, spec, tape, layer)).collect();
+    pub fn new(
+        plan: &mut ArenaPlan,
+        spec: &NetworkSpec,
+        tape: &Tape,
+        transform: Option<&Transform<T>>,
+        inner: &InnerConfig,
+    ) -> Self {
+        let layers: Vec<Layer<T>> =
+            (0..spec.layers()).map(|layer| Layer::new(plan, spec, tape, transform, layer)).collect();
         let coefficients = |terms: &Terms, rows: usize| -> usize {
             terms.iter().flatten().map(|term| term.rows.rows).sum::<usize>() * rows
         };
         let largest = layers
             .iter()
             .flat_map(|l| {
-                let support = [&l.forward, &l.backward, &l.up, &l.down].into_iter().flatten();
+                let [deltas, values] = &l.descended;
+                let support = [&l.forward, &l.backward, &l.up, &l.down, deltas, values].into_iter().flatten();
                 let query = l.query.iter().chain(l.backward.last());
                 support
                     .map(|t| coefficients(t, spec.support_rows))
@@ -44,33 +59,51 @@ impl<T: Scalar> Dual<T> {
             })
             .max();
         let scratch = plan.take(1, largest.unwrap_or(0));
-        let host = Cell::new(vec![T::ZERO; (spec.steps + 1) * spec.steps]);
-        Self { layers, momentum, scratch, host }
+        let most = layers.iter().map(|l| l.scale_gradient.len() + spec.steps + 1).max().unwrap_or(0);
+        let host = Cell::new((vec![T::ZERO; most], vec![0.0; (spec.steps + 3) * spec.steps + 1]));
+        let rows = spec.backward_blocks() * spec.tasks * spec.support_rows.max(spec.query_rows);
+        let widest = spec.mlp.widths().iter().copied().max().unwrap_or(0);
+        let shared_products = plan.take(if spec.decays && spec.rate_gradient { rows } else { 0 }, widest);
+        let InnerOptimizer::Sgd { momentum } = inner.optimizer else {
+            unreachable!("the configuration's check refuses the dual form of anything else")
+        };
+        let rule = Rule { momentum, decay: inner.weight_decay };
+        Self { layers, rule, scratch, shared_products, host }
     }
 
-    /// Fills the table c. With rates `alpha` and momentum `mu`, `v_i = sum_{j<=i} mu^(i-j) g_j`, so
-    /// `c[s][j] = sum_{j<=i<s} alpha_i mu^(i-j)`.
+    /// Fills the tables, and what depends on them.
     pub fn set_rates(&mut self, spec: &NetworkSpec, rates: &Rates<T>) {
-        let Rates::PerLayerPerStep(rates) = rates else { unreachable!("the plan has refused per-parameter rates") };
+        let Rates::PerLayerPerStep { rates, bias } = rates else {
+            unreachable!("the plan has refused per-parameter rates")
+        };
         for (index, layer) in self.layers.iter_mut().enumerate() {
-            for j in 0..spec.steps {
-                let mut c = 0.0;
-                for s in j + 1..=spec.steps {
-                    let rate = if spec.moves(index) { rates[(s - 1) * spec.layers() + index].to_f64() } else { 0.0 };
-                    c += rate * self.momentum.powi((s - 1 - j) as i32);
-                    layer.scales[s * spec.steps + j] = T::from_f64(-c);
-                }
+            let rate = |rate: &T| if spec.moves(index) { rate.to_f64() } else { 0.0 };
+            layer.coefficients.set(self.rule, rates.iter().skip(index).step_by(spec.layers()).map(rate));
+            layer.scales.iter_mut().zip(&layer.coefficients.c).for_each(|(scale, c)| *scale = T::from_f64(-c));
+            for (term, pass) in layer.gradient_terms.iter_mut().zip(&layer.gradient_passes) {
+                term.scale = T::from_f64(layer.coefficients.share[*pass] * spec.task_weight());
             }
             let last = &layer.scales[spec.steps * spec.steps..];
-            for (term, c) in layer.displacement_terms.iter_mut().zip(last) {
+            for (step, (term, c)) in layer.displacement_terms.iter_mut().zip(last).enumerate() {
                 term.scale = T::from_f64(-c.to_f64() * spec.task_weight());
+                term.bias = bias[step * spec.layers() + index];
+            }
+            for (step, bias) in bias.iter().skip(index).step_by(spec.layers()).enumerate() {
+                layer.scales[bias_index(spec.steps, step)] = *bias;
             }
         }
     }
 
-    fn corrections<'a>(&'a self, layer: usize, terms: &'a [Vec<Term>]) -> Corrections<'a, T> {
+    /// What `history` steps have made of a layer's weights, as far as `terms` goes.
+    fn corrections<'a>(&'a self, layer: usize, history: usize, terms: &'a [Vec<Term>]) -> Corrections<'a, T> {
         let any = terms.iter().any(|block| !block.is_empty());
-        Corrections { blocks: if any { terms } else { &[] }, scales: &self.layers[layer].scales, scratch: self.scratch }
+        let layer = &self.layers[layer];
+        Corrections {
+            share: T::from_f64(layer.coefficients.share[history]),
+            blocks: if any { terms } else { &[] },
+            scales: &layer.scales,
+            scratch: self.scratch,
+        }
     }
 
     pub fn forward<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, layer: usize, slot: Slot) {
@@ -93,7 +126,7 @@ impl<T: Scalar> Dual<T> {
             rows: spec.rows(slot),
             input,
             layer: net.shared_layer(layer),
-            corrections: self.corrections(layer, terms),
+            corrections: self.corrections(layer, history, terms),
             activation: spec.mlp.activations()[layer],
             output: net.tape.values(layer + 1, slot),
         };
@@ -119,7 +152,11 @@ impl<T: Scalar> Dual<T> {
             rows: net.spec.rows(slot),
             delta,
             layer: net.shared_layer(layer),
-            corrections: self.corrections(layer, &self.layers[layer].backward[pass(&net.spec, slot)][first..last]),
+            corrections: self.corrections(
+                layer,
+                slot.history(),
+                &self.layers[layer].backward[pass(&net.spec, slot)][first..last],
+            ),
             gate,
             output,
         };
@@ -146,9 +183,24 @@ impl<T: Scalar> Dual<T> {
 
     pub fn begin_adjoint<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena) {
         // The query's backward pass ended above layer 0, unless its input gradient was wanted.
-        if net.spec.rate_gradient && !net.spec.has_extra_blocks() {
+        if (net.spec.rate_gradient || net.spec.rates.transforms_rows()) && !net.spec.has_extra_blocks() {
             self.delta_products(net, device, arena, 0, Slot::Query { after: net.spec.steps });
         }
+    }
+
+    /// The cotangent of the rows that step `step` descends, of one side, to `output`.
+    pub fn descended_cotangent<D: Device<T>>(
+        &self,
+        net: &Network<T>,
+        device: &D,
+        arena: &mut D::Arena,
+        (layer, side): (usize, Side),
+        step: usize,
+        output: Region,
+    ) {
+        let corrections = self.corrections(layer, 0, &self.layers[layer].descended[side as usize][step]);
+        let operation = LowRank { tasks: net.spec.tasks, rows: net.spec.support_rows, corrections, output };
+        device.low_rank(arena, &operation);
     }
 
     pub fn adjoint_up<D: Device<T>>(
@@ -175,7 +227,7 @@ impl<T: Scalar> Dual<T> {
             input: input.map(|region| (region, first)),
             layer: net.shared_layer(layer),
             direction: None,
-            corrections: self.corrections(layer, &kept.up[step]),
+            corrections: self.corrections(layer, step, &kept.up[step]),
             gate,
             delta: net.tape.delta(layer, slot),
             z_cotangent: net.tape.z(layer, slot),
@@ -207,7 +259,7 @@ impl<T: Scalar> Dual<T> {
             z_cotangent,
             layer: net.shared_layer(layer),
             direction: None,
-            corrections: self.corrections(layer, &self.layers[layer].down[step][first..last]),
+            corrections: self.corrections(layer, step, &self.layers[layer].down[step][first..last]),
             gate,
             output,
             accumulate,
@@ -241,6 +293,12 @@ impl<T: Scalar> Dual<T> {
     pub fn displacement<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena) {
         for (index, layer) in self.layers.iter().enumerate() {
             self.outer_product(net, device, arena, index, &layer.displacement_terms);
+            let lost =
+                (1.0 - layer.coefficients.share[net.spec.steps]) * net.spec.tasks as f64 * net.spec.task_weight();
+            if lost != 0.0 {
+                let [from, to] = [net.parameters, net.gradient].map(|flat| net.spec.layer_parameters(flat, index));
+                device.add_scaled(arena, from, T::from_f64(lost), to);
+            }
         }
     }
 
@@ -262,43 +320,121 @@ impl<T: Scalar> Dual<T> {
         }
     }
 
-    /// The gradient of c, then of the rates: the transpose of [`Dual::set_rates`].
+    /// The gradient of the tables, then of the rates. Where phi transforms rows, behind it that of the bias's column b.
     ///
-    /// `dL/dc[i][j] = -<Lambda_i, delta_j^T [a_j, 1]>` is a sum over inner products that are all there.
+    /// `dL/dc[i][j] = -<Lambda_i, delta_j^T [a_j, b_j]>` and `dL/db_j = -sum_{i>j} c[i][j] <z_i, delta_j>` are sums over
+    /// inner products that are all there.
     pub fn rate_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, out: &mut [T]) {
         let spec = &net.spec;
         let (steps, layers) = (spec.steps, spec.layers());
-        let group = spec.forward_blocks * spec.support_rows;
-        let mut host = self.host.take();
+        let table = (steps + 1) * steps;
+        let (mut host, mut wide) = self.host.take();
         for (index, layer) in self.layers.iter().enumerate().skip(spec.first_moving) {
-            device.fill(arena, layer.scale_gradient, T::ZERO);
-            let mut add = |left, right, plus_one, i: usize| {
-                let output = layer.scale_gradient.elements(i * steps, i);
-                let scale = spec.task_weight();
-                device.gram_inner(arena, &GramInner { left, right, group, plus_one, scale, output });
-            };
-            let first = if spec.second_order { 1 } else { steps };
-            for i in first..=steps {
-                // In the query pass delta takes the place of z, and only the descended blocks count.
-                let z = if i == steps { layer.dd[i].rows(0, layer.aa[i].rows) } else { layer.zd[i] };
-                add(z, layer.aa[i], true, i);
-                let skipped = spec.first_e_block(index);
-                if i < steps && skipped < spec.backward_blocks() {
-                    let rows = layer.ea[i].rows;
-                    add(layer.dd[i].rows(layer.dd[i].rows - rows, rows), layer.ea[i], false, i);
-                }
+            self.table_gradient(net, device, arena, index);
+            if spec.decays {
+                self.share_gradient(net, device, arena, index);
             }
-            device.download(arena, layer.scale_gradient, &mut host);
-            for i in 0..steps {
-                for s in i + 1..=steps {
-                    for j in 0..=i {
-                        let power = self.momentum.powi((i - j) as i32);
-                        out[i * layers + index] += host[s * steps + j] * T::from_f64(power);
+            let (host, of_share) = host.split_at_mut(layer.scale_gradient.len());
+            device.download(arena, layer.scale_gradient, host);
+            let of_share = &mut of_share[..layer.share_gradient.len()];
+            device.download(arena, layer.share_gradient, of_share);
+            let (host, of_bias) = host.split_at_mut(table);
+            if !of_bias.is_empty() {
+                for j in 0..steps {
+                    let bias = layer.scales[bias_index(steps, j)];
+                    for at in (j + 1..=steps).map(|i| i * steps + j) {
+                        host[at] += bias * of_bias[at];
+                        // The scales hold -c, and the sums are negated too.
+                        out[(steps + j) * layers + index] -= layer.scales[at] * of_bias[at];
                     }
                 }
             }
+            let (dc, rest) = wide.split_at_mut(table);
+            let (dshare, dq) = rest.split_at_mut(steps + 1);
+            dc.iter_mut().zip(&*host).for_each(|(to, from)| *to = from.to_f64());
+            dshare.fill(0.0);
+            dshare.iter_mut().zip(&*of_share).for_each(|(to, from)| *to = from.to_f64());
+            let rate = |step: usize, gradient| out[step * layers + index] += T::from_f64(gradient);
+            layer.coefficients.reverse(self.rule, dc, dshare, dq, rate);
         }
-        self.host.set(host);
+        self.host.set((host, wide));
+    }
+
+    /// The passes that contribute to the meta-gradient.
+    fn contributing(spec: &NetworkSpec) -> std::ops::RangeInclusive<usize> {
+        if spec.second_order { 0..=spec.steps } else { spec.steps..=spec.steps }
+    }
+
+    /// The gradient of one layer's `c`; and where phi transforms rows, what that of the bias's column is made of.
+    fn table_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, index: usize) {
+        let (spec, layer, steps) = (&net.spec, &self.layers[index], net.spec.steps);
+        device.fill(arena, layer.scale_gradient, T::ZERO);
+        // With a bias's column that is not 1 its part is told apart.
+        let apart = spec.rates.transforms_rows();
+        let group = spec.forward_blocks * spec.support_rows;
+        let mut add = |left, right: Option<Region>, plus_one, i: usize| {
+            let row = layer.scale_gradient.rows(usize::from(right.is_none()), 1);
+            let (output, scale) = (row.elements(i * steps, i), spec.task_weight());
+            device.gram_inner(arena, &GramInner { left, right, group, plus_one, scale, output });
+        };
+        for i in Self::contributing(spec).filter(|i| *i > 0) {
+            // In the query pass delta takes the place of z, and only the descended blocks count.
+            let z = if i == steps { layer.dd[i].rows(0, layer.aa[i].rows) } else { layer.zd[i] };
+            add(z, Some(layer.aa[i]), !apart, i);
+            if apart {
+                add(z, None, true, i);
+            }
+            let skipped = spec.first_e_block(index);
+            if i < steps && skipped < spec.backward_blocks() {
+                let rows = layer.ea[i].rows;
+                add(layer.dd[i].rows(layer.dd[i].rows - rows, rows), Some(layer.ea[i]), false, i);
+            }
+        }
+    }
+
+    /// The gradient of one layer's shares: `dL/dshare_i = <Lambda_i, W0>`, by way of products with the shared weights.
+    fn share_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, index: usize) {
+        let (spec, layer, steps) = (&net.spec, &self.layers[index], net.spec.steps);
+        device.fill(arena, layer.share_gradient, T::ZERO);
+        let room = |rows: usize, width: usize| Region { rows, width, ..self.shared_products };
+        let add = |arena: &mut D::Arena, left: Region, right: Region, i: usize| {
+            let (scale, output) = (-spec.task_weight(), layer.share_gradient.elements(i, 1));
+            let group = left.width;
+            device.gram_inner(arena, &GramInner { left, right: Some(right), group, plus_one: false, scale, output });
+        };
+        for i in Self::contributing(spec) {
+            let slot = if i == steps { Slot::Query { after: steps } } else { Slot::Step(i) };
+            let (input, z) = (net.tape.values(index, slot), net.tape.z(index, slot));
+            let output = room(z.rows, z.width);
+            let (tasks, rows) = (spec.tasks, spec.rows(slot));
+            let operation = LinearForward {
+                tasks,
+                rows,
+                input,
+                layer: net.shared_layer(index),
+                corrections: Corrections::NONE,
+                activation: Activation::Linear,
+                output,
+            };
+            device.linear_forward(arena, &operation);
+            add(arena, z, output, i);
+            let skipped = spec.first_e_block(index);
+            if i < steps && skipped < spec.backward_blocks() {
+                let (e, delta) = (net.tape.e(index, slot), net.tape.delta(index, slot));
+                let output = room(e.rows, e.width);
+                let operation = LinearBackward {
+                    tasks,
+                    rows,
+                    delta: delta.rows(delta.rows - e.rows, e.rows),
+                    layer: net.shared_layer(index),
+                    corrections: Corrections::NONE,
+                    gate: None,
+                    output,
+                };
+                device.linear_backward(arena, &operation);
+                add(arena, output, e, i);
+            }
+        }
     }
 
     pub fn adapted<D: Device<T>>(
@@ -317,12 +453,15 @@ impl<T: Scalar> Dual<T> {
                 for (i, (p, q)) in layer.deltas.iter().zip(&layer.values).enumerate() {
                     let rows = |r: &Region| r.rows(task * spec.support_rows, spec.support_rows);
                     let scale = last[i / spec.forward_blocks];
-                    terms.push(OuterTerm { p: rows(p), q: rows(q), with_bias: true, blocks: 1, scale });
+                    let bias = layer.scales[bias_index(spec.steps, i / spec.forward_blocks)];
+                    terms.push(OuterTerm { p: rows(p), q: rows(q), bias, blocks: 1, scale });
                 }
             }
             self.outer_product(net, device, arena, index, &terms);
+            let share = T::from_f64(layer.coefficients.share[spec.steps]);
+            let [from, to] = [net.parameters, net.gradient].map(|flat| spec.layer_parameters(flat, index));
+            device.add_scaled(arena, from, share, to);
         }
-        device.add_scaled(arena, net.parameters, T::ONE, net.gradient);
         device.download(arena, net.gradient, out);
     }
 }

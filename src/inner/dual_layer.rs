@@ -1,20 +1,25 @@
 //! What the dual form keeps of one layer: inner products of rows, and the terms of its corrections.
 
+use super::coefficients::Coefficients;
 use super::tape::{NetworkSpec, Slot, Tape};
+use super::transform::Transform;
 use crate::Scalar;
 use crate::device::{ArenaPlan, GramView, OuterTerm, Region, Term};
+use crate::meta::Side;
 
 /// Correction terms for each output block.
 pub(super) type Terms = Vec<Vec<Term>>;
 
 /// What one layer keeps.
 pub(super) struct Layer<T> {
+    /// Backward blocks from this one on have an e cotangent.
+    first_e: usize,
     /// Inner products with the earlier steps, by pass (the query's last): `[blocks, T, K, s * F * K]`.
     pub aa: Vec<Region>,
     pub dd: Vec<Region>,
     pub ea: Vec<Region>,
     pub zd: Vec<Region>,
-    /// The single blocks of the steps' values and descended deltas, step by step.
+    /// The single blocks of the rows that the steps' updates take, step by step.
     pub values: Vec<Region>,
     pub deltas: Vec<Region>,
     /// Terms by pass.
@@ -23,16 +28,30 @@ pub(super) struct Layer<T> {
     pub backward: Vec<Terms>,
     pub up: Vec<Terms>,
     pub down: Vec<Terms>,
-    /// `-c[s][j]` at `s * steps + j`.
+    /// The cotangents of the rows that a step's update takes, by side, where phi transforms them.
+    pub descended: [Vec<Terms>; 2],
+    /// `-c[s][j]` at `s * steps + j`, then what [`bias_index`] and [`one_index`] point to.
     pub scales: Vec<T>,
-    /// The gradient of `c`, laid as `scales`.
+    /// The gradient of `c`, laid as `scales`; where phi transforms rows, a second row is that of the bias's column.
     pub scale_gradient: Region,
+    /// The inner optimizer in numbers.
+    pub coefficients: Coefficients,
+    /// With weight decay: the gradient of the shares, `[1, steps + 1]`.
+    pub share_gradient: Region,
+    /// The meta-gradient, and the pass that each term belongs to.
     pub gradient_terms: Vec<OuterTerm<T>>,
+    pub gradient_passes: Vec<usize>,
     pub displacement_terms: Vec<OuterTerm<T>>,
 }
 
 impl<T: Scalar> Layer<T> {
-    pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec, tape: &Tape, layer: usize) -> Self {
+    pub fn new(
+        plan: &mut ArenaPlan,
+        spec: &NetworkSpec,
+        tape: &Tape,
+        transform: Option<&Transform<T>>,
+        layer: usize,
+    ) -> Self {
         let (steps, f, b) = (spec.steps, spec.forward_blocks, spec.backward_blocks());
         let first_e = spec.first_e_block(layer);
         let moves = spec.moves(layer);
@@ -51,21 +70,27 @@ impl<T: Scalar> Layer<T> {
         let dd = products(b, 1, steps);
         let ea = products(b - first_e, 1, last_adjoint);
         let zd = products(f, 1, last_adjoint);
-        let scale_gradient = plan.take(1, (steps + 1) * steps);
-        let blocks = |block: &dyn Fn(Slot, usize) -> Region| -> Vec<Region> {
-            (0..steps * f).map(|i| block(Slot::Step(i / f), i % f)).collect()
+        let scale_gradient = plan.take(if transform.is_some() { 2 } else { 1 }, (steps + 1) * steps);
+        let blocks = |side| -> Vec<Region> {
+            (0..steps * f).map(|i| tape.descended_block(layer, Slot::Step(i / f), side, i % f)).collect()
         };
+        let gradient_terms = gradient_terms(spec, tape, layer);
         let mut this = Self {
-            values: blocks(&|slot, block| tape.values_block(layer, slot, block)),
-            deltas: blocks(&|slot, block| tape.delta_block(layer, slot, block)),
+            first_e,
+            values: blocks(Side::Values),
+            deltas: blocks(Side::Delta),
             forward: Vec::new(),
             query: Vec::new(),
             backward: Vec::new(),
             up: Vec::new(),
             down: Vec::new(),
-            scales: vec![T::ZERO; (steps + 1) * steps],
+            descended: [Vec::new(), Vec::new()],
+            scales: vec![T::ONE; one_index(steps) + 1],
             scale_gradient,
-            gradient_terms: gradient_terms(spec, tape, layer),
+            coefficients: Coefficients::new(steps),
+            share_gradient: plan.take(1, if spec.decays && spec.rate_gradient { steps + 1 } else { 0 }),
+            gradient_passes: gradient_terms.iter().map(|(pass, _)| *pass).collect(),
+            gradient_terms: gradient_terms.into_iter().map(|(_, term)| term).collect(),
             displacement_terms: Vec::new(),
             aa,
             dd,
@@ -73,16 +98,19 @@ impl<T: Scalar> Layer<T> {
             zd,
         };
         if moves {
-            let descended = |s| (tape.descended(layer, Slot::Step(s)), tape.values(layer, Slot::Step(s)));
+            let rows = |s, side| tape.descended(layer, Slot::Step(s), side);
             this.displacement_terms = (0..steps)
-                .map(descended)
-                .map(|(p, q)| OuterTerm { p, q, with_bias: true, blocks: f, scale: T::ZERO })
+                .map(|s| (rows(s, Side::Delta), rows(s, Side::Values)))
+                .map(|(p, q)| OuterTerm { p, q, bias: T::ONE, blocks: f, scale: T::ZERO })
                 .collect();
         }
         let query_from = if spec.trace { 0 } else { steps };
         for i in 0..=steps {
-            let history = |blocks, gram: &dyn Fn(usize, usize) -> GramView, plus_one, rows: &[Region]| -> Terms {
-                let term = |b, n| Term { gram: gram(b, n), plus_one, scale: i * steps + n / f, rows: rows[n] };
+            let history = |blocks, gram: &dyn Fn(usize, usize) -> GramView, plus_one: bool, rows: &[Region]| -> Terms {
+                let term = |b, n| {
+                    let bias = plus_one.then(|| bias_index(steps, n / f));
+                    Term { gram: gram(b, n), bias, scale: i * steps + n / f, rows: rows[n] }
+                };
                 let count = if moves { i * f } else { 0 };
                 (0..blocks).map(|b| (0..count).map(|n| term(b, n)).collect()).collect()
             };
@@ -104,10 +132,26 @@ impl<T: Scalar> Layer<T> {
                 this.query.push(Vec::new());
             }
         }
-        if spec.second_order {
-            for s in 0..steps {
-                let up = this.up_terms(spec, tape, layer, s);
-                let down = this.down_terms(spec, tape, layer, s);
+        for s in 0..steps {
+            let [mut up, mut down] = [b, f].map(|blocks| vec![Vec::new(); blocks]);
+            if moves && (spec.second_order || spec.pulls_rows_back()) {
+                let later = [this.later_deltas(spec, tape, layer, s), this.later_values(spec, tape, layer, s)];
+                let later = match transform {
+                    Some(transform) => {
+                        for (terms, later) in this.descended.iter_mut().zip(later) {
+                            terms.push(later);
+                        }
+                        // What became of these when they were pulled back is added as it is.
+                        Side::BOTH.map(|side| transform.pulled_back(spec, layer, side, one_index(steps)))
+                    }
+                    None => later,
+                };
+                this.own_history(spec, s, &mut up, &mut down);
+                let [deltas, values] = later;
+                up.iter_mut().zip(deltas).for_each(|(terms, later)| terms.extend(later));
+                down.iter_mut().zip(values).for_each(|(terms, later)| terms.extend(later));
+            }
+            if spec.second_order {
                 this.up.push(up);
                 this.down.push(down);
             }
@@ -115,70 +159,81 @@ impl<T: Scalar> Layer<T> {
         this
     }
 
-    /// The cotangent of delta at step `s`: the product's own corrections and what later passes ask for.
-    fn up_terms(&self, spec: &NetworkSpec, tape: &Tape, layer: usize, s: usize) -> Terms {
-        let (steps, f, b) = (spec.steps, spec.forward_blocks, spec.backward_blocks());
-        let first_e = spec.first_e_block(layer);
-        let mut terms = vec![Vec::new(); b];
-        if !spec.moves(layer) {
-            return terms;
+    /// What the steps before `s` add to the adjoint pass's products with the weights.
+    fn own_history(&self, spec: &NetworkSpec, s: usize, up: &mut Terms, down: &mut Terms) {
+        let (steps, f, first_e, rows) = (spec.steps, spec.forward_blocks, self.first_e, spec.support_rows);
+        for n in 0..s * f {
+            let scale = s * steps + n / f;
+            for (block, terms) in up.iter_mut().enumerate().skip(first_e) {
+                let gram = block_view(spec, self.ea[s], rows, block - first_e, n);
+                terms.push(Term { gram, bias: None, scale, rows: self.deltas[n] });
+            }
+            for (block, terms) in down.iter_mut().enumerate() {
+                let gram = block_view(spec, self.zd[s], rows, block, n);
+                terms.push(Term { gram, bias: None, scale, rows: self.values[n] });
+            }
         }
+    }
+
+    /// The passes after step `s` that ask something of it.
+    fn later_passes(spec: &NetworkSpec, s: usize) -> std::ops::RangeInclusive<usize> {
+        if spec.second_order { s + 1..=spec.steps } else { spec.steps..=spec.steps }
+    }
+
+    /// The cotangent of the deltas that step `s` descends: what later passes ask for.
+    fn later_deltas(&self, spec: &NetworkSpec, tape: &Tape, layer: usize, s: usize) -> Terms {
+        let (steps, f, b, first_e) = (spec.steps, spec.forward_blocks, spec.backward_blocks(), self.first_e);
+        let mut terms = vec![Vec::new(); f];
         for (block, terms) in terms.iter_mut().enumerate() {
-            if block >= first_e {
-                for n in 0..s * f {
-                    let gram = block_view(spec, self.ea[s], spec.support_rows, block - first_e, n);
-                    terms.push(Term { gram, plus_one: false, scale: s * steps + n / f, rows: self.deltas[n] });
-                }
-            }
-            if block >= f {
-                continue;
-            }
-            for i in s + 1..=steps {
+            for i in Self::later_passes(spec, s) {
                 let (slot, rows) = later(spec, i);
                 let scale = i * steps + s;
                 for other in 0..f {
                     let gram = transposed_view(spec, self.aa[i], rows, other, s * f + block);
-                    terms.push(Term { gram, plus_one: true, scale, rows: tape.z_block(layer, slot, other) });
+                    let bias = Some(bias_index(steps, s));
+                    terms.push(Term { gram, bias, scale, rows: tape.z_block(layer, slot, other) });
                 }
                 for other in first_e..if i < steps { b } else { 0 } {
                     let gram = transposed_view(spec, self.ea[i], rows, other - first_e, s * f + block);
-                    terms.push(Term { gram, plus_one: false, scale, rows: tape.delta_block(layer, slot, other) });
+                    terms.push(Term { gram, bias: None, scale, rows: tape.delta_block(layer, slot, other) });
                 }
             }
         }
         terms
     }
 
-    /// The cotangent of the layer's input at step `s`.
-    fn down_terms(&self, spec: &NetworkSpec, tape: &Tape, layer: usize, s: usize) -> Terms {
-        let (steps, f, b) = (spec.steps, spec.forward_blocks, spec.backward_blocks());
-        let first_e = spec.first_e_block(layer);
+    /// The cotangent of the values that step `s` descends.
+    fn later_values(&self, spec: &NetworkSpec, tape: &Tape, layer: usize, s: usize) -> Terms {
+        let (steps, f, b, first_e) = (spec.steps, spec.forward_blocks, spec.backward_blocks(), self.first_e);
         let mut terms = vec![Vec::new(); f];
-        if !spec.moves(layer) {
-            return terms;
-        }
         for (block, terms) in terms.iter_mut().enumerate() {
-            for n in 0..s * f {
-                let gram = block_view(spec, self.zd[s], spec.support_rows, block, n);
-                terms.push(Term { gram, plus_one: false, scale: s * steps + n / f, rows: self.values[n] });
-            }
-            for i in s + 1..=steps {
+            for i in Self::later_passes(spec, s) {
                 let (slot, rows) = later(spec, i);
                 let scale = i * steps + s;
                 let zd = if i == steps { self.dd[i] } else { self.zd[i] };
                 for other in 0..f {
                     let gram = transposed_view(spec, zd, rows, other, s * f + block);
-                    terms.push(Term { gram, plus_one: false, scale, rows: tape.values_block(layer, slot, other) });
+                    terms.push(Term { gram, bias: None, scale, rows: tape.values_block(layer, slot, other) });
                 }
                 for other in first_e..if i < steps { b } else { 0 } {
                     let gram = transposed_view(spec, self.dd[i], rows, other, s * f + block);
                     let rows = tape.e_block(layer, slot, other - first_e, b - first_e);
-                    terms.push(Term { gram, plus_one: false, scale, rows });
+                    terms.push(Term { gram, bias: None, scale, rows });
                 }
             }
         }
         terms
     }
+}
+
+/// Where the value of the bias's column at step `s` lies in [`Layer::scales`].
+pub(super) fn bias_index(steps: usize, s: usize) -> usize {
+    (steps + 1) * steps + s
+}
+
+/// Where 1 lies in [`Layer::scales`].
+fn one_index(steps: usize) -> usize {
+    (steps + 2) * steps
 }
 
 /// A later pass and its rows.
@@ -204,23 +259,33 @@ fn transposed_view(spec: &NetworkSpec, region: Region, rows: usize, block: usize
     GramView { row_stride: view.column_stride, column_stride: view.row_stride, ..view }
 }
 
-/// The rows whose outer products are the meta-gradient.
-fn gradient_terms<T: Scalar>(spec: &NetworkSpec, tape: &Tape, layer: usize) -> Vec<OuterTerm<T>> {
+/// The rows whose outer products are the meta-gradient, and the pass each belongs to. Where the steps have one scale, as
+/// they have without weight decay, they make one term.
+fn gradient_terms<T: Scalar>(spec: &NetworkSpec, tape: &Tape, layer: usize) -> Vec<(usize, OuterTerm<T>)> {
     let query = Slot::Query { after: spec.steps };
     let scale = T::from_f64(spec.task_weight());
-    let term = |p: Region, q: Region, with_bias| OuterTerm { p, q, with_bias, blocks: 1, scale };
-    let mut terms = vec![term(tape.descended(layer, query), tape.values(layer, query), true)];
-    if spec.second_order && spec.steps > 0 {
-        terms.push(term(tape.all_z(layer), tape.all_values(layer), true));
+    let term = |p: Region, q: Region, bias| OuterTerm { p, q, bias, blocks: 1, scale };
+    let mut terms = vec![(spec.steps, term(tape.own(layer, query), tape.values(layer, query), T::ONE))];
+    if !spec.second_order || spec.steps == 0 {
+        return terms;
+    }
+    let whole = !spec.decays;
+    if whole {
+        terms.push((0, term(tape.all_z(layer), tape.all_values(layer), T::ONE)));
         if spec.first_e_block(layer) == 0 {
-            terms.push(term(tape.all_delta(layer), tape.all_e(layer), false));
-        } else if spec.has_extra_blocks() {
-            for s in (0..spec.steps).map(Slot::Step) {
-                for block in spec.forward_blocks..spec.backward_blocks() {
-                    let blocks = spec.backward_blocks() - spec.forward_blocks;
-                    let e = tape.e_block(layer, s, block - spec.forward_blocks, blocks);
-                    terms.push(term(tape.delta_block(layer, s, block), e, false));
-                }
+            terms.push((0, term(tape.all_delta(layer), tape.all_e(layer), T::ZERO)));
+        }
+    }
+    let (first_e, blocks) = (spec.first_e_block(layer), spec.backward_blocks());
+    for s in 0..spec.steps {
+        let slot = Slot::Step(s);
+        if !whole {
+            terms.push((s, term(tape.z(layer, slot), tape.values(layer, slot), T::ONE)));
+        }
+        if !whole || first_e > 0 {
+            for block in first_e..blocks {
+                let e = tape.e_block(layer, slot, block - first_e, blocks - first_e);
+                terms.push((s, term(tape.delta_block(layer, slot, block), e, T::ZERO)));
             }
         }
     }

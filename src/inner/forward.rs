@@ -24,14 +24,13 @@ pub fn forward<T: Scalar, D: Device<T>>(device: &D, parameters: &Parameters<T>, 
     let mut arena = device.arena(plan.elements())?;
     device.upload(&mut arena, weights, parameters.values());
     device.upload(&mut arena, values[0], inputs);
-    let nowhere = Region { offset: 0, rows: 0, width: 0 };
     for layer in 0..mlp.layers() {
         let operation = LinearForward {
             tasks: 1,
             rows,
             input: values[layer],
             layer: Network::<T>::layer_at(&spec, weights.offset, 0, layer),
-            corrections: Corrections { blocks: &[], scales: &[], scratch: nowhere },
+            corrections: Corrections::NONE,
             activation: mlp.activations()[layer],
             output: values[layer + 1],
         };

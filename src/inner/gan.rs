@@ -252,9 +252,9 @@ impl<T: Scalar> GanLoop<T> {
         for step in (0..self.spec.config.inner.steps).rev() {
             if self.spec.config.inner.algorithm.is_second_order() {
                 self.adjoint(device, arena, step);
-            } else if self.generator.spec.rate_gradient {
+            } else if self.generator.spec.reverses_updates() {
                 for net in self.players() {
-                    net.rates_of_step(device, arena, step);
+                    net.reverse_update(device, arena, step);
                 }
             }
         }

@@ -5,14 +5,14 @@ use std::cell::Cell;
 use super::network::{Network, Rates};
 use super::rule::{Back, Place, Rule};
 use super::tape::{NetworkSpec, Slot};
+use super::transform::Transform;
 use crate::Scalar;
 use crate::device::{
-    AdjointBackward, AdjointForward, ArenaPlan, Corrections, Device, Direction, Gate, Linear, LinearBackward,
-    LinearForward, OuterProduct, OuterTerm, Rate, Region,
+    AdjointBackward, AdjointForward, ArenaPlan, Corrections, Device, Direction, Gate, Gram, GramInner, Linear,
+    LinearBackward, LinearForward, OuterProduct, OuterTerm, Rate, Region, Term,
 };
-use crate::meta::{InnerConfig, RateKind};
-
-const NOWHERE: Region = Region { offset: 0, rows: 0, width: 0 };
+use crate::meta::{InnerConfig, RateKind, Side};
+use crate::model::Activation;
 
 /// See the module.
 pub(super) struct Materialised<T> {
@@ -25,36 +25,99 @@ pub(super) struct Materialised<T> {
     direction: Region,
     /// Per-parameter rates, `[1, P]`.
     rates: Option<Region>,
-    /// Uniform rates, `[steps, layers]`.
+    /// Uniform rates, and the values of the bias's column, `[steps, layers]`.
     uniform: Vec<T>,
+    bias: Vec<T>,
+    /// By layer, where phi transforms rows.
+    transformed: Vec<Transformed>,
+    /// The bias's column less 1 in every step and layer, then 1.
+    scales: Vec<T>,
+    scratch: Region,
     /// Room for the gradient of the rates on the host.
     host: Cell<Vec<T>>,
     /// In the rates' layout.
     rate_gradient: Region,
+    decay: T,
+}
+
+/// What is added to the adjoint pass of one layer where phi transforms rows.
+struct Transformed {
+    /// The cotangents of the gradient's own rows, by side.
+    own: [Vec<Vec<Term>>; 2],
+    /// The direction's bias, `[T, outputs]`, as often as the bias's column is more than 1.
+    bias: Vec<Vec<Term>>,
+    bias_rows: Region,
+    /// Its products with the deltas that are descended: `[F * T * K, 1]`.
+    products: Region,
+}
+
+impl Transformed {
+    fn new<T: Scalar>(plan: &mut ArenaPlan, spec: &NetworkSpec, transform: &Transform<T>, layer: usize) -> Self {
+        let rows = if spec.moves(layer) { spec.tasks } else { 0 };
+        let bias_rows = plan.take(rows, spec.width(layer, Side::Delta));
+        let one = spec.steps * spec.layers();
+        let of = |side, blocks| {
+            let mut terms = if spec.moves(layer) { transform.pulled_back(spec, layer, side, one) } else { Vec::new() };
+            terms.resize(blocks, Vec::new());
+            terms
+        };
+        let term = Term { gram: transform.one(), bias: None, scale: 0, rows: bias_rows };
+        Self {
+            own: [of(Side::Delta, spec.backward_blocks()), of(Side::Values, spec.forward_blocks)],
+            bias: vec![vec![term]; spec.forward_blocks],
+            bias_rows,
+            products: plan.take(spec.forward_blocks * rows * spec.support_rows, 1),
+        }
+    }
 }
 
 impl<T: Scalar> Materialised<T> {
-    pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec, inner: &InnerConfig) -> Self {
+    pub fn new(
+        plan: &mut ArenaPlan,
+        spec: &NetworkSpec,
+        transform: Option<&Transform<T>>,
+        inner: &InnerConfig,
+    ) -> Self {
         let (steps, parameters) = (spec.steps, spec.mlp.parameter_count());
         let per_parameter = inner.rates == RateKind::PerParameter;
-        let adjoint = usize::from(spec.second_order || spec.rate_gradient) * spec.tasks;
-        let count = if per_parameter { parameters } else { steps * spec.layers() };
+        let adjoint = usize::from(spec.second_order || (!spec.trace && spec.reverses_updates())) * spec.tasks;
+        let each = steps * spec.layers();
+        let count = match transform {
+            Some(_) => 2 * each,
+            None if per_parameter => parameters,
+            None => each,
+        };
+        let rows = spec.forward_blocks * spec.tasks * spec.support_rows;
+        let transform = transform.filter(|_| spec.pulls_rows_back());
+        let transformed = transform.map_or(Vec::new(), |transform| {
+            let layer = |layer| Transformed::new(plan, spec, transform, layer);
+            (0..spec.layers()).map(layer).collect()
+        });
         Self {
             weights: plan.take(if spec.second_order { steps } else { steps.min(2) }, spec.tasks * parameters),
             rule: Rule::new(plan, spec, inner),
             cotangent: plan.take(spec.tasks, parameters),
             direction: plan.take(adjoint, parameters),
             rates: per_parameter.then(|| plan.take(1, parameters)),
-            uniform: vec![T::ZERO; if per_parameter { 0 } else { count }],
+            uniform: vec![T::ZERO; if per_parameter { 0 } else { each }],
+            bias: vec![T::ONE; each],
+            scales: vec![T::ONE; each + 1],
+            scratch: plan.take(if transformed.is_empty() { 0 } else { rows }, spec.support_rows.max(1)),
+            transformed,
             host: Cell::new(vec![T::ZERO; if spec.rate_gradient { count } else { 0 }]),
             rate_gradient: plan.take(1, if spec.rate_gradient { count } else { 0 }),
+            decay: T::from_f64(inner.weight_decay),
         }
     }
 
     pub fn set_rates<D: Device<T>>(&mut self, device: &D, arena: &mut D::Arena, rates: &Rates<T>) {
         match (rates, self.rates) {
             (Rates::PerParameter(values), Some(region)) => device.upload(arena, region, values),
-            (Rates::PerLayerPerStep(values), None) => self.uniform.copy_from_slice(values),
+            (Rates::PerLayerPerStep { rates, bias }, None) => {
+                self.uniform.copy_from_slice(rates);
+                self.bias.copy_from_slice(bias);
+                self.scales.iter_mut().zip(bias).for_each(|(scale, bias)| *scale = *bias - T::ONE);
+            }
             _ => unreachable!("the plan was made for the other kind of rates"),
         }
     }
@@ -81,8 +144,15 @@ impl<T: Scalar> Materialised<T> {
         }
     }
 
-    fn no_corrections<'a>() -> Corrections<'a, T> {
-        Corrections { blocks: &[], scales: &[], scratch: NOWHERE }
+    /// What is added to a layer's adjoint pass, of the blocks given, where phi transforms rows.
+    fn own_rows(&self, spec: &NetworkSpec, layer: usize, side: Side, blocks: (usize, usize)) -> Corrections<'_, T> {
+        match self.transformed.get(layer).filter(|_| spec.moves(layer)) {
+            Some(transformed) => {
+                let terms = &transformed.own[side as usize][blocks.0..blocks.1];
+                Corrections { blocks: terms, scales: &self.scales, scratch: self.scratch, ..Corrections::NONE }
+            }
+            None => Corrections::NONE,
+        }
     }
 
     pub fn forward<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, layer: usize, slot: Slot) {
@@ -91,7 +161,7 @@ impl<T: Scalar> Materialised<T> {
             rows: net.spec.rows(slot),
             input: net.tape.values(layer, slot),
             layer: self.layer(net, layer, slot.history()),
-            corrections: Self::no_corrections(),
+            corrections: Corrections::NONE,
             activation: net.spec.mlp.activations()[layer],
             output: net.tape.values(layer + 1, slot),
         };
@@ -115,7 +185,7 @@ impl<T: Scalar> Materialised<T> {
             rows: net.spec.rows(slot),
             delta,
             layer: self.layer(net, layer, slot.history()),
-            corrections: Self::no_corrections(),
+            corrections: Corrections::NONE,
             gate,
             output,
         };
@@ -124,9 +194,10 @@ impl<T: Scalar> Materialised<T> {
 
     pub fn update<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, step: usize) {
         for layer in net.spec.first_moving..net.spec.layers() {
+            let bias = self.bias[step * net.spec.layers() + layer];
             let place = Place { layer, step, rate: self.rate(&net.spec, layer, step) };
             let weights = (self.layer(net, layer, step), self.layer(net, layer, step + 1));
-            self.rule.update(net, device, arena, place, weights);
+            self.rule.update(net, device, arena, place, weights, (bias, self.decay));
         }
     }
 
@@ -135,9 +206,9 @@ impl<T: Scalar> Materialised<T> {
         let query = Slot::Query { after: spec.steps };
         for layer in 0..spec.layers() {
             let terms = [OuterTerm {
-                p: net.tape.descended(layer, query),
+                p: net.tape.own(layer, query),
                 q: net.tape.values(layer, query),
-                with_bias: true,
+                bias: T::ONE,
                 blocks: spec.forward_blocks,
                 scale: T::ONE,
             }];
@@ -166,6 +237,73 @@ impl<T: Scalar> Materialised<T> {
             };
             self.rule.reverse(net, device, arena, place, back);
         }
+        if spec.decays {
+            let parameters = spec.mlp.parameter_count();
+            let first = spec.mlp.weight_range(spec.first_moving).start;
+            for at in (0..spec.tasks).map(|task| task * parameters + first) {
+                let part = |region: Region| region.elements(at, parameters - first);
+                device.add_scaled(arena, part(self.direction), self.decay, part(self.cotangent));
+            }
+        }
+    }
+
+    /// The cotangent of the rows that step `step` descends, of one side, to `output`; with the deltas', the gradient of the
+    /// bias's column.
+    pub fn descended_cotangent<D: Device<T>>(
+        &self,
+        net: &Network<T>,
+        device: &D,
+        arena: &mut D::Arena,
+        (layer, side): (usize, Side),
+        step: usize,
+        output: Region,
+    ) {
+        let (spec, slot) = (&net.spec, Slot::Step(step));
+        let (tasks, rows) = (spec.tasks, spec.support_rows);
+        let direction = Self::per_task(spec, self.direction, layer);
+        let delta = net.tape.descended(layer, slot, Side::Delta);
+        if side == Side::Values {
+            let operation = LinearBackward {
+                tasks,
+                rows,
+                delta,
+                layer: direction,
+                corrections: Corrections::NONE,
+                gate: None,
+                output,
+            };
+            device.linear_backward(arena, &operation);
+            return;
+        }
+        let Transformed { bias, bias_rows, products, .. } = &self.transformed[layer];
+        for task in 0..tasks {
+            let from = Region { offset: direction.bias + task * direction.task_stride, rows: 1, ..*bias_rows };
+            device.copy(arena, from, bias_rows.rows(task, 1));
+        }
+        let at = step * spec.layers() + layer;
+        if spec.rate_gradient {
+            device.gram(arena, &Gram { tasks, rows, x: delta, y: &[*bias_rows], output: *products });
+            let output = self.rate_gradient.elements(spec.steps * spec.layers() + at, 1);
+            let scale = -spec.task_weight();
+            let (left, right) = (*products, None);
+            device.gram_inner(arena, &GramInner { left, right, group: 1, plus_one: true, scale, output });
+        }
+        let operation = LinearForward {
+            tasks,
+            rows,
+            input: net.tape.descended(layer, slot, Side::Values),
+            layer: direction,
+            // The product has the bias once.
+            corrections: Corrections {
+                blocks: bias,
+                scales: &self.scales[at..],
+                scratch: self.scratch,
+                ..Corrections::NONE
+            },
+            activation: Activation::Linear,
+            output,
+        };
+        device.linear_forward(arena, &operation);
     }
 
     pub fn adjoint_up<D: Device<T>>(
@@ -184,11 +322,11 @@ impl<T: Scalar> Materialised<T> {
             rows: spec.support_rows,
             input: (first < spec.backward_blocks()).then(|| (net.tape.e(layer, slot), first)),
             layer: self.layer(net, layer, step),
-            direction: Some(Direction {
+            direction: self.transformed.is_empty().then(|| Direction {
                 layer: Self::per_task(spec, self.direction, layer),
                 values: net.tape.values(layer, slot),
             }),
-            corrections: Self::no_corrections(),
+            corrections: self.own_rows(spec, layer, Side::Delta, (0, spec.backward_blocks())),
             gate,
             delta: net.tape.delta(layer, slot),
             z_cotangent: net.tape.z(layer, slot),
@@ -213,16 +351,15 @@ impl<T: Scalar> Materialised<T> {
     ) {
         let spec = &net.spec;
         let block = spec.tasks * spec.support_rows;
-        let descended = net.tape.descended(layer, Slot::Step(step)).rows(first * block, (last - first) * block);
+        let own = net.tape.own(layer, Slot::Step(step)).rows(first * block, (last - first) * block);
         let operation = AdjointBackward {
             tasks: spec.tasks,
             rows: spec.support_rows,
             z_cotangent,
             layer: self.layer(net, layer, step),
-            direction: spec
-                .moves(layer)
-                .then(|| Direction { layer: Self::per_task(spec, self.direction, layer), values: descended }),
-            corrections: Self::no_corrections(),
+            direction: (spec.moves(layer) && self.transformed.is_empty())
+                .then(|| Direction { layer: Self::per_task(spec, self.direction, layer), values: own }),
+            corrections: self.own_rows(spec, layer, Side::Values, (first, last)),
             gate,
             output,
             accumulate,
@@ -238,7 +375,7 @@ impl<T: Scalar> Materialised<T> {
             let z = OuterTerm {
                 p: net.tape.z(layer, slot),
                 q: net.tape.values(layer, slot),
-                with_bias: true,
+                bias: T::ONE,
                 blocks: spec.forward_blocks,
                 scale: T::ONE,
             };
@@ -247,7 +384,7 @@ impl<T: Scalar> Materialised<T> {
             let e = OuterTerm {
                 p: delta.rows(delta.rows - e.rows, e.rows),
                 q: e,
-                with_bias: false,
+                bias: T::ZERO,
                 blocks: spec.backward_blocks() - first,
                 scale: T::ONE,
             };

@@ -3,6 +3,7 @@
 //! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented, `rule` how
 //! the latter move; `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
 
+mod coefficients;
 mod cost;
 mod dual;
 mod dual_layer;
@@ -14,6 +15,7 @@ mod plan;
 mod rule;
 mod supervised;
 mod tape;
+mod transform;
 
 pub use plan::Strategy;
 

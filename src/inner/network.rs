@@ -4,15 +4,21 @@ use super::Strategy;
 use super::dual::Dual;
 use super::materialised::Materialised;
 use super::tape::{NetworkSpec, Slot, Tape};
+use super::transform::Transform;
 use crate::Scalar;
 use crate::device::{ArenaPlan, Device, Gate, Linear, Region};
-use crate::meta::{InnerConfig, InnerOptimizer};
+use crate::meta::{InnerConfig, Side};
 
 /// The inner learning rates of one network.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Rates<T> {
-    /// `[steps, layers]`.
-    PerLayerPerStep(Vec<T>),
+    /// For each step and layer.
+    PerLayerPerStep {
+        /// `[steps, layers]`.
+        rates: Vec<T>,
+        /// The value of the column that stands for the bias, `[steps, layers]`: 1, unless phi transforms rows.
+        bias: Vec<T>,
+    },
     /// One a parameter, in the network's flat layout.
     PerParameter(Vec<T>),
 }
@@ -42,6 +48,7 @@ pub struct Network<T> {
     pub parameters: Region,
     /// The meta-gradient, flat.
     pub gradient: Region,
+    transform: Option<Transform<T>>,
     form: Form<T>,
 }
 
@@ -51,30 +58,37 @@ impl<T: Scalar> Network<T> {
         let parameters = plan.take(1, spec.mlp.parameter_count());
         let gradient = plan.take(1, spec.mlp.parameter_count());
         let adjoint = spec.second_order;
-        let (tape, form) = match strategy {
-            Strategy::Dual => {
-                let tape = Tape::new(plan, &spec, spec.steps, if adjoint { spec.steps } else { 0 });
-                let InnerOptimizer::Sgd { momentum } = inner.optimizer else {
-                    unreachable!("the configuration's check refuses the dual form of anything else")
-                };
-                let dual = Dual::new(plan, &spec, &tape, momentum);
-                (tape, Form::Dual(dual))
-            }
+        let (slots, cotangents) = match strategy {
+            Strategy::Dual => (spec.steps, if adjoint { spec.steps } else { 0 }),
+            Strategy::Materialised if adjoint || spec.pulls_rows_back() => (spec.steps, usize::from(adjoint)),
+            Strategy::Materialised => (1, 0),
+        };
+        let tape = Tape::new(plan, &spec, slots, cotangents);
+        let transform = Transform::new(plan, &spec, slots);
+        let form = match strategy {
+            Strategy::Dual => Form::Dual(Dual::new(plan, &spec, &tape, transform.as_ref(), inner)),
             Strategy::Materialised => {
-                let tape = Tape::new(plan, &spec, if adjoint { spec.steps } else { 1 }, usize::from(adjoint));
-                let form = Materialised::new(plan, &spec, inner);
-                (tape, Form::Materialised(Box::new(form)))
+                let form = Materialised::new(plan, &spec, transform.as_ref(), inner);
+                Form::Materialised(Box::new(form))
             }
         };
-        Self { spec, tape, parameters, gradient, form }
+        Self { spec, tape, parameters, gradient, transform, form }
     }
 
     /// Takes the rates for the coming meta-step.
     pub fn set_rates<D: Device<T>>(&mut self, device: &D, arena: &mut D::Arena, rates: &Rates<T>) {
+        if let Some(transform) = &self.transform {
+            transform.begin(device, arena);
+        }
         match &mut self.form {
             Form::Dual(dual) => dual.set_rates(&self.spec, rates),
             Form::Materialised(form) => form.set_rates(device, arena, rates),
         }
+    }
+
+    /// The weights of a phi that transforms rows, flat, and their gradient.
+    pub fn phi_weights(&self) -> Option<[Region; 2]> {
+        self.transform.as_ref().map(|transform| [transform.weights, transform.gradient])
     }
 
     /// Where a layer's shared weights lie in a flat array that begins at `offset`.
@@ -160,6 +174,9 @@ impl<T: Scalar> Network<T> {
 
     /// One step of the inner optimizer.
     pub fn update<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
+        if let Some(transform) = &self.transform {
+            transform.forward(&self.spec, &self.tape, device, arena, step);
+        }
         match &self.form {
             // The rows are the update.
             Form::Dual(_) => {}
@@ -177,9 +194,7 @@ impl<T: Scalar> Network<T> {
 
     /// The adjoint pass upwards through step `step`. The extra blocks' cotangent at level 0 has been written if there are any.
     pub fn adjoint_up<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
-        if let Form::Materialised(form) = &self.form {
-            form.reverse_update(self, device, arena, step);
-        }
+        self.reverse_update(device, arena, step);
         for layer in self.spec.first_moving..self.spec.layers() {
             let slot = Slot::Step(step);
             let gate = Gate {
@@ -266,10 +281,26 @@ impl<T: Scalar> Network<T> {
         }
     }
 
-    /// First-order MAML: the part of step `step` in the gradient of the rates, with the inner gradients held constant.
-    pub fn rates_of_step<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
+    /// From the cotangent of the weights after step `step` to those of the rows its gradient is made of, and to the gradient
+    /// of phi. This alone is what first-order MAML, which holds the inner gradients constant, does of a step.
+    pub fn reverse_update<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
         if let Form::Materialised(form) = &self.form {
             form.reverse_update(self, device, arena, step);
+        }
+        let Some(transform) = self.transform.as_ref().filter(|_| self.spec.pulls_rows_back()) else { return };
+        for layer in self.spec.first_moving..self.spec.layers() {
+            for side in Side::BOTH.into_iter().filter(|s| *s == Side::Delta || self.spec.has_values_cotangent(layer)) {
+                let output = transform.cotangent(layer, side);
+                match &self.form {
+                    Form::Dual(dual) => {
+                        dual.descended_cotangent(self, device, arena, (layer, side), step, output);
+                    }
+                    Form::Materialised(form) => {
+                        form.descended_cotangent(self, device, arena, (layer, side), step, output);
+                    }
+                }
+                transform.pull_back(&self.spec, &self.tape, device, arena, layer, side, step);
+            }
         }
     }
 

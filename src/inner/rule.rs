@@ -10,7 +10,7 @@ use crate::device::{
     Adam, AdamRateGradient, AdamUpdate, ArenaPlan, Device, InnerUpdate, Linear, Rate, Region, ReverseAdam,
     ReverseUpdate,
 };
-use crate::meta::{InnerConfig, InnerOptimizer, RateKind};
+use crate::meta::{InnerConfig, InnerOptimizer, RateKind, Side};
 
 /// A rule, with the regions of its state.
 pub(super) enum Rule<T> {
@@ -74,7 +74,8 @@ impl<T: Scalar> Rule<T> {
         }
     }
 
-    /// The step forwards, from the weights `from` to `to`.
+    /// The step forwards, from the weights `from` to `to`, with the value of the bias's column and the weight decay; both are
+    /// gradient descent's alone.
     pub fn update<D: Device<T>>(
         &self,
         net: &Network<T>,
@@ -82,15 +83,28 @@ impl<T: Scalar> Rule<T> {
         arena: &mut D::Arena,
         Place { layer, step, rate }: Place<T>,
         (from, to): (Linear, Linear),
+        (bias, decay): (T, T),
     ) {
         let (tasks, rows) = (net.spec.tasks, net.spec.support_rows);
-        let (delta, values) = (net.tape.descended(layer, Slot::Step(step)), net.tape.values(layer, Slot::Step(step)));
+        let [delta, values] = Side::BOTH.map(|side| net.tape.descended(layer, Slot::Step(step), side));
         match *self {
             Self::Sgd { momentum, velocities } => {
                 let velocity = |step| velocities.map(|v| per_task::<T>(&net.spec, v, step, layer));
                 let (velocity, new_velocity) = (step.checked_sub(1).and_then(velocity), velocity(step));
-                let operation =
-                    InnerUpdate { tasks, rows, delta, values, from, to, rate, momentum, velocity, new_velocity };
+                let operation = InnerUpdate {
+                    tasks,
+                    rows,
+                    delta,
+                    values,
+                    bias,
+                    from,
+                    to,
+                    rate,
+                    momentum,
+                    decay,
+                    velocity,
+                    new_velocity,
+                };
                 device.inner_update(arena, &operation);
             }
             Self::Adam { betas, epsilon, moments, .. } => {
@@ -144,8 +158,8 @@ impl<T: Scalar> Rule<T> {
                     let operation = ReverseAdam {
                         tasks,
                         rows: spec.support_rows,
-                        delta: net.tape.descended(layer, Slot::Step(step)),
-                        values: net.tape.values(layer, Slot::Step(step)),
+                        delta: net.tape.descended(layer, Slot::Step(step), Side::Delta),
+                        values: net.tape.descended(layer, Slot::Step(step), Side::Values),
                         weight_cotangent: cotangent,
                         moments,
                         moment_cotangents: cotangents.map(|c| per_task::<T>(spec, c, 0, layer)),

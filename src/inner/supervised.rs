@@ -107,8 +107,8 @@ impl<T: Scalar> SupervisedLoop<T> {
         for step in (0..self.spec.inner.steps).rev() {
             if self.spec.inner.algorithm.is_second_order() {
                 self.adjoint(device, arena, step);
-            } else if self.net.spec.rate_gradient {
-                self.net.rates_of_step(device, arena, step);
+            } else if self.net.spec.reverses_updates() {
+                self.net.reverse_update(device, arena, step);
             }
         }
         self.net.meta_gradient(device, arena);

@@ -1,7 +1,7 @@
 //! The rows of one network's passes: activations, deltas and their cotangents, for every inner step.
 
 use crate::device::{ArenaPlan, Region};
-use crate::meta::{InnerConfig, Shape};
+use crate::meta::{InnerConfig, RateKind, Shape, Side};
 use crate::model::Mlp;
 
 /// What one network does in the inner loop, as far as shapes go.
@@ -24,7 +24,11 @@ pub struct NetworkSpec {
     pub first_moving: usize,
     /// The passes run backwards through the inner loop as well.
     pub second_order: bool,
-    /// The gradient of the rates is wanted.
+    /// Whether the inner optimizer decays weights.
+    pub decays: bool,
+    /// What phi is.
+    pub rates: RateKind,
+    /// The gradient of phi is wanted.
     pub rate_gradient: bool,
     /// The query set is evaluated after every step, not only after the last.
     pub trace: bool,
@@ -45,6 +49,8 @@ impl NetworkSpec {
             gate_blocks: vec![0],
             first_moving: 0,
             second_order: inner.algorithm.is_second_order() && goes_back,
+            decays: inner.weight_decay != 0.0,
+            rates: inner.rates,
             rate_gradient: inner.learn_rates && goes_back,
             trace,
         }
@@ -66,6 +72,36 @@ impl NetworkSpec {
     /// One task's share of a mean.
     pub fn task_weight(&self) -> f64 {
         1.0 / self.total_tasks as f64
+    }
+
+    /// Whether first-order MAML, too, walks back through the inner updates.
+    pub fn reverses_updates(&self) -> bool {
+        self.rate_gradient || self.decays
+    }
+
+    /// Whether the cotangents of the rows that an inner step descends are wanted.
+    pub fn pulls_rows_back(&self) -> bool {
+        self.rates.transforms_rows() && (self.second_order || self.rate_gradient)
+    }
+
+    /// Whether a layer's values get a cotangent from the rows that are descended: at the network's input only where
+    /// something asks for it.
+    pub fn has_values_cotangent(&self, layer: usize) -> bool {
+        layer > 0 || self.rate_gradient || self.has_extra_blocks()
+    }
+
+    /// One layer's part of a flat array of parameters.
+    pub fn layer_parameters(&self, flat: Region, layer: usize) -> Region {
+        let range = self.mlp.weight_range(layer).start..self.mlp.bias_range(layer).end;
+        flat.elements(range.start, range.len())
+    }
+
+    /// A side's width.
+    pub fn width(&self, layer: usize, side: Side) -> usize {
+        match side {
+            Side::Delta => self.mlp.widths()[layer + 1],
+            Side::Values => self.mlp.widths()[layer],
+        }
     }
 
     /// Whether backward blocks exist beyond the descended ones; their gradient is needed down to the input.
@@ -106,19 +142,19 @@ impl Slot {
 
 /// Rows of one width for all slots: the inner steps' one after the other, then the query's.
 #[derive(Clone, Debug)]
-struct Store {
+pub(super) struct Store {
     steps: Region,
     slots: usize,
     query: Region,
 }
 
 impl Store {
-    fn new(plan: &mut ArenaPlan, slots: usize, step_rows: usize, query_rows: usize, width: usize) -> Self {
+    pub fn new(plan: &mut ArenaPlan, slots: usize, step_rows: usize, query_rows: usize, width: usize) -> Self {
         Self { steps: plan.take(slots * step_rows, width), slots, query: plan.take(query_rows, width) }
     }
 
     /// With fewer slots than steps, the steps take turns.
-    fn slot(&self, slot: Slot) -> Region {
+    pub fn slot(&self, slot: Slot) -> Region {
         match slot {
             Slot::Step(s) => {
                 let rows = self.steps.rows / self.slots;
@@ -140,6 +176,8 @@ pub struct Tape {
     e: Vec<Store>,
     /// By layer: the cotangent of z. Forward blocks.
     z: Vec<Store>,
+    /// By layer and side: what the update takes, where phi transforms rows. Forward blocks; the steps only.
+    descended: Vec<[Store; 2]>,
     forward_blocks: usize,
     backward_blocks: usize,
 }
@@ -157,7 +195,13 @@ impl Tape {
             let slots = if level == spec.layers() { cotangent_slots.min(1) } else { cotangent_slots };
             e.push(Store::new(plan, slots, blocks * k, 0, *width));
         }
+        let mut descended = Vec::new();
+        for layer in (0..spec.layers()).filter(|_| spec.rates.transforms_rows()) {
+            let rows = if spec.moves(layer) { f * k } else { 0 };
+            descended.push(Side::BOTH.map(|side| Store::new(plan, value_slots, rows, 0, spec.width(layer, side))));
+        }
         Self {
+            descended,
             values: widths.iter().map(|w| Store::new(plan, value_slots, f * k, f * q, *w)).collect(),
             delta: widths[1..].iter().map(|w| Store::new(plan, value_slots, b * k, b * q, *w)).collect(),
             e,
@@ -180,8 +224,29 @@ impl Tape {
         self.delta[layer].slot(slot)
     }
 
-    /// The blocks whose gradient the network descends.
-    pub fn descended(&self, layer: usize, slot: Slot) -> Region {
+    /// The rows that a step's gradient is made of.
+    pub fn gradient_rows(&self, layer: usize, slot: Slot, side: Side) -> Region {
+        match side {
+            Side::Delta => self.own(layer, slot),
+            Side::Values => self.values(layer, slot),
+        }
+    }
+
+    /// The rows that a step's update takes: the gradient's, unless phi transforms them.
+    pub fn descended(&self, layer: usize, slot: Slot, side: Side) -> Region {
+        match self.descended.get(layer) {
+            Some(sides) => sides[side as usize].slot(slot),
+            None => self.gradient_rows(layer, slot, side),
+        }
+    }
+
+    /// Forward block `block` of [`Tape::descended`].
+    pub fn descended_block(&self, layer: usize, slot: Slot, side: Side, block: usize) -> Region {
+        split(self.descended(layer, slot, side), self.forward_blocks, block, 1)
+    }
+
+    /// The deltas of the network's own loss: those of the forward blocks.
+    pub fn own(&self, layer: usize, slot: Slot) -> Region {
         split(self.delta(layer, slot), self.backward_blocks, 0, self.forward_blocks)
     }
 
@@ -203,7 +268,7 @@ impl Tape {
     pub fn z(&self, layer: usize, slot: Slot) -> Region {
         match slot {
             Slot::Step(_) => self.z[layer].slot(slot),
-            Slot::Query { .. } => self.descended(layer, slot),
+            Slot::Query { .. } => self.own(layer, slot),
         }
     }
 

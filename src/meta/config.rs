@@ -83,6 +83,9 @@ impl InnerOptimizer {
     }
 }
 
+/// Hidden units of a meta-optimizer's network at most: more are no low rank.
+const MAX_RANK: usize = 4096;
+
 /// The inner loop.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct InnerConfig {
@@ -93,11 +96,15 @@ pub struct InnerConfig {
     /// The rule of the inner steps.
     #[serde(alias = "momentum", deserialize_with = "rule_or_momentum")]
     pub optimizer: InnerOptimizer,
+    /// Weight decay of gradient descent, coupled to the gradient as in PyTorch's SGD: `v <- momentum v + g + weight_decay
+    /// theta`. First-order MAML, which holds g constant, differentiates it.
+    #[serde(default)]
+    pub weight_decay: f64,
     /// Support rows an inner step sees, drawn anew for each; all of them when absent.
     pub minibatch: Option<usize>,
-    /// What the rates are.
+    /// What phi is.
     pub rates: RateKind,
-    /// Whether the gradient of the rates is computed.
+    /// Whether the gradient of phi is computed.
     pub learn_rates: bool,
     /// The representation of adapted weights; chosen by the cost model when absent.
     pub strategy: Option<Strategy>,
@@ -110,6 +117,7 @@ impl InnerConfig {
             algorithm,
             steps,
             optimizer: InnerOptimizer::Sgd { momentum: 0.0 },
+            weight_decay: 0.0,
             minibatch: None,
             rates: RateKind::PerLayerPerStep,
             learn_rates: false,
@@ -126,10 +134,31 @@ impl InnerConfig {
             return Err(Error::invalid("inner steps", self.steps.to_string(), expected));
         }
         self.optimizer.check()?;
+        if !(self.weight_decay.is_finite() && self.weight_decay >= 0.0) {
+            return Err(Error::invalid("weight decay", self.weight_decay.to_string(), "a finite number, 0 or above"));
+        }
+        if !self.optimizer.keeps_rank() && (self.weight_decay > 0.0 || self.rates.transforms_rows()) {
+            let problem = "adam with weight decay or a meta-optimizer that transforms rows";
+            return Err(Error::invalid("inner optimizer", problem, "sgd, which they are made for"));
+        }
         if let Some(rows) = self.minibatch
             && !(1..=shots).contains(&rows)
         {
             return Err(Error::invalid("minibatch", rows.to_string(), format!("1 to {shots}, the support rows")));
+        }
+        if let RateKind::Network { rank } = self.rates
+            && !(1..=MAX_RANK).contains(&rank)
+        {
+            return Err(Error::invalid("rank", rank.to_string(), format!("1 to {MAX_RANK}")));
+        }
+        if self.rates.transforms_rows() && self.learn_rates && !self.algorithm.differentiates_query() {
+            let expected =
+                "maml, fomaml or anil, or a meta-optimizer that is not trained: reptile has no gradient for one";
+            return Err(Error::invalid(
+                "algorithm",
+                format!("{} with a meta-optimizer to train", self.algorithm),
+                expected,
+            ));
         }
         if self.rates == RateKind::PerParameter && self.strategy == Some(Strategy::Dual) {
             let expected = "materialised (or auto): a rate for each parameter makes the update full rank, \

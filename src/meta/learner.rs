@@ -2,7 +2,7 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use super::objective::{LaneShape, Objective};
-use super::{MetaOptimizer, RateKind};
+use super::{Algorithm, MetaOptimizer, RateKind};
 use crate::device::{ArenaPlan, Device, Region};
 use crate::inner::{Cost, Rates, Strategy};
 use crate::model::Parameters;
@@ -77,12 +77,13 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     pub(super) lanes: Vec<Lane<T, D, O>>,
     pub(super) phi: Vec<MetaOptimizer<T>>,
     pub(super) rates: Vec<Rates<T>>,
-    /// The gradient in the inner loop's layout, and in phi's.
+    /// The gradient of the rates in the inner loop's layout, and in phi's.
     pub(super) rate_gradient: Vec<Vec<T>>,
     pub(super) phi_gradient: Vec<Vec<T>>,
     pub(super) phi_moments: Vec<Vec<(f64, f64)>>,
-    /// Adam's moments of each network, in the first lane's arena.
+    /// Adam's moments of each network, and of the weights of its phi, in the first lane's arena.
     pub(super) moments: Vec<[Region; 2]>,
+    pub(super) weight_moments: Vec<[Region; 2]>,
     /// Outer steps in all, and those that each network took part in.
     pub(super) steps_done: u64,
     pub(super) steps_of: Vec<u64>,
@@ -119,12 +120,13 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             let expected = format!("{} of kind {:?}, one for each network", networks.len(), inner.rates);
             return Err(Error::invalid("phi", format!("{} meta-optimizers", phi.len()), expected));
         }
-        for (phi, (role, mlp)) in phi.iter().zip(&networks) {
+        let fit = |(phi, (role, mlp)): (&MetaOptimizer<T>, &(&str, &crate::model::Mlp))| {
             MetaOptimizer::from_values(inner.rates, mlp, inner.steps, phi.values().to_vec()).map_err(|e| match e {
                 Error::Invalid { problem, expected, .. } => Error::invalid(format!("{role} rates"), problem, expected),
                 other => other,
-            })?;
-        }
+            })
+        };
+        let phi: Vec<_> = phi.iter().zip(&networks).map(fit).collect::<Result<_>>()?;
         let mlps: Vec<_> = networks.iter().map(|(_, mlp)| (*mlp).clone()).collect();
         let whole = LaneShape { tasks: 0..shape.tasks, shape, strategy: Strategy::Dual, trace };
         let specs = objective.specs(&whole);
@@ -133,7 +135,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let mut bytes = 0;
         let cost = crate::inner::cost_of(&specs, strategy);
         let lanes = crate::inner::lanes(&specs, device.lanes());
-        let mut moments = Vec::new();
+        let (mut moments, mut weight_moments) = (Vec::new(), Vec::new());
         let lanes = (0..lanes)
             .map(|lane| {
                 // The first lane begins first, and so takes what is left over.
@@ -143,6 +145,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
                 let built = objective.build::<T>(&mut plan, &lane_shape);
                 if lane == 0 && !trace {
                     moments.extend(mlps.iter().map(|mlp| [(); 2].map(|()| plan.take(1, mlp.parameter_count()))));
+                    weight_moments.extend(phi.iter().map(|p| [(); 2].map(|()| plan.take(1, p.weights().len()))));
                 }
                 let rows = inner.minibatch.map_or(0, |rows| rows * inner.steps * lane_shape.tasks.len());
                 bytes += plan.elements() * size_of::<T>();
@@ -152,17 +155,18 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             .collect::<Result<Vec<_>>>()?;
         let rates: Vec<_> = match inner.rates {
             RateKind::PerParameter => mlps.iter().map(|_| Rates::PerParameter(Vec::new())).collect(),
-            _ => mlps.iter().map(|_| Rates::PerLayerPerStep(Vec::new())).collect(),
+            _ => mlps.iter().map(|_| Rates::PerLayerPerStep { rates: Vec::new(), bias: Vec::new() }).collect(),
         };
         let inner_len = |mlp: &crate::model::Mlp| match inner.rates {
-            RateKind::PerParameter => mlp.parameter_count(),
-            _ => inner.steps * mlp.layers(),
+            RateKind::Shared => inner.steps * mlp.layers(),
+            kind => super::meta_optimizer::rates(kind, mlp, inner.steps),
         };
-        Ok(Self {
+        let largest = mlps.iter().map(crate::model::Mlp::parameter_count).chain(phi.iter().map(|p| p.weights().len()));
+        let mut learner = Self {
             rate_gradient: mlps.iter().map(|mlp| vec![T::ZERO; inner_len(mlp)]).collect(),
-            phi_gradient: phi.iter().map(|p| vec![T::ZERO; p.values().len()]).collect(),
-            phi_moments: phi.iter().map(|p| vec![(0.0, 0.0); p.values().len()]).collect(),
-            host: vec![T::ZERO; mlps.iter().map(|m| m.parameter_count()).max().unwrap_or(0)],
+            phi_gradient: phi.iter().map(|p| vec![T::ZERO; p.rate_count()]).collect(),
+            phi_moments: phi.iter().map(|p| vec![(0.0, 0.0); p.rate_count()]).collect(),
+            host: vec![T::ZERO; largest.max().unwrap_or(0)],
             losses: Losses { task: vec![T::ZERO; shape.tasks], discriminator: Vec::new() },
             device,
             objective,
@@ -175,9 +179,49 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             phi,
             rates,
             moments,
+            weight_moments,
             steps_done: 0,
             steps_of: vec![0; mlps.len()],
-        })
+        };
+        learner.upload_phi();
+        Ok(learner)
+    }
+
+    /// Goes on with another algorithm (derivative-order annealing, Antoniou et al. 2019): parameters, phi and the optimizer's
+    /// state stay as they are. Allocates anew when the algorithm is another than before.
+    ///
+    /// # Errors
+    /// As [`MetaLearner::new`].
+    pub fn set_algorithm(&mut self, algorithm: Algorithm) -> Result<()>
+    where
+        D: Clone,
+    {
+        if self.objective.inner().algorithm == algorithm {
+            return Ok(());
+        }
+        let networks = 0..self.phi.len();
+        let phi: Vec<_> = networks.clone().map(|network| self.phi(network)).collect();
+        let mut objective = self.objective.clone();
+        objective.inner_mut().algorithm = algorithm;
+        let trace = self.lanes[0].shape.trace;
+        let mut other = Self::build(self.device.clone(), objective, self.shape, phi.clone(), trace)?;
+        for network in networks {
+            other.set_parameters(network, &self.parameters(network))?;
+        }
+        other.restore(&self.optimizer_state(), &phi)?;
+        *self = other;
+        Ok(())
+    }
+
+    /// phi's weights, to every lane.
+    pub(super) fn upload_phi(&mut self) {
+        for lane in &mut self.lanes {
+            for (network, phi) in self.phi.iter().enumerate() {
+                if let Some([weights, _]) = O::network(&lane.inner, network).phi_weights() {
+                    self.device.upload(&mut lane.arena, weights, phi.weights());
+                }
+            }
+        }
     }
 
     /// The form the inner loop runs in.
@@ -258,14 +302,24 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         }
     }
 
-    /// One network's meta-optimizer.
-    pub fn phi(&self, network: usize) -> &MetaOptimizer<T> {
-        &self.phi[network]
+    /// A copy of one network's meta-optimizer.
+    pub fn phi(&self, network: usize) -> MetaOptimizer<T> {
+        let (mut phi, lane) = (self.phi[network].clone(), &self.lanes[0]);
+        if let Some([weights, _]) = O::network(&lane.inner, network).phi_weights() {
+            self.device.download(&lane.arena, weights, phi.weights_mut());
+        }
+        phi
     }
 
-    /// The gradient of one network's phi, in phi's own order, when it is learned.
-    pub fn phi_gradient(&self, network: usize) -> &[T] {
-        &self.phi_gradient[network]
+    /// A copy of the gradient of one network's phi, in phi's own order; zeros when it is not learned.
+    pub fn phi_gradient(&self, network: usize) -> Vec<T> {
+        let (mut gradient, lane) = (self.phi_gradient[network].clone(), &self.lanes[0]);
+        let rates = gradient.len();
+        gradient.resize(self.phi[network].values().len(), T::ZERO);
+        if let Some([_, region]) = O::network(&lane.inner, network).phi_weights().filter(|r| !r[1].is_empty()) {
+            self.device.download(&lane.arena, region, &mut gradient[rates..]);
+        }
+        gradient
     }
 
     /// Adapts to every task of the batch and computes the meta-gradient; returns the query losses at the adapted
@@ -285,7 +339,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             }
         }
         for (phi, rates) in self.phi.iter().zip(&mut self.rates) {
-            phi.expand(steps, rates);
+            phi.expand(rates);
         }
         let rates = &self.rates;
         self.device.for_each_lane(&mut self.lanes, |device, lane| {
@@ -326,11 +380,16 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     fn reduce_gradients(&mut self) {
         let Some((first, rest)) = self.lanes.split_first_mut() else { return };
         for network in 0..self.phi.len() {
-            let gradient = O::network(&first.inner, network).gradient;
+            let of = |inner: &O::Loop<T>| {
+                let network = O::network(inner, network);
+                [Some(network.gradient), network.phi_weights().map(|regions| regions[1])]
+            };
             for lane in &mut *rest {
-                let host = &mut self.host[..gradient.len()];
-                self.device.download(&lane.arena, O::network(&lane.inner, network).gradient, host);
-                self.device.add_host(&mut first.arena, gradient, host);
+                for (to, from) in of(&first.inner).into_iter().flatten().zip(of(&lane.inner).into_iter().flatten()) {
+                    let host = &mut self.host[..from.len()];
+                    self.device.download(&lane.arena, from, host);
+                    self.device.add_host(&mut first.arena, to, host);
+                }
             }
         }
     }

@@ -8,6 +8,7 @@ mod meta_optimizer;
 mod objective;
 mod outer;
 mod outer_step;
+mod phi_layout;
 
 pub use algorithm::Algorithm;
 pub use batch::{SupervisedBatch, SupervisedRows, VideoRows};
@@ -18,3 +19,4 @@ pub use objective::Objective;
 pub(crate) use objective::sealed;
 pub use outer::{OuterConfig, OuterKind, Schedule};
 pub use outer_step::OptimizerState;
+pub(crate) use phi_layout::{PhiLayout, Side, SideLayout};

@@ -50,6 +50,7 @@ pub(crate) mod sealed {
         /// Empties a batch that is filled by adding to it.
         fn clear(_batch: &mut Self::Batch) {}
         fn inner(&self) -> &InnerConfig;
+        fn inner_mut(&mut self) -> &mut InnerConfig;
         fn check(&self, shape: &Shape) -> Result<()>;
         /// The networks and the roles they play.
         fn networks(&self) -> Vec<(&'static str, &Mlp)>;
@@ -115,6 +116,9 @@ impl sealed::Build for SupervisedConfig {
 
     fn inner(&self) -> &InnerConfig {
         &self.inner
+    }
+    fn inner_mut(&mut self) -> &mut InnerConfig {
+        &mut self.inner
     }
     fn check(&self, shape: &Shape) -> Result<()> {
         self.inner.check(shape.shots)
@@ -191,6 +195,9 @@ impl sealed::Build for VideoConfig {
 
     fn inner(&self) -> &InnerConfig {
         &self.inner
+    }
+    fn inner_mut(&mut self) -> &mut InnerConfig {
+        &mut self.inner
     }
     fn check(&self, shape: &Shape) -> Result<()> {
         VideoConfig::check(self)?;

@@ -41,12 +41,26 @@ pub struct OuterConfig {
     pub kind: OuterKind,
     /// The learning rate of the parameters.
     pub learning_rate: f64,
-    /// The learning rate of phi, which is trained in its logarithm; used when its gradient is computed.
+    /// Whether the parameters are trained; otherwise phi alone is.
+    #[serde(default = "yes")]
+    pub trains_parameters: bool,
+    /// The learning rate of phi's rates, which are trained in their logarithm; used when their gradient is computed.
     pub phi_learning_rate: f64,
-    /// The schedule of both rates.
+    /// The learning rate of phi's weights, where it transforms rows.
+    #[serde(default = "default_weight_rate")]
+    pub phi_weight_learning_rate: f64,
+    /// The schedule of all rates.
     pub schedule: Schedule,
-    /// The largest norm a network's gradient may have; longer ones are scaled down to it.
+    /// The largest norm that the gradient of a network, or of its phi's weights, may have; longer ones are scaled down to it.
     pub clip: Option<f64>,
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn default_weight_rate() -> f64 {
+    1e-3
 }
 
 impl OuterConfig {
@@ -55,7 +69,9 @@ impl OuterConfig {
         Self {
             kind: OuterKind::Adam { beta1: 0.9, beta2: 0.999, epsilon: 1e-8 },
             learning_rate,
+            trains_parameters: true,
             phi_learning_rate: 0.01,
+            phi_weight_learning_rate: default_weight_rate(),
             schedule: Schedule::Constant,
             clip: None,
         }
@@ -89,6 +105,7 @@ impl OuterConfig {
         };
         positive("outer learning rate", self.learning_rate)?;
         positive("phi learning rate", self.phi_learning_rate)?;
+        positive("phi weight learning rate", self.phi_weight_learning_rate)?;
         self.clip.map_or(Ok(()), |clip| positive("clip", clip))
     }
 }

@@ -8,7 +8,7 @@ use crate::meta::sealed::Build;
 use crate::model::Mlp;
 use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions, Latent, MovingShapes, Sinusoids, split};
 use crate::video::ClipFormat;
-use crate::{Error, InnerConfig, OuterConfig, Result, Shape, SupervisedConfig, VideoConfig};
+use crate::{Algorithm, Error, InnerConfig, OuterConfig, Result, Shape, SupervisedConfig, VideoConfig};
 
 /// Everything that a run follows from. Stored in its checkpoints.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -21,6 +21,10 @@ pub struct RunConfig {
     pub outer: OuterConfig,
     /// Length of the run, in meta-steps.
     pub steps: u64,
+    /// Meta-steps at the beginning whose gradient is of first order: with MAML, derivative-order annealing (Antoniou et al.
+    /// 2019).
+    #[serde(default)]
+    pub first_order: u64,
     /// Steps of ordinary joint training before the first meta-step.
     #[serde(default)]
     pub pretraining: u64,
@@ -195,6 +199,10 @@ impl RunConfig {
     /// Naming the field at fault.
     pub fn check(&self) -> Result<()> {
         self.outer.check()?;
+        if self.first_order > 0 && self.job.inner().algorithm != Algorithm::Maml {
+            let problem = format!("{} with {}", self.first_order, self.job.inner().algorithm);
+            return Err(Error::invalid("first-order steps", problem, "0, or maml, which they turn into fomaml"));
+        }
         let networks = self.job.networks().len();
         if self.initial_rates.len() != networks {
             let problem = format!("{} values", self.initial_rates.len());

@@ -1,10 +1,10 @@
 use super::batches::Tasks;
 use super::config::{Job, RunConfig};
-use super::trainer::{StepReport, Trainer, TrainingConfig, initial_parameters};
+use super::trainer::{StepReport, Trainer, TrainingConfig, initial_parameters, initial_phi};
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
 use crate::model::Parameters;
-use crate::{Error, MetaLearner, MetaOptimizer, Objective, Result};
+use crate::{Algorithm, Error, MetaLearner, MetaOptimizer, Objective, Result};
 
 /// The course of a run: its training, and what it follows from.
 pub struct Session<O: Objective, S: Tasks<O>, D: Device<f32>> {
@@ -24,11 +24,12 @@ impl RunConfig {
     /// As [`RunConfig::check`].
     pub fn initial_phi(&self) -> Result<Vec<MetaOptimizer<f32>>> {
         self.check()?;
-        let inner = self.job.inner();
-        let phi = |((_, mlp), rate): (&(&str, &crate::model::Mlp), &f64)| {
-            MetaOptimizer::uniform(inner.rates, mlp, inner.steps, *rate)
-        };
-        self.job.networks().iter().zip(&self.initial_rates).map(phi).collect()
+        initial_phi(&self.job.networks(), self.job.inner(), &self.initial_rates, self.seed)
+    }
+
+    /// The algorithm of meta-step `step`, counted from 0.
+    pub fn algorithm_at(&self, step: u64) -> Algorithm {
+        if step < self.first_order { Algorithm::FirstOrderMaml } else { self.job.inner().algorithm }
     }
 
     /// Whether the discriminator takes part in meta-step `step`, counted from 0.
@@ -113,6 +114,8 @@ impl<O: Objective, S: Tasks<O>, D: Device<f32> + Clone> Session<O, S, D> {
     /// # Errors
     /// As [`Trainer::step`].
     pub fn step(&mut self) -> Result<StepReport> {
+        let algorithm = self.config.algorithm_at(self.steps_done());
+        self.trainer.learner_mut().set_algorithm(algorithm)?;
         self.trainer.step()
     }
 
@@ -122,7 +125,7 @@ impl<O: Objective, S: Tasks<O>, D: Device<f32> + Clone> Session<O, S, D> {
         Checkpoint {
             config: self.config.clone(),
             parameters: (0..networks).map(|n| self.learner().parameters(n)).collect(),
-            phi: (0..networks).map(|n| self.learner().phi(n).clone()).collect(),
+            phi: (0..networks).map(|n| self.learner().phi(n)).collect(),
             step: self.learner().steps_done(),
             stage: Stage::Training { optimizer: Box::new(self.learner().optimizer_state()) },
         }

@@ -8,7 +8,8 @@ use crate::device::Device;
 use crate::meta::sealed::Build;
 use crate::model::{Mlp, Parameters};
 use crate::{
-    Error, MetaLearner, MetaOptimizer, Objective, OuterConfig, Result, Shape, SupervisedConfig, SupervisedRows,
+    Error, InnerConfig, MetaLearner, MetaOptimizer, Objective, OuterConfig, Result, Shape, SupervisedConfig,
+    SupervisedRows,
 };
 
 /// How an objective is meta-trained.
@@ -59,6 +60,8 @@ pub struct Trainer<O: Objective, S: Tasks<O>, D: Device<f32>> {
 
 /// The stream of a run's seed that its parameters are drawn from.
 const INITIAL_STREAM: u64 = 0;
+/// The one that phi's weights are drawn from: far from those of the meta-steps.
+const PHI_STREAM: u64 = 1 << 42;
 
 /// A stream of a run's random numbers.
 pub(crate) fn stream(seed: u64, stream: u64) -> ChaCha8Rng {
@@ -73,6 +76,19 @@ pub(super) fn initial_parameters<'a>(networks: impl Iterator<Item = &'a Mlp>, se
     networks.map(|mlp| Parameters::initialise(mlp, &mut rng)).collect()
 }
 
+/// The meta-optimizers that training begins with: one for each network, with its rate.
+pub(super) fn initial_phi(
+    networks: &[(&str, &Mlp)],
+    inner: &InnerConfig,
+    rates: &[f64],
+    seed: u64,
+) -> Result<Vec<MetaOptimizer<f32>>> {
+    let mut rng = stream(seed, PHI_STREAM);
+    (networks.iter().zip(rates))
+        .map(|((_, mlp), rate)| MetaOptimizer::initialise(inner.rates, mlp, inner.steps, *rate, &mut rng))
+        .collect()
+}
+
 impl<O: Objective, S: Tasks<O>, D: Device<f32> + Clone> Trainer<O, S, D> {
     /// Networks with PyTorch's initialisation, and the rates of the configuration.
     ///
@@ -85,10 +101,7 @@ impl<O: Objective, S: Tasks<O>, D: Device<f32> + Clone> Trainer<O, S, D> {
             let expected = format!("{}, one for each network", networks.len());
             return Err(Error::invalid("inner rates", format!("{} values", config.inner_rates.len()), expected));
         }
-        let inner = objective.inner();
-        let phi = (networks.iter().zip(&config.inner_rates))
-            .map(|((_, mlp), rate)| MetaOptimizer::uniform(inner.rates, mlp, inner.steps, *rate))
-            .collect::<Result<_>>()?;
+        let phi = initial_phi(&networks, objective.inner(), &config.inner_rates, config.seed)?;
         let parameters = initial_parameters(networks.iter().map(|(_, mlp)| *mlp), config.seed);
         let mut trainer = Self::assemble(device, objective, config, tasks, phi)?;
         trainer.set_parameters(&parameters)?;
@@ -176,7 +189,7 @@ impl<S: Tasks<SupervisedConfig>, D: Device<f32> + Clone> Trainer<SupervisedConfi
     pub fn adapt(&self, x: &[f32], y: &[f32]) -> Result<Parameters<f32>> {
         let shots = x.len() / self.objective.mlp.inputs();
         let shape = Shape { tasks: 1, shots, queries: shots };
-        let phi = vec![self.learner.phi(0).clone()];
+        let phi = vec![self.learner.phi(0)];
         let mut learner = MetaLearner::tracer(self.device.clone(), self.objective.clone(), shape, phi)?;
         learner.set_parameters(0, &self.learner.parameters(0))?;
         let rows = SupervisedRows { support_x: x, support_y: y, query_x: x, query_y: y };

@@ -1,6 +1,7 @@
-//! Plain loops over regions, reductions and the outer optimizer.
+//! Plain loops over regions, factors of columns, reductions and the outer optimizer.
 
-use innerloop::device::{Device, OuterStep, Region};
+use innerloop::device::{ColumnScale, ColumnScaleAdjoint, Device, OuterStep, Region};
+use innerloop::model::Activation;
 use rand::RngExt;
 
 use super::Make;
@@ -48,6 +49,26 @@ pub fn sum_rows<D: Device<f32>>(make: Make<'_, D>) {
         let to = scene.changed(1, width, accumulate);
         compare!(scene, make, format!("{rows} x {width}"), |device, arena, T| {
             device.sum_rows(arena, from, -0.4 as T, to, accumulate);
+        });
+    }
+}
+
+pub fn column_scale<D: Device<f32>>(make: Make<'_, D>) {
+    use Activation::{LeakyRelu, Linear, Relu, Sigmoid, Tanh};
+    let shapes =
+        [(1, 1, Linear), (5, 129, LeakyRelu), (40, 33, Tanh), (3, 257, Sigmoid), (131, 16, Relu), (9, 65, Linear)];
+    for (case, (rows, width, activation)) in shapes.into_iter().enumerate() {
+        let scene = &mut Scene::new(1150 + case as u64);
+        let (from, scale) = (scene.random(rows, width), scene.random(1, width));
+        let (to, of) = (scene.written(rows, width), scene.between(rows, width, 0.1, 0.9));
+        let cotangent = scene.changed(rows, width, true);
+        let gradient = (case % 2 == 0).then(|| scene.changed(1, width, true));
+        compare!(scene, make, format!("{rows} x {width}, {activation:?}"), |device, arena, T| {
+            let forward = ColumnScale { from, scale, activation, to };
+            device.column_scale(arena, &forward);
+            let of = ColumnScale { to: of, ..forward };
+            let weight = 0.3 as T;
+            device.column_scale_adjoint(arena, &ColumnScaleAdjoint { of, cotangent, gradient, weight });
         });
     }
 }

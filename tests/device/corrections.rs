@@ -1,6 +1,6 @@
 //! Corrections of the dual form, and the Gram matrices they are made of.
 
-use innerloop::device::{Device, Gram, GramInner, GramView, LinearForward, Region, Term};
+use innerloop::device::{Device, Gram, GramInner, GramView, LinearForward, LowRank, Region, Term};
 use innerloop::model::Activation;
 
 use super::Make;
@@ -11,6 +11,8 @@ pub struct Terms {
     pub blocks: Vec<Vec<Term>>,
     pub scales: Vec<f64>,
     pub scratch: Region,
+    /// Whether but a share of the weights is taken.
+    pub decayed: bool,
 }
 
 impl Terms {
@@ -25,7 +27,7 @@ impl Terms {
                 let gram = scene.random(1, tasks * task_stride);
                 Term {
                     gram: GramView { offset: gram.offset, task_stride, row_stride, column_stride },
-                    plus_one: i % 3 == 1,
+                    bias: (i % 3 == 1).then_some((i + 2 * b) % 3),
                     scale: (i + b) % 3,
                     rows: scene.random(tasks * count, width),
                 }
@@ -34,19 +36,25 @@ impl Terms {
         });
         let blocks = blocks.collect();
         let scratch = scene.scratch(total);
-        Self { blocks, scales: vec![-0.3, 0.2, -0.05], scratch }
+        Self { blocks, scales: vec![-0.3, 0.2, -0.05], scratch, decayed: true }
     }
 
     /// None.
     pub fn none() -> Self {
-        Self { blocks: Vec::new(), scales: Vec::new(), scratch: Region { offset: 0, rows: 0, width: 0 } }
+        let scratch = Region { offset: 0, rows: 0, width: 0 };
+        Self { blocks: Vec::new(), scales: Vec::new(), scratch, decayed: false }
     }
 }
 
 /// `Corrections` in the precision of the side.
 macro_rules! corrections {
     ($terms:expr, $scales:ident) => {
-        innerloop::device::Corrections { blocks: &$terms.blocks, scales: &$scales, scratch: $terms.scratch }
+        innerloop::device::Corrections {
+            share: if $terms.decayed { 0.75 } else { 1.0 },
+            blocks: &$terms.blocks,
+            scales: &$scales,
+            scratch: $terms.scratch,
+        }
     };
 }
 pub(crate) use corrections;
@@ -85,6 +93,20 @@ pub fn many_corrections<D: Device<f32>>(make: Make<'_, D>) {
     }
 }
 
+pub fn low_rank<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, counts) in [vec![vec![5], vec![], vec![1; 30]], vec![vec![2; 70]], vec![]].iter().enumerate() {
+        let (tasks, rows, width) = (3, 9, [131, 7, 33][case]);
+        let scene = &mut Scene::new(50 + case as u64);
+        let terms = Terms::new(scene, tasks, rows, width, counts);
+        let output = scene.written(counts.len().max(2) * tasks * rows, width);
+        compare!(scene, make, format!("{counts:?}"), |device, arena, T| {
+            let scales = scales!(terms, T);
+            let corrections = corrections!(terms, scales);
+            device.low_rank(arena, &LowRank { tasks, rows, corrections, output });
+        });
+    }
+}
+
 pub fn gram<D: Device<f32>>(make: Make<'_, D>) {
     for (case, (tasks, rows, blocks, width, counts)) in [
         (1, 1, 1, 1, vec![1]),
@@ -113,7 +135,8 @@ pub fn gram_inner<D: Device<f32>>(make: Make<'_, D>) {
     {
         let scene = &mut Scene::new(200 + case as u64);
         let left = scene.random(rows, groups * group);
-        let right = scene.random(rows, groups * group);
+        // Without a right operand it counts as 0.
+        let right = (case != 2).then(|| scene.random(rows, groups * group));
         let output = scene.changed(1, groups, true);
         compare!(scene, make, format!("gram_inner {rows} x {groups} x {group}"), |device, arena, _T| {
             device.gram_inner(arena, &GramInner { left, right, group, plus_one, scale: 0.25, output });

@@ -15,11 +15,11 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>) {
             let (tasks, rows) = (3, 5);
             let scene = &mut Scene::new(case);
             let count = if many && inputs < 10 { 67 } else { 2 };
-            let terms: Vec<(Region, Region, bool, usize)> = (0..count)
+            let terms: Vec<(Region, Region, f64, usize)> = (0..count)
                 .map(|i| {
                     let blocks = 1 + i % 3;
                     let rows = blocks * tasks * (rows + i % 2 * 17);
-                    (scene.random(rows, outputs), scene.random(rows, inputs), i % 2 == 0, blocks)
+                    (scene.random(rows, outputs), scene.random(rows, inputs), [1.0, 0.0, -0.6][i % 3], blocks)
                 })
                 .collect();
             let content = if accumulate { Content::Changed } else { Content::Written };
@@ -29,9 +29,9 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>) {
                 let terms: Vec<OuterTerm<T>> = terms
                     .iter()
                     .enumerate()
-                    .map(|(i, (p, q, with_bias, blocks))| {
+                    .map(|(i, (p, q, bias, blocks))| {
                         let scale = [1.0, -0.5, 0.25][i % 3] as T;
-                        OuterTerm { p: *p, q: *q, with_bias: *with_bias, blocks: *blocks, scale }
+                        OuterTerm { p: *p, q: *q, bias: *bias as T, blocks: *blocks, scale }
                     })
                     .collect();
                 device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate });
@@ -65,10 +65,12 @@ pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
                     rows,
                     delta,
                     values,
+                    bias: if begun { 0.6 } else { 1.0 },
                     from,
                     to,
                     rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(0.3 as T) },
                     momentum: 0.9 as T,
+                    decay: if keeps { 0.3 } else { 0.1 },
                     velocity,
                     new_velocity,
                 };

@@ -44,10 +44,15 @@ fn train<T: Scalar, D: Device<T>, O: Objective>(
     step: impl Fn(&mut MetaLearner<T, D, O>, &mut ChaCha8Rng),
 ) -> Vec<Vec<f64>> {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
-    let phi = networks.iter().map(|mlp| MetaOptimizer::uniform(kind, mlp, inner_steps, 0.05).unwrap()).collect();
+    // Drawn in single precision, so that every side begins at the same numbers.
+    let mut phi = |mlp: &Mlp| {
+        let phi = MetaOptimizer::<f32>::initialise(kind, mlp, inner_steps, 0.05, &mut rng).unwrap();
+        let values = phi.values().iter().map(|v| T::from_f64(f64::from(*v))).collect();
+        MetaOptimizer::from_values(kind, mlp, inner_steps, values).unwrap()
+    };
+    let phi = networks.iter().map(&mut phi).collect();
     let mut learner = MetaLearner::new(device, objective.clone(), shape, phi).unwrap();
     for (network, mlp) in networks.iter().enumerate() {
-        // Drawn in single precision, so that every side begins at the same numbers.
         let parameters = Parameters::<f32>::initialise(mlp, &mut rng);
         learner.set_parameters(network, &parameters.cast()).unwrap();
     }
@@ -89,6 +94,7 @@ fn supervised_config(
 ) -> SupervisedConfig {
     let inner = InnerConfig {
         optimizer,
+        weight_decay: if optimizer == MOMENTUM { 0.1 } else { 0.0 },
         minibatch: Some(3),
         rates: kind,
         learn_rates: algorithm != Algorithm::Reptile,
@@ -117,6 +123,8 @@ pub fn supervised_training<D: Device<f32>>(make: Make<'_, D>) {
         (Algorithm::Maml, MOMENTUM, RateKind::PerLayerPerStep, Strategy::Dual),
         (Algorithm::Maml, MOMENTUM, RateKind::PerLayerPerStep, Strategy::Materialised),
         (Algorithm::Maml, MOMENTUM, RateKind::PerParameter, Strategy::Materialised),
+        (Algorithm::Maml, MOMENTUM, RateKind::RowColumn, Strategy::Dual),
+        (Algorithm::Maml, MOMENTUM, RateKind::Network { rank: 3 }, Strategy::Materialised),
         (Algorithm::FirstOrderMaml, PLAIN, RateKind::Shared, Strategy::Dual),
         (Algorithm::Anil, PLAIN, RateKind::Shared, Strategy::Materialised),
         (Algorithm::Reptile, PLAIN, RateKind::Shared, Strategy::Materialised),
@@ -145,9 +153,12 @@ fn train_video<T: Scalar, D: Device<T>>(device: D, config: &VideoConfig) -> Vec<
 }
 
 pub fn video_training<D: Device<f32>>(make: Make<'_, D>) {
-    for (optimizer, strategy) in
-        [(PLAIN, Strategy::Dual), (PLAIN, Strategy::Materialised), (ADAM, Strategy::Materialised)]
-    {
+    for (optimizer, strategy, rates) in [
+        (PLAIN, Strategy::Dual, RateKind::PerLayerPerStep),
+        (PLAIN, Strategy::Materialised, RateKind::PerLayerPerStep),
+        (PLAIN, Strategy::Dual, RateKind::Network { rank: 3 }),
+        (ADAM, Strategy::Materialised, RateKind::PerLayerPerStep),
+    ] {
         let inner = InnerConfig {
             optimizer,
             strategy: Some(strategy),
@@ -160,7 +171,7 @@ pub fn video_training<D: Device<f32>>(make: Make<'_, D>) {
             frames: 3,
             weights: VideoWeights { adversarial: 1.0, reconstruction: 2.0, motion: 0.5 },
             adversarial: true,
-            inner: InnerConfig { rates: RateKind::PerLayerPerStep, ..inner },
+            inner: InnerConfig { rates, ..inner },
         };
         let expected = train_video::<f64, _>(CpuDevice::new(1).unwrap(), &config);
         let got = train_video::<f32, _>(make(2), &config);

@@ -35,6 +35,8 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("gram", corrections::gram::<D>),
         ("gram_inner", corrections::gram_inner::<D>),
         ("many_corrections", corrections::many_corrections::<D>),
+        ("low_rank", corrections::low_rank::<D>),
+        ("column_scale", arrays::column_scale::<D>),
         ("outer_product", gradients::outer_product::<D>),
         ("inner_update", gradients::inner_update::<D>),
         ("reverse_update", gradients::reverse_update::<D>),

@@ -164,7 +164,8 @@ impl<T: Scalar> Case<T> {
             let mut terms = Vec::new();
             for _ in 0..self.pick(&[0, 1, 2, 3]) {
                 let count = self.pick(&[1, 2, 5]);
-                let (spare, plus_one, scale) = (self.pick(&[0, 3]), self.coin(), self.pick(&[0, 1, 2]));
+                let (spare, bias, scale) =
+                    (self.pick(&[0, 3]), self.pick(&[None, Some(0), Some(2)]), self.pick(&[0, 1, 2]));
                 let (height, columns) = if self.coin() { (rows, count) } else { (count, rows) };
                 let upright = height == rows && columns == count;
                 let matrix = self.random(tasks * height, columns + spare);
@@ -176,7 +177,7 @@ impl<T: Scalar> Case<T> {
                     column_stride,
                 };
                 let rows = self.random(tasks * count, width);
-                terms.push(Term { gram, plus_one, scale, rows });
+                terms.push(Term { gram, bias, scale, rows });
             }
             all.push(terms);
         }
@@ -190,11 +191,12 @@ impl<T: Scalar> Case<T> {
         rows: usize,
         terms: &'a [Vec<Term>],
         scales: &'a [T],
+        share: f64,
     ) -> Corrections<'a, T> {
         let count: usize = terms.iter().flatten().map(|t| t.rows.rows / tasks).sum();
         let scratch = self.poisoned(1, count * tasks * rows);
         self.scratch.push(scratch);
-        Corrections { blocks: terms, scales, scratch }
+        Corrections { share: T::from_f64(share), blocks: terms, scales, scratch }
     }
 
     pub fn image(&self) -> Image {
@@ -273,7 +275,7 @@ impl Image {
         self.0[layer.bias + task * layer.task_stride + output]
     }
 
-    /// `sum scale * (gram + plus_one) @ rows`, one element.
+    /// `sum scale * (gram + bias) @ rows`, one element.
     pub fn correction<T: Scalar>(
         &self,
         corrections: &Corrections<'_, T>,
@@ -286,7 +288,7 @@ impl Image {
                 (term.gram, term.rows.rows / tasks);
             for i in 0..count {
                 let gram = self.0[offset + task * task_stride + k * row_stride + i * column_stride];
-                let factor = gram + f64::from(u8::from(term.plus_one));
+                let factor = gram + term.bias.map_or(0.0, |index| corrections.scales[index].to_f64());
                 sum += corrections.scales[term.scale].to_f64() * factor * self.at(term.rows, task * count + i, column);
             }
         }

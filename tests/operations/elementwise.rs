@@ -1,12 +1,12 @@
-//! Copies, sums and the lanes.
+//! Copies, sums, factors of columns and the lanes.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use innerloop::Scalar;
 use innerloop::device::cpu::{CpuArena, CpuDevice};
-use innerloop::device::{Device, Region};
+use innerloop::device::{ColumnScale, ColumnScaleAdjoint, Device, Region};
 
-use crate::case::{Case, WIDTHS, for_seeds};
+use crate::case::{ACTIVATIONS, Case, WIDTHS, first, for_seeds, value};
 
 fn host<T: Scalar>(len: usize) -> (Vec<T>, Vec<f64>) {
     let values: Vec<T> = (0..len).map(|i| T::from_f64(i as f64 * 0.37 - 3.0)).collect();
@@ -40,6 +40,41 @@ fn copies() {
         case.judge("gather", 0.0, &[(gathered, expected)], |d, arena| d.gather(arena, from, &indices, gathered));
     }
     for_seeds!(20, check);
+}
+
+#[test]
+fn column_scale() {
+    fn check<T: Scalar>(seed: u64) {
+        let mut case = Case::<T>::new(seed);
+        let (rows, width) = (case.pick(&[1, 5, 41, 300]), case.pick(&WIDTHS));
+        let (activation, learns) = (case.pick(&ACTIVATIONS), case.coin());
+        let (from, scale, to) = (case.random(rows, width), case.random(1, width), case.poisoned(rows, width));
+        let op = ColumnScale { from, scale, activation, to };
+        let of = case.values(rows, width, activation);
+        let (cotangent, gradient) = (case.random(rows, width), case.random(1, width));
+        let image = case.image();
+        let each = |element: &dyn Fn(usize, usize) -> f64| -> Vec<f64> {
+            (0..rows).flat_map(|r| (0..width).map(move |c| (r, c))).map(|(r, c)| element(r, c)).collect()
+        };
+        let factor = |c| image.at(scale, 0, c);
+        let values = each(&|r, c| value(activation, image.at(from, r, c) * factor(c)));
+        case.judge("column_scale", 3e-7, &[(to, values)], |d, arena| d.column_scale(arena, &op));
+
+        let u = |r, c| image.at(cotangent, r, c) * first(activation, image.at(of, r, c));
+        let mut expected = vec![(cotangent, each(&|r, c| u(r, c) * factor(c)))];
+        if learns {
+            let sum = |c| (0..rows).map(|r| u(r, c) * image.at(from, r, c)).sum::<f64>();
+            expected.push((gradient, (0..width).map(|c| image.at(gradient, 0, c) + 0.3 * sum(c)).collect()));
+        }
+        let op = ColumnScaleAdjoint {
+            of: ColumnScale { to: of, ..op },
+            cotangent,
+            gradient: learns.then_some(gradient),
+            weight: T::from_f64(0.3),
+        };
+        case.judge("column_scale_adjoint", 2e-6, &expected, |d, arena| d.column_scale_adjoint(arena, &op));
+    }
+    for_seeds!(60, check);
 }
 
 #[test]

@@ -1,7 +1,7 @@
-//! Inner products of rows, and the weight gradient of many rows.
+//! Inner products of rows, what is made of them, and the weight gradient of many rows.
 
 use innerloop::Scalar;
-use innerloop::device::{Device, Gram, GramInner, OuterProduct, OuterTerm};
+use innerloop::device::{Device, Gram, GramInner, LowRank, OuterProduct, OuterTerm};
 
 use crate::case::{Case, each, for_seeds};
 
@@ -34,7 +34,7 @@ fn gram_inner() {
         let (rows, groups, group) = (case.pick(&[1, 7, 33]), case.pick(&[1, 3]), case.pick(&[1, 5, 17]));
         let op = GramInner {
             left: case.random(rows, groups * group),
-            right: case.random(rows, groups * group),
+            right: [Some(case.random(rows, groups * group)), None][case.below(2)],
             group,
             plus_one: case.coin(),
             scale: 0.25,
@@ -46,7 +46,8 @@ fn gram_inner() {
             .map(|c| {
                 let columns = c * group..(c + 1) * group;
                 let pairs = (0..rows).flat_map(|r| columns.clone().map(move |i| (r, i)));
-                let sum: f64 = pairs.map(|(r, i)| image.at(op.left, r, i) * (image.at(op.right, r, i) + one)).sum();
+                let right = |r, i| op.right.map_or(0.0, |right| image.at(right, r, i));
+                let sum: f64 = pairs.map(|(r, i)| image.at(op.left, r, i) * (right(r, i) + one)).sum();
                 image.at(op.output, 0, c) - op.scale * sum
             })
             .collect();
@@ -54,6 +55,23 @@ fn gram_inner() {
         case.judge("gram_inner", 1e-7, &[(op.output, expected)], |d, arena| d.gram_inner(arena, &op));
     }
     for_seeds!(60, check);
+}
+
+#[test]
+fn low_rank() {
+    fn check<T: Scalar>(seed: u64) {
+        let mut case = Case::<T>::new(seed);
+        let ((tasks, rows, blocks), (width, _)) = (case.rows(), case.widths());
+        let terms = if seed == 0 { Vec::new() } else { case.terms(tasks, rows, blocks, width) };
+        let scales = [-0.4, 0.3, 0.7].map(T::from_f64);
+        let corrections = case.corrections(tasks, rows, &terms, &scales, 1.0);
+        let output = case.poisoned(blocks * tasks * rows, width);
+        let image = case.image();
+        let expected = each([blocks, tasks, rows, width], |at| image.correction(&corrections, tasks, at));
+        let op = LowRank { tasks, rows, corrections, output };
+        case.judge("low_rank", 3e-6, &[(output, expected)], |d, arena| d.low_rank(arena, &op));
+    }
+    for_seeds!(50, check);
 }
 
 #[test]
@@ -69,7 +87,7 @@ fn outer_product() {
             .map(|&(rows, blocks)| OuterTerm {
                 p: case.random(blocks * tasks * rows, outputs),
                 q: case.random(blocks * tasks * rows, inputs),
-                with_bias: case.coin(),
+                bias: T::from_f64(case.pick(&[0.0, 1.0, -0.7])),
                 blocks,
                 scale: T::from_f64(case.pick(&[-0.5, 1.0, 0.3])),
             })
@@ -93,7 +111,7 @@ fn outer_product() {
                         for i in 0..inputs {
                             values[o * inputs + i] += p * image.at(term.q, row, i);
                         }
-                        values[outputs * inputs + o] += if term.with_bias { p } else { 0.0 };
+                        values[outputs * inputs + o] += p * term.bias.to_f64();
                     }
                 }
             }

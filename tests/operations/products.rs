@@ -26,13 +26,14 @@ fn linear_forward() {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
         let (shared, activation, scales) = (case.coin(), case.pick(&ACTIVATIONS), scales());
+        let share = case.pick(&[1.0, 0.8]);
         let terms = terms(&mut case, tasks, rows, blocks, outputs);
         let op = LinearForward {
             tasks,
             rows,
             input: case.random(blocks * tasks * rows, inputs),
             layer: case.layer(tasks, inputs, outputs, shared, false),
-            corrections: case.corrections(tasks, rows, &terms, &scales),
+            corrections: case.corrections(tasks, rows, &terms, &scales, share),
             activation,
             output: case.poisoned(blocks * tasks * rows, outputs),
         };
@@ -41,7 +42,7 @@ fn linear_forward() {
             let row = (b * tasks + t) * rows + k;
             let product: f64 = (0..inputs).map(|i| image.at(op.input, row, i) * image.weight(&op.layer, t, o, i)).sum();
             let correction = image.correction(&op.corrections, tasks, [b, t, k, o]);
-            value(activation, product + image.bias(&op.layer, t, o) + correction)
+            value(activation, share * (product + image.bias(&op.layer, t, o)) + correction)
         });
         case.judge("linear_forward", SINGLE, &[(op.output, expected)], |d, arena| d.linear_forward(arena, &op));
     }
@@ -54,6 +55,7 @@ fn linear_backward() {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
         let (shared, gated, activation, scales) = (case.coin(), case.coin(), case.pick(&ACTIVATIONS), scales());
+        let share = case.pick(&[1.0, 0.8]);
         let terms = terms(&mut case, tasks, rows, blocks, inputs);
         let gate_count = case.pick(&[1, 2]);
         let gate_blocks: Vec<_> = (0..blocks).map(|_| case.pick(&[0, gate_count - 1])).collect();
@@ -63,7 +65,7 @@ fn linear_backward() {
             rows,
             delta: case.random(blocks * tasks * rows, outputs),
             layer: case.layer(tasks, inputs, outputs, shared, false),
-            corrections: case.corrections(tasks, rows, &terms, &scales),
+            corrections: case.corrections(tasks, rows, &terms, &scales, share),
             gate: gated.then_some(Gate { activation, values, blocks: &gate_blocks }),
             output: case.poisoned(blocks * tasks * rows, inputs),
         };
@@ -74,7 +76,7 @@ fn linear_backward() {
                 (0..outputs).map(|o| image.at(op.delta, row, o) * image.weight(&op.layer, t, o, i)).sum();
             let gate = (gate_blocks[b] * tasks + t) * rows + k;
             let gate = if gated { first(activation, image.at(values, gate, i)) } else { 1.0 };
-            (product + image.correction(&op.corrections, tasks, [b, t, k, i])) * gate
+            (share * product + image.correction(&op.corrections, tasks, [b, t, k, i])) * gate
         });
         case.judge("linear_backward", SINGLE, &[(op.output, expected)], |d, arena| d.linear_backward(arena, &op));
     }
@@ -87,6 +89,7 @@ fn adjoint_forward() {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
         let (shared, activation, scales) = (case.coin(), case.pick(&ACTIVATIONS), scales());
+        let share = case.pick(&[1.0, 0.8]);
         let terms = terms(&mut case, tasks, rows, blocks, outputs);
         // Several blocks may share a gate block, as the discriminator's second and third do.
         let gate_count = case.pick(&[1, 2]).min(blocks);
@@ -106,7 +109,7 @@ fn adjoint_forward() {
             input: (input_rows > 0).then_some((input, first_input)),
             layer: case.layer(tasks, inputs, outputs, shared, false),
             direction: (directed > 0).then_some(direction),
-            corrections: case.corrections(tasks, rows, &terms, &scales),
+            corrections: case.corrections(tasks, rows, &terms, &scales, share),
             gate: Gate { activation, values: case.values(gate_rows, outputs, activation), blocks: &gate_blocks },
             delta: case.random(blocks * tasks * rows, outputs),
             z_cotangent: case.poisoned(gate_rows, outputs),
@@ -115,7 +118,7 @@ fn adjoint_forward() {
         let image = case.image();
         let row = |b, t, k| (b * tasks + t) * rows + k;
         let g = each([blocks, tasks, rows, outputs], |[b, t, k, o]| {
-            let mut sum = image.correction(&op.corrections, tasks, [b, t, k, o]);
+            let mut sum = 0.0;
             if b >= first_input {
                 let row = row(b - first_input, t, k);
                 sum += (0..inputs).map(|i| image.at(input, row, i) * image.weight(&op.layer, t, o, i)).sum::<f64>();
@@ -126,7 +129,7 @@ fn adjoint_forward() {
                 let weight = |i| image.weight(&layer, t, o, i);
                 sum += (0..inputs).map(|i| image.at(values, row(b, t, k), i) * weight(i)).sum::<f64>();
             }
-            sum
+            share * sum + image.correction(&op.corrections, tasks, [b, t, k, o])
         });
         let e = each([blocks, tasks, rows, outputs], |[b, t, k, o]| {
             let a = image.at(op.gate.values, row(gate_blocks[b], t, k), o);
@@ -153,6 +156,7 @@ fn adjoint_backward() {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
         let (shared, gated, activation, scales) = (case.coin(), case.coin(), case.pick(&ACTIVATIONS), scales());
+        let share = case.pick(&[1.0, 0.8]);
         let accumulate = case.coin();
         let terms = terms(&mut case, tasks, rows, blocks, inputs);
         let gate_count = case.pick(&[1, 2]);
@@ -169,7 +173,7 @@ fn adjoint_backward() {
             z_cotangent: case.random(blocks * tasks * rows, outputs),
             layer: case.layer(tasks, inputs, outputs, shared, false),
             direction: (directed > 0).then_some(direction),
-            corrections: case.corrections(tasks, rows, &terms, &scales),
+            corrections: case.corrections(tasks, rows, &terms, &scales, share),
             gate: gated.then_some(Gate { activation, values, blocks: &gate_blocks }),
             output: case.output(blocks * tasks * rows, inputs, accumulate),
             accumulate,
@@ -177,9 +181,8 @@ fn adjoint_backward() {
         let image = case.image();
         let expected = each([blocks, tasks, rows, inputs], |[b, t, k, i]| {
             let row = (b * tasks + t) * rows + k;
-            let mut sum = image.correction(&op.corrections, tasks, [b, t, k, i]);
-            sum +=
-                (0..outputs).map(|o| image.at(op.z_cotangent, row, o) * image.weight(&op.layer, t, o, i)).sum::<f64>();
+            let mut sum: f64 =
+                (0..outputs).map(|o| image.at(op.z_cotangent, row, o) * image.weight(&op.layer, t, o, i)).sum();
             if b < directed {
                 let weight = |o| image.weight(&direction.layer, t, o, i);
                 sum += (0..outputs).map(|o| image.at(direction.values, row, o) * weight(o)).sum::<f64>();
@@ -187,7 +190,7 @@ fn adjoint_backward() {
             let gate = (gate_blocks[b] * tasks + t) * rows + k;
             let gate = if gated { first(activation, image.at(values, gate, i)) } else { 1.0 };
             let before = if accumulate { image.at(op.output, row, i) } else { 0.0 };
-            before + sum * gate
+            before + (share * sum + image.correction(&op.corrections, tasks, [b, t, k, i])) * gate
         });
         case.judge("adjoint_backward", SINGLE, &[(op.output, expected)], |d, arena| d.adjoint_backward(arena, &op));
     }

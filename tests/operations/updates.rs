@@ -30,10 +30,12 @@ fn inner_update() {
             rows,
             delta: case.random(blocks * tasks * rows, outputs),
             values: case.random(blocks * tasks * rows, inputs),
+            bias: T::from_f64(case.pick(&[1.0, 0.6])),
             from: case.layer(tasks, inputs, outputs, shared, false),
             to: case.layer(tasks, inputs, outputs, false, true),
             rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(T::from_f64(0.2)) },
             momentum: T::from_f64(0.7),
+            decay: T::from_f64(case.pick(&[0.0, 0.4])),
             velocity: had.then_some(velocity),
             new_velocity: keeps.then_some(new_velocity),
         };
@@ -46,13 +48,14 @@ fn inner_update() {
                 let before = image.of(case.region_of(&velocity, task));
                 v.iter_mut().zip(before).for_each(|(v, b)| *v = op.momentum.to_f64() * b);
             }
+            v.iter_mut().zip(from).for_each(|(v, f)| *v += op.decay.to_f64() * f);
             for row in (0..blocks * tasks * rows).filter(|row| row / rows % tasks == task) {
                 for o in 0..outputs {
                     let delta = image.at(op.delta, row, o);
                     for i in 0..inputs {
                         v[o * inputs + i] += delta * image.at(op.values, row, i);
                     }
-                    v[outputs * inputs + o] += delta;
+                    v[outputs * inputs + o] += op.bias.to_f64() * delta;
                 }
             }
             let to = (0..v.len()).map(|i| from[i] - rate(&image, op.rate, i) * v[i]).collect();

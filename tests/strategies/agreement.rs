@@ -8,7 +8,7 @@ use innerloop::{
 };
 use proptest::prelude::{ProptestConfig, TestCaseError, prop_assert, prop_assert_eq, proptest};
 
-use crate::problems::{Kind, Outcome, Problem, distance, supervised, video};
+use crate::problems::{ALL, Kind, Outcome, Problem, VIDEO, distance, supervised, video};
 
 /// Both agree in everything, to `tolerance`.
 fn hold(got: &Outcome, want: &Outcome, tolerance: f64) -> Result<(), TestCaseError> {
@@ -59,13 +59,13 @@ proptest! {
 
     #[test]
     fn supervised_forms_agree(
-        problem in supervised(20, 4, false, vec![RateKind::Shared, RateKind::PerLayerPerStep, RateKind::PerParameter])
+        problem in supervised(20, 4, false, ALL)
     ) {
         check(&problem)?;
     }
 
     #[test]
-    fn video_forms_agree(problem in video(16, 4, false)) {
+    fn video_forms_agree(problem in video(16, 4, false, VIDEO)) {
         check(&problem)?;
     }
 }

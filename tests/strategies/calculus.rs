@@ -3,7 +3,7 @@
 use innerloop::{Algorithm, InnerOptimizer, RateKind, Shape, Strategy};
 use proptest::prelude::{ProptestConfig, TestCaseError, any, prop_assert, proptest};
 
-use crate::problems::{Kind, Problem, distance, supervised, video};
+use crate::problems::{ALL, Kind, Problem, SMOOTH, VIDEO, distance, supervised, video};
 
 const STEP: f64 = 1e-5;
 
@@ -50,13 +50,12 @@ fn unadapted(problem: &Problem, task: usize, parameters: &[Vec<f64>]) -> Problem
     }
     let inner = alone.inner_mut();
     (inner.steps, inner.algorithm, inner.learn_rates) = (0, Algorithm::Maml, false);
-    let per_step = inner.rates == RateKind::PerLayerPerStep;
+    inner.rates = RateKind::PerLayerPerStep;
     for (to, from) in alone.parameters.iter_mut().zip(parameters) {
         to.values_mut().copy_from_slice(from);
     }
-    if per_step {
-        alone.rates.iter_mut().for_each(Vec::clear);
-    }
+    // One for each of no steps.
+    alone.rates.iter_mut().for_each(Vec::clear);
     alone
 }
 
@@ -72,7 +71,7 @@ proptest! {
     /// MAML and ANIL (also with S = 0: joint training) differentiate the mean query loss, in the parameters and rates.
     #[test]
     fn supervised_gradients_are_slopes(
-        problem in supervised(4, 3, true, vec![RateKind::Shared, RateKind::PerLayerPerStep, RateKind::PerParameter]),
+        problem in supervised(4, 3, true, SMOOTH),
         anil in any::<bool>(),
     ) {
         let mut problem = problem;
@@ -90,12 +89,13 @@ proptest! {
 
     /// Without inner steps each player gets the slope of its own loss.
     #[test]
-    fn plain_video_gradients_are_slopes(problem in video(4, 2, true)) {
+    fn plain_video_gradients_are_slopes(problem in video(4, 2, true, &VIDEO[..3])) {
         let mut problem = problem;
         let inner = problem.inner_mut();
         (inner.algorithm, inner.steps) = (Algorithm::Maml, 0);
         inner.optimizer = InnerOptimizer::Sgd { momentum: 0.0 };
-        if inner.rates == RateKind::PerLayerPerStep {
+        inner.weight_decay = 0.0;
+        if inner.rates != RateKind::Shared {
             // One for each of no steps.
             problem.rates.iter_mut().for_each(Vec::clear);
         }
@@ -113,7 +113,7 @@ proptest! {
     /// MAML of the GAN pulls both players' query gradients back through the joint steps: it is the slope of
     /// `mean_t sum <query gradient, adapted parameters>` with the query gradients held.
     #[test]
-    fn video_gradients_are_pulled_back(problem in video(3, 2, true)) {
+    fn video_gradients_are_pulled_back(problem in video(3, 2, true, &VIDEO[..3])) {
         let mut problem = problem;
         problem.inner_mut().algorithm = Algorithm::Maml;
         problem.inner_mut().learn_rates = true;
@@ -156,6 +156,7 @@ fn first_order(problem: &Problem) -> Result<(), TestCaseError> {
     for form in problem.forms() {
         let mut problem = problem.clone();
         problem.inner_mut().algorithm = Algorithm::FirstOrderMaml;
+        let decay = std::mem::replace(&mut problem.inner_mut().weight_decay, 0.0);
         let answer = problem.solve(*form, 1);
         let tasks = problem.shape.tasks;
         let each: Vec<_> = (0..tasks).map(|t| query_gradient(&problem, &answer.adapted, t)).collect();
@@ -165,7 +166,8 @@ fn first_order(problem: &Problem) -> Result<(), TestCaseError> {
             let error = distance(got, &want);
             prop_assert!(error < 1e-10, "{form}: fomaml is off by {error:e}");
         }
-        problem.inner_mut().algorithm = Algorithm::Reptile;
+        let inner = problem.inner_mut();
+        (inner.algorithm, inner.learn_rates, inner.weight_decay) = (Algorithm::Reptile, false, decay);
         let answer = problem.solve(*form, 1);
         for (network, got) in answer.gradient.iter().enumerate() {
             let theta = problem.parameters[network].values();
@@ -183,20 +185,20 @@ proptest! {
 
     #[test]
     fn first_order_algorithms_are_what_they_say(
-        problem in supervised(12, 3, false, vec![RateKind::Shared, RateKind::PerLayerPerStep, RateKind::PerParameter])
+        problem in supervised(12, 3, false, ALL)
     ) {
         first_order(&problem)?;
     }
 
     #[test]
-    fn first_order_video_algorithms_are_what_they_say(problem in video(8, 3, false)) {
+    fn first_order_video_algorithms_are_what_they_say(problem in video(8, 3, false, VIDEO)) {
         first_order(&problem)?;
     }
 
     /// With one step the adapted parameters depend on the rates through that step's gradient alone, so that holding it
     /// changes nothing.
     #[test]
-    fn one_step_has_one_rate_gradient(problem in supervised(8, 3, false, vec![RateKind::Shared, RateKind::PerParameter])) {
+    fn one_step_has_one_rate_gradient(problem in supervised(8, 3, false, &[RateKind::Shared, RateKind::PerParameter, RateKind::RowColumn])) {
         let mut problem = problem;
         let inner = problem.inner_mut();
         (inner.steps, inner.learn_rates, inner.algorithm) = (1, true, Algorithm::Maml);
@@ -211,7 +213,7 @@ proptest! {
 
     /// Inner gradient steps are gradient steps: one step from theta, full batch, against the plain gradient there.
     #[test]
-    fn an_inner_step_descends_the_support_loss(problem in supervised(8, 3, false, vec![RateKind::Shared])) {
+    fn an_inner_step_descends_the_support_loss(problem in supervised(8, 3, false, &[RateKind::Shared])) {
         let mut problem = problem;
         let inner = problem.inner_mut();
         (inner.steps, inner.minibatch, inner.algorithm) = (1, None, Algorithm::Maml);
@@ -228,7 +230,8 @@ proptest! {
                 plain.rows[3] = plain.rows[1].clone();
                 let gradient = &plain.solve(*form, 1).gradient[0];
                 let rate = problem.rates[0][0];
-                let want: Vec<_> = theta[0].iter().zip(gradient).map(|(t, g)| t - rate * g).collect();
+                let decay = problem.inner().weight_decay;
+                let want: Vec<_> = theta[0].iter().zip(gradient).map(|(t, g)| t - rate * (g + decay * t)).collect();
                 let error = distance(&answer.adapted[0][task], &want);
                 prop_assert!(error < 1e-12, "{form}: {error:e}");
             }

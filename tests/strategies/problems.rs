@@ -114,7 +114,7 @@ impl Problem {
         let trace = tracer.trace(rows, &mut draws()).unwrap();
         let all = 0..networks.len();
         let gradient = all.clone().map(|i| learner.gradient(i).values().to_vec()).collect();
-        let rate_gradient = all.clone().map(|i| learner.phi_gradient(i).to_vec()).collect();
+        let rate_gradient = all.clone().map(|i| learner.phi_gradient(i)).collect();
         let mut adapted = Vec::new();
         for i in all {
             let tasks = 0..self.shape.tasks;
@@ -174,14 +174,22 @@ fn inner(algorithms: Vec<Algorithm>, rates: Vec<RateKind>, shots: usize) -> impl
         }),
     ];
     let minibatch = option::of(1..=shots);
-    (prop::sample::select(algorithms), 0..=4usize, optimizer, minibatch, prop::sample::select(rates), any::<bool>())
-        .prop_map(|(algorithm, steps, optimizer, minibatch, rates, learn_rates)| InnerConfig {
-            optimizer,
+    let weight_decay = prop_oneof![Just(0.0), 0.1..0.5];
+    let rates = prop::sample::select(rates);
+    (prop::sample::select(algorithms), 0..=4usize, optimizer, weight_decay, minibatch, rates, any::<bool>()).prop_map(
+        |(algorithm, steps, optimizer, weight_decay, minibatch, rates, learn_rates)| InnerConfig {
+            // Gradient descent alone decays weights, and is what transformed rows are for.
+            optimizer: match optimizer {
+                InnerOptimizer::Adam { .. } if rates.transforms_rows() => InnerOptimizer::Sgd { momentum: 0.5 },
+                other => other,
+            },
+            weight_decay: if matches!(optimizer, InnerOptimizer::Adam { .. }) { 0.0 } else { weight_decay },
             minibatch,
             rates,
-            learn_rates,
+            learn_rates: learn_rates && (algorithm != Algorithm::Reptile || !rates.transforms_rows()),
             ..InnerConfig::new(algorithm, steps)
-        })
+        },
+    )
 }
 
 /// Fills in the numbers.
@@ -211,19 +219,34 @@ fn problem(kind: Kind, shape: Shape, seed: u64) -> Problem {
     let mut problem = Problem { kind, shape, rows, parameters: Vec::new(), rates: Vec::new(), seed };
     for mlp in problem.networks() {
         problem.parameters.push(Parameters::initialise(&mlp, &mut rng));
-        let count = match problem.inner().rates {
-            RateKind::Shared => 1,
-            RateKind::PerLayerPerStep => problem.inner().steps * mlp.layers(),
-            RateKind::PerParameter => mlp.parameter_count(),
-        };
-        problem.rates.push((0..count).map(|_| rng.random_range(0.02..0.3)).collect());
+        let (kind, steps) = (problem.inner().rates, problem.inner().steps);
+        let phi = MetaOptimizer::<f64>::initialise(kind, &mlp, steps, 0.1, &mut rng).unwrap();
+        let rates = if kind.transforms_rows() { steps * mlp.layers() } else { phi.values().len() };
+        // Far from the identity where phi transforms rows.
+        let draw = |i| if i < rates { rng.random_range(0.02..0.3) } else { rng.random_range(-0.5..1.0) };
+        problem.rates.push((0..phi.values().len()).map(draw).collect());
     }
     problem
 }
 
+/// Every kind of phi.
+pub const ALL: &[RateKind] = &[
+    RateKind::Shared,
+    RateKind::PerLayerPerStep,
+    RateKind::PerParameter,
+    RateKind::RowColumn,
+    RateKind::Network { rank: 3 },
+];
+/// Those whose losses are smooth in all their parameters.
+pub const SMOOTH: &[RateKind] = ALL.split_at(4).0;
+/// Those of the video GAN.
+pub const VIDEO: &[RateKind] =
+    &[RateKind::Shared, RateKind::PerLayerPerStep, RateKind::RowColumn, RateKind::Network { rank: 3 }];
+
 /// Supervised problems.
-pub fn supervised(width: usize, depth: usize, smooth: bool, rates: Vec<RateKind>) -> impl Strategy<Value = Problem> {
+pub fn supervised(width: usize, depth: usize, smooth: bool, rates: &[RateKind]) -> impl Strategy<Value = Problem> {
     use Algorithm::{Anil, FirstOrderMaml, Maml, Reptile};
+    let rates = rates.to_vec();
     let loss = prop::sample::select(vec![Loss::Mse, Loss::BceWithLogits, Loss::CrossEntropy]);
     let inner =
         move |shape: Shape| (Just(shape), inner(vec![Maml, FirstOrderMaml, Anil, Reptile], rates.clone(), shape.shots));
@@ -235,9 +258,9 @@ pub fn supervised(width: usize, depth: usize, smooth: bool, rates: Vec<RateKind>
 }
 
 /// Video problems.
-pub fn video(width: usize, depth: usize, smooth: bool) -> impl Strategy<Value = Problem> {
+pub fn video(width: usize, depth: usize, smooth: bool, rates: &[RateKind]) -> impl Strategy<Value = Problem> {
     use Algorithm::{FirstOrderMaml, Maml, Reptile};
-    let rates = vec![RateKind::Shared, RateKind::PerLayerPerStep];
+    let rates = rates.to_vec();
     let weights = (0.0..1.0, prop_oneof![Just(0.0), 0.2..2.0], prop_oneof![Just(0.0), 0.2..2.0])
         .prop_map(|(adversarial, reconstruction, motion)| VideoWeights { adversarial, reconstruction, motion });
     let players = (1..=4usize, 1..=5usize).prop_flat_map(move |(frames, frame)| {

@@ -3,7 +3,7 @@
 use super::matrix::with_activation;
 use super::product::{Product, Source};
 use super::{Base, CpuArena, CpuDevice};
-use crate::device::{AdjointBackward, AdjointForward, Gate, Linear, LinearBackward, LinearForward, Region};
+use crate::device::{AdjointBackward, AdjointForward, Gate, Linear, LinearBackward, LinearForward, LowRank, Region};
 use crate::model::Activation;
 use crate::scalar::Scalar;
 
@@ -263,6 +263,22 @@ pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAre
         // What is there already is added to, from a tile of its own.
         target: (!op.accumulate).then_some(op.output),
         finish: Finish::Gate { gate: op.gate, add_to: op.accumulate.then_some(op.output) },
+    };
+    product.run(device, base);
+}
+
+/// See [`LowRank`].
+pub(super) fn low_rank<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LowRank<'_, T>) {
+    let base = arena.shared(&[], &[op.output, op.corrections.scratch]);
+    let product = Product {
+        tasks: op.tasks,
+        rows: op.rows,
+        blocks: op.output.rows / (op.tasks * op.rows),
+        width: op.output.width,
+        sources: [None, None],
+        corrections: op.corrections,
+        target: Some(op.output),
+        finish: Finish::Gate { gate: None, add_to: None },
     };
     product.run(device, base);
 }

@@ -6,7 +6,7 @@ use super::{Base, CpuArena, CpuDevice};
 use crate::device::{Corrections, Gram, GramInner};
 use crate::scalar::Scalar;
 
-/// Assembles `scale * (gram + plus_one)` of every term into one `[K, N]` matrix for each output block and task.
+/// Assembles `scale * (gram + bias)` of every term into one `[K, N]` matrix for each output block and task.
 pub(super) fn assemble<T: Scalar>(
     device: &CpuDevice,
     base: Base<T>,
@@ -22,7 +22,7 @@ pub(super) fn assemble<T: Scalar>(
                 let mut column = start + task * rows * n;
                 for term in terms {
                     let scale = corrections.scales[term.scale];
-                    let one = if term.plus_one { T::ONE } else { T::ZERO };
+                    let bias = term.bias.map_or(T::ZERO, |index| corrections.scales[index]);
                     let count = term.rows.rows / tasks;
                     let from = term.gram.offset + task * term.gram.task_stride;
                     for k in 0..rows {
@@ -31,7 +31,7 @@ pub(super) fn assemble<T: Scalar>(
                             // SAFETY: the Gram matrices and the scratch are declared regions; each task writes its own.
                             unsafe {
                                 let value = *base.at(from + i * term.gram.column_stride);
-                                *base.at(column + k * n + i) = scale * (value + one);
+                                *base.at(column + k * n + i) = scale * (value + bias);
                             }
                         }
                     }
@@ -297,8 +297,13 @@ pub(super) fn gram_inner<T: Scalar>(arena: &mut CpuArena<T>, op: &GramInner) {
         let mut sum = 0.0;
         for row in 0..op.left.rows {
             let left = &arena.slice(op.left.rows(row, 1))[group * op.group..][..op.group];
-            let right = &arena.slice(op.right.rows(row, 1))[group * op.group..][..op.group];
-            sum += left.iter().zip(right).map(|(l, r)| l.to_f64() * (r.to_f64() + one)).sum::<f64>();
+            sum += match op.right {
+                Some(right) => {
+                    let right = &arena.slice(right.rows(row, 1))[group * op.group..][..op.group];
+                    left.iter().zip(right).map(|(l, r)| l.to_f64() * (r.to_f64() + one)).sum::<f64>()
+                }
+                None => left.iter().map(|l| l.to_f64() * one).sum(),
+            };
         }
         let out = &mut arena.slice_mut(op.output)[group];
         *out = T::from_f64(out.to_f64() - op.scale * sum);

@@ -8,6 +8,7 @@
 mod adversarial;
 mod aligned;
 mod avx512;
+mod column_scale;
 mod elementwise;
 mod inner_adam;
 mod linear;
@@ -32,9 +33,9 @@ use self::aligned::Aligned;
 use self::panels::PanelCache;
 use super::region::check_access;
 use super::{
-    AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram,
-    GramInner, InnerUpdate, LinearBackward, LinearForward, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
-    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
+    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
+    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -206,6 +207,15 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
     fn gram_inner(&self, arena: &mut Self::Arena, operation: &GramInner) {
         low_rank::gram_inner(arena, operation);
+    }
+    fn low_rank(&self, arena: &mut Self::Arena, operation: &LowRank<'_, T>) {
+        linear::low_rank(self, arena, operation);
+    }
+    fn column_scale(&self, arena: &mut Self::Arena, operation: &ColumnScale) {
+        column_scale::forward(self, arena, operation);
+    }
+    fn column_scale_adjoint(&self, arena: &mut Self::Arena, operation: &ColumnScaleAdjoint<T>) {
+        column_scale::adjoint(self, arena, operation);
     }
     fn outer_product(&self, arena: &mut Self::Arena, operation: &OuterProduct<'_, T>) {
         outer_product::outer_product(self, arena, operation);

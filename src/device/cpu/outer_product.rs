@@ -50,8 +50,8 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
             if !op.accumulate {
                 bias.fill(T::ZERO);
             }
-            for term in op.terms.iter().filter(|t| t.with_bias) {
-                add_rows(base, &term.p, row, term.scale, bias);
+            for term in op.terms.iter().filter(|t| t.bias != T::ZERO) {
+                add_rows(base, &term.p, row, term.scale * term.bias, bias);
             }
         }
     });
@@ -92,7 +92,7 @@ fn of_task<T: Scalar>(base: Base<T>, op: &OuterProduct<'_, T>, task: usize) {
     if !op.accumulate {
         bias.fill(T::ZERO);
     }
-    for (term, (p, _)) in pieces().filter(|(term, _)| term.with_bias) {
-        add_rows(base, &p, 0, term.scale, bias);
+    for (term, (p, _)) in pieces().filter(|(term, _)| term.bias != T::ZERO) {
+        add_rows(base, &p, 0, term.scale * term.bias, bias);
     }
 }

@@ -158,14 +158,16 @@ impl<T: Scalar> Tile<'_, T> {
         let left = self.base.at(source.input.offset + row * k);
         let (start, stride) = (source.weights(task, from), source.layer.inputs);
         let (out, out_stride) = self.place(block, task);
+        let share = product.corrections.share;
         // SAFETY: the operands are declared regions of these shapes, tile and panel are this job's own.
         unsafe {
             if let Some(panels) = source.panels {
                 let left = Matrix::rows(left.cast_const(), k);
                 let right = panels.starting_at(from);
                 let term = avx512::Term { left, right, depth: k };
-                avx512::multiply((rows, width), &[term], T::ONE, (out, out_stride), onto);
-            } else if source.transposed && !source.layer.is_shared() && k >= LONG && rows <= FEW_ROWS {
+                avx512::multiply((rows, width), &[term], share, (out, out_stride), onto);
+            } else if source.transposed && !source.layer.is_shared() && k >= LONG && rows <= FEW_ROWS && share == T::ONE
+            {
                 self.offsets.clear();
                 self.offsets.extend((0..width).map(|column| start + column * stride));
                 let y = Rows { base: self.base, offsets: self.offsets };
@@ -184,12 +186,12 @@ impl<T: Scalar> Tile<'_, T> {
                     let left = Matrix::rows(left.add(first).cast_const(), k);
                     let right = Matrix::rows(self.panel.cast_const(), width);
                     let onto = if first > 0 { Onto::Itself } else { onto };
-                    multiply_any((rows, count, width), left, right, T::ONE, (out, out_stride), onto);
+                    multiply_any((rows, count, width), left, right, share, (out, out_stride), onto);
                 }
             } else {
                 let (left, right) = (Matrix::rows(left.cast_const(), k), Matrix::rows(self.base.at(start), stride));
                 let right = if source.transposed { right.transposed() } else { right };
-                multiply_any((rows, k, width), left, right, T::ONE, (out, out_stride), onto);
+                multiply_any((rows, k, width), left, right, share, (out, out_stride), onto);
             }
         }
     }
@@ -200,6 +202,8 @@ impl<T: Scalar> Tile<'_, T> {
         let product = self.product;
         let Span { tasks: (first, last), columns: (from, to) } = self.span;
         let (count, width) = (last - first, to - from);
+        // A share of a bias is added; a whole one is what the product is put onto.
+        let fused = product.corrections.share == T::ONE;
         let mut begun = [false; 8];
         for source in product.sources.iter().flatten() {
             let blocks = source.input.rows / (product.tasks * product.rows);
@@ -207,7 +211,7 @@ impl<T: Scalar> Tile<'_, T> {
             let onto = |tile: &Self, begun: bool, task: usize| {
                 if begun {
                     Onto::Itself
-                } else if source.bias {
+                } else if source.bias && fused {
                     Onto::Rows(tile.bias(source, task), 0)
                 } else {
                     Onto::Nothing
@@ -217,6 +221,10 @@ impl<T: Scalar> Tile<'_, T> {
             if whole && range.clone().all(|b| !begun[b]) {
                 let onto = onto(self, false, 0);
                 self.multiply::<FMA, WIDE>(source, (range.start, 0), blocks * count * product.rows, onto);
+                if source.bias && !fused {
+                    let places = range.clone().flat_map(|block| (first..last).map(move |task| (block, task)));
+                    places.for_each(|(block, task)| self.add_bias(source, block, task));
+                }
             } else {
                 for block in range.clone() {
                     if source.layer.is_shared() {
@@ -228,7 +236,7 @@ impl<T: Scalar> Tile<'_, T> {
                             self.multiply::<FMA, WIDE>(source, (block, task), product.rows, onto);
                         }
                     }
-                    if source.bias && begun[block] {
+                    if source.bias && (begun[block] || !fused) {
                         (first..last).for_each(|task| self.add_bias(source, block, task));
                     }
                 }
@@ -261,7 +269,7 @@ impl<T: Scalar> Tile<'_, T> {
             unsafe {
                 let bias = std::slice::from_raw_parts(self.bias(source, task), width);
                 let row = std::slice::from_raw_parts_mut(tile.add(k * stride), width);
-                row.iter_mut().zip(bias).for_each(|(r, b)| *r += *b);
+                row.iter_mut().zip(bias).for_each(|(r, b)| *r += self.product.corrections.share * *b);
             }
         }
     }

@@ -64,14 +64,22 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             // Nothing else needs the gradient: it goes straight into the weights, a piece that stays in the cache at a time.
             let Rate::Uniform(rate) = op.rate else { unreachable!("per-parameter rates keep the velocity") };
             let Linear { inputs, outputs, .. } = op.to;
+            let share = T::ONE - rate * op.decay;
             let step = (PIECE / inputs).max(1);
             for first in (0..outputs).step_by(step) {
                 let last = outputs.min(first + step);
                 let before = from[first * inputs..].as_ptr();
-                gradient.add_weight(base, task, -rate, to.as_mut_ptr(), (first, last), Onto::Rows(before, inputs));
+                let onto = if op.decay == T::ZERO {
+                    Onto::Rows(before, inputs)
+                } else {
+                    let piece = first * inputs..last * inputs;
+                    to[piece.clone()].iter_mut().zip(&from[piece]).for_each(|(t, f)| *t = share * *f);
+                    Onto::Itself
+                };
+                gradient.add_weight(base, task, -rate, to.as_mut_ptr(), (first, last), onto);
             }
-            to[inputs * outputs..].copy_from_slice(&from[inputs * outputs..]);
-            gradient.add_bias(base, task, -rate, to.as_mut_ptr());
+            to[inputs * outputs..].iter_mut().zip(&from[inputs * outputs..]).for_each(|(t, f)| *t = share * *f);
+            gradient.add_bias(base, task, -rate * op.bias, to.as_mut_ptr());
             return;
         };
         // SAFETY: as above.
@@ -84,8 +92,11 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             }
             None => velocity.fill(T::ZERO),
         }
+        if op.decay != T::ZERO {
+            velocity.iter_mut().zip(from).for_each(|(v, f)| *v += op.decay * *f);
+        }
         gradient.add_weight(base, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs), Onto::Itself);
-        gradient.add_bias(base, task, T::ONE, velocity.as_mut_ptr());
+        gradient.add_bias(base, task, op.bias, velocity.as_mut_ptr());
         pulp::Arch::new().dispatch(|| match op.rate {
             Rate::Uniform(rate) => {
                 for ((t, f), v) in to.iter_mut().zip(from).zip(&*velocity) {

@@ -97,6 +97,8 @@ kernels! {
     ApplyCorrections apply_corrections emulate_apply_corrections,
     Gram gram emulate_gram,
     GramInner gram_inner emulate_gram_inner,
+    ColumnScale column_scale emulate_column_scale,
+    ColumnScaleAdjoint column_scale_adjoint emulate_column_scale_adjoint,
     OuterProduct outer_product emulate_outer_product,
     InnerUpdate inner_update emulate_inner_update,
     ReverseUpdate reverse_update emulate_reverse_update,

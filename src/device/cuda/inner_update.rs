@@ -57,12 +57,12 @@ pub(super) struct GradientRows {
     blocks: u32,
     inputs: u32,
     outputs: u32,
-    unused: u32,
+    bias: f32,
 }
 
 impl GradientRows {
-    /// `rows` rows a task in every block of `delta` and `values`.
-    pub fn new(tasks: usize, rows: usize, delta: Region, values: Region) -> Self {
+    /// `rows` rows a task in every block of `delta` and `values`; `bias` is the value of the column that stands for it.
+    pub fn new(tasks: usize, rows: usize, delta: Region, values: Region, bias: f32) -> Self {
         Self {
             delta: wide(delta.offset),
             values: wide(values.offset),
@@ -71,7 +71,7 @@ impl GradientRows {
             blocks: narrow(delta.rows / (tasks * rows)),
             inputs: narrow(values.width),
             outputs: narrow(delta.width),
-            unused: 0,
+            bias,
         }
     }
 }
@@ -99,7 +99,7 @@ struct InnerUpdate {
     new_velocity: PerTask,
     rates: Rates,
     momentum: f32,
-    unused: u32,
+    decay: f32,
 }
 
 #[repr(C)]
@@ -148,14 +148,14 @@ pub(super) fn inner_update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAr
     let kept = op.new_velocity.map_or(NOTHING, |v| region(&v, op.tasks));
     arena.check(&[op.delta, op.values, region(&op.from, op.tasks), before, rates_region(&op.rate)], &[to, kept]);
     let call = InnerUpdate {
-        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values),
+        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values, op.bias),
         from: (&op.from).into(),
         to: (&op.to).into(),
         velocity: (&op.velocity).into(),
         new_velocity: (&op.new_velocity).into(),
         rates: (&op.rate).into(),
         momentum: op.momentum,
-        unused: 0,
+        decay: op.decay,
     };
     launch_over(device, arena, Kernel::InnerUpdate, |call| &call.gradient, &call);
 }

@@ -36,7 +36,7 @@ struct Product {
     delta: u64,
     z: u64,
     gated: u32,
-    unused: u32,
+    share: f32,
 }
 
 #[repr(C)]
@@ -73,12 +73,14 @@ impl Source {
     }
 }
 
-/// What the four operations share: T, K, the output and its blocks, and whether all weights are shared.
+/// What the four operations have in common: T, K, the output and its blocks, whether all weights are shared, and which
+/// share of them is taken.
 struct Shape {
     tasks: usize,
     rows: usize,
     output: Region,
     shared: bool,
+    share: f32,
 }
 
 impl Shape {
@@ -101,7 +103,7 @@ impl Shape {
             delta: NOWHERE,
             z: NOWHERE,
             gated: 0,
-            unused: 0,
+            share: self.share,
         }
     }
 
@@ -128,7 +130,8 @@ fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
 pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearForward<'_, f32>) {
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
     arena.check(&[op.input, weight, bias], &[op.output]);
-    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared: op.layer.is_shared() };
+    let shared = op.layer.is_shared();
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: op.corrections.share };
     let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, None, false);
     let call = Product {
         begun: begun.into(),
@@ -169,7 +172,7 @@ pub(super) fn adjoint_backward<D: Driver>(
     let gate_values = op.gate.map_or(op.z_cotangent, |g| g.values);
     arena.check(&[op.z_cotangent, weight, direction, direction_values, gate_values], &[op.output]);
     let shared = op.layer.is_shared() && op.direction.is_none();
-    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared };
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: op.corrections.share };
     // The gate multiplies corrections and product alike, so the one can be added to the other behind it.
     let gate = op.gate.as_ref();
     let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, gate, op.accumulate);
@@ -197,7 +200,7 @@ pub(super) fn adjoint_forward<D: Driver>(
     let reads = [input, weight, direction[0], direction[1], direction_values, op.gate.values, op.delta];
     arena.check(&reads, &[op.e_cotangent, op.z_cotangent][..if curved { 2 } else { 1 }]);
     let shared = op.direction.is_none() && op.layer.is_shared();
-    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.e_cotangent, shared };
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.e_cotangent, shared, share: op.corrections.share };
     let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.e_cotangent, None, false);
     let per_block = op.tasks * op.rows;
     let sources = [

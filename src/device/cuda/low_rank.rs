@@ -1,7 +1,7 @@
 //! The dual form's per-task parts: Gram matrices, the corrections made of them, and the sums over them.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, activation_code, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, blocks_of, narrow, wide};
 use crate::device::{self, Region};
 
 /// Blocks an operation may have: `BLOCKS` in `kernels/kernel.cuh`.
@@ -163,7 +163,7 @@ pub(super) fn apply_corrections<D: Driver>(
                     count: narrow(count),
                     column: narrow(column),
                     scale: corrections.scales[term.scale],
-                    shift: if term.plus_one { 1.0 } else { 0.0 },
+                    shift: term.bias.map_or(0.0, |index| corrections.scales[index]),
                     unused: 0,
                 };
                 column += count;
@@ -178,6 +178,14 @@ pub(super) fn apply_corrections<D: Driver>(
         device.launch(arena, Kernel::ApplyCorrections, grid, &call, shapes);
     }
     true
+}
+
+/// See [`device::LowRank`].
+pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::LowRank<'_, f32>) {
+    arena.check(&[], &[op.output]);
+    if !apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, None, false) {
+        array::fill(device, arena, op.output, 0.0);
+    }
 }
 
 /// See [`device::Gram`].
@@ -216,10 +224,10 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
 
 /// See [`device::GramInner`].
 pub(super) fn gram_inner<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::GramInner) {
-    arena.check(&[op.left, op.right], &[op.output]);
+    arena.check(&[op.left, op.right.unwrap_or(op.left)], &[op.output]);
     let call = GramInner {
         left: wide(op.left.offset),
-        right: wide(op.right.offset),
+        right: op.right.map_or(NOWHERE, |right| wide(right.offset)),
         output: wide(op.output.offset),
         scale: op.scale,
         rows: narrow(op.left.rows),

@@ -7,6 +7,7 @@
 //! do nothing, and [`Device::check`] tells. Results are the same from run to run.
 
 mod array;
+mod column_scale;
 mod driver;
 #[cfg(feature = "emulate")]
 mod emulated;
@@ -32,9 +33,9 @@ pub use gpu::GpuDriver;
 
 use super::region::check_access;
 use super::{
-    AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, Device, Gram,
-    GramInner, InnerUpdate, LinearBackward, LinearForward, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
-    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
+    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
+    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -260,6 +261,15 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     }
     fn gram_inner(&self, arena: &mut CudaArena<D>, operation: &GramInner) {
         low_rank::gram_inner(self, arena, operation);
+    }
+    fn low_rank(&self, arena: &mut CudaArena<D>, operation: &LowRank<'_, f32>) {
+        low_rank::low_rank(self, arena, operation);
+    }
+    fn column_scale(&self, arena: &mut CudaArena<D>, operation: &ColumnScale) {
+        column_scale::forward(self, arena, operation);
+    }
+    fn column_scale_adjoint(&self, arena: &mut CudaArena<D>, operation: &ColumnScaleAdjoint<f32>) {
+        column_scale::adjoint(self, arena, operation);
     }
     fn outer_product(&self, arena: &mut CudaArena<D>, operation: &OuterProduct<'_, f32>) {
         outer_product::outer_product(self, arena, operation);

@@ -15,7 +15,7 @@ struct OuterTerm {
     q: u64,
     rows: u32,
     blocks: u32,
-    with_bias: u32,
+    bias: f32,
     scale: f32,
 }
 
@@ -72,7 +72,7 @@ pub(super) fn outer_product<D: Driver>(
                 q: wide(term.q.offset),
                 rows: narrow(term.p.rows / (groups * blocks)),
                 blocks: narrow(blocks),
-                with_bias: term.with_bias.into(),
+                bias: term.bias,
                 scale: term.scale,
             };
         }
