@@ -144,7 +144,7 @@ mod tests {
             device.upload(&mut arena, region, &numbers(region, seed));
         }
         let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs };
-        let corrections = Corrections { blocks: &[], scales: &[], scratch: bias.rows(0, 0) };
+        let corrections = Corrections::NONE;
         let check = |arena: &mut CpuArena<f32>, after: &str| {
             let operation = LinearForward {
                 tasks: ROWS,
