@@ -314,15 +314,11 @@ impl Problem {
             adversarial: true,
             inner: inner.clone(),
         };
+        // With a phi that transforms rows the rates are its own.
+        let rate = |name| if inner.rates.transforms_rows() { Ok(0.0) } else { self.field(name) };
         let phi = vec![
-            self.phi(inner.rates, "phi.generator", generator.mlp(), inner.steps, self.field_or("generator_lr", 0.0)?)?,
-            self.phi(
-                inner.rates,
-                "phi.discriminator",
-                discriminator.mlp(),
-                inner.steps,
-                self.field_or("discriminator_lr", 0.0)?,
-            )?,
+            self.phi(inner.rates, "phi.generator", generator.mlp(), inner.steps, rate("generator_lr")?)?,
+            self.phi(inner.rates, "phi.discriminator", discriminator.mlp(), inner.steps, rate("discriminator_lr")?)?,
         ];
         let shape = self.shape((tasks, shots), (query_tasks, queries))?;
         let rows = VideoRows { support_x: &support_x, support_z: &support_z, query_x: &query_x, query_z: &query_z };

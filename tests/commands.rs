@@ -175,7 +175,7 @@ fn bad_options_name_themselves() {
         ("--condition none --adversarial-weight 0", ["adversarial weight", "above 0"]),
         ("--condition text", ["--condition", "a folder of clips"]),
         ("--labels labels.csv", ["--labels", "--condition label"]),
-        ("--meta-optimizer network --rank 0", ["rank", "at least 1"]),
+        ("--meta-optimizer network --rank 0", ["rank", "1 to 4096"]),
         ("--meta-optimizer fixed --train phi", ["--train", "theta"]),
         ("--first-order-steps 3 --algorithm fomaml", ["first-order steps", "maml"]),
         ("--weight-decay -1", ["weight decay", "0 or above"]),

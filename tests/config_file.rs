@@ -123,7 +123,7 @@ fn wrong_files_are_told_in_one_line() {
         ("steps = -3", &["steps = -3", "a whole number"]),
         ("outer-lr = \"fast\"", &["outer-lr = \"fast\"", "a number"]),
         ("color = 3", &["color = 3", "one of true, false"]),
-        ("rates = \"some\"", &["rates = \"some\"", "per-layer-per-step"]),
+        ("meta-optimizer = \"some\"", &["meta-optimizer = \"some\"", "per-layer-per-step"]),
         ("algorithm = \"mamal\"", &["algorithm = \"mamal\"", "fomaml"]),
         ("size = 16", &["size = 16", "HEIGHTxWIDTH"]),
         ("device = \"gpu\"", &["device = \"gpu\"", "cuda:N"]),
