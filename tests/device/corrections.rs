@@ -98,7 +98,7 @@ pub fn low_rank<D: Device<f32>>(make: Make<'_, D>) {
         let (tasks, rows, width) = (3, 9, [131, 7, 33][case]);
         let scene = &mut Scene::new(50 + case as u64);
         let terms = Terms::new(scene, tasks, rows, width, counts);
-        let output = scene.written(counts.len().max(2) * tasks * rows, width);
+        let output = scene.written(if counts.is_empty() { 2 } else { counts.len() } * tasks * rows, width);
         compare!(scene, make, format!("{counts:?}"), |device, arena, T| {
             let scales = scales!(terms, T);
             let corrections = corrections!(terms, scales);
