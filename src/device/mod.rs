@@ -21,8 +21,8 @@ pub use inner_adam::{Adam, AdamRateGradient, AdamUpdate, ReverseAdam};
 pub use operation::{
     AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale, ColumnScaleAdjoint,
     Corrections, Direction, Gate, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward,
-    LowRank, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate,
-    SupervisedCurvature, SupervisedLoss, Term,
+    LowRank, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature,
+    SupervisedLoss, Term,
 };
 pub use region::{ArenaPlan, Region};
 pub use selection::DeviceKind;

@@ -5,6 +5,7 @@
 use super::Region;
 use crate::model::Activation;
 use crate::objective::Loss;
+use crate::scalar::Scalar;
 
 /// Where one Linear layer's numbers lie: weight `[outputs, inputs]` and bias `[outputs]`.
 #[derive(Clone, Copy, Debug)]
