@@ -74,7 +74,8 @@ fn meta_steps(c: &mut Criterion) {
         generator: generator.clone(),
         discriminator: discriminator.clone(),
         frames: 8,
-        weights: VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 1.0 },
+        frame: None,
+        weights: VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 1.0, texture: 0.0 },
         adversarial: true,
         inner: inner(steps, Strategy::Dual),
     };

@@ -69,7 +69,8 @@ fn main() -> Result<()> {
         generator: Mlp::with_hidden(latent.width(), &[128, 256], clip, Activation::Relu, Activation::Tanh)?,
         discriminator: Mlp::with_hidden(clip, &[128], 1, Activation::LeakyRelu, Activation::Linear)?,
         frames: FORMAT.frames,
-        weights: VideoWeights { adversarial: 0.001, reconstruction: 1.0, motion: 0.0 },
+        frame: None,
+        weights: VideoWeights { adversarial: 0.001, reconstruction: 1.0, motion: 0.0, texture: 0.0 },
         adversarial: true,
         inner: InnerConfig { learn_rates: true, ..InnerConfig::new(Algorithm::Maml, 3) },
     };

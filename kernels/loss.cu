@@ -192,6 +192,13 @@ KERNEL(adversarial_curvature, Adversarial) {
     *out = op.begun ? *out + z : z;
 }
 
+// The squared differences of values `distance` apart within each run of `period` values, times `factor`.
+struct Differences {
+    double factor;
+    u32 period;
+    u32 distance;
+};
+
 struct Pixel {
     u64 prediction;
     u64 target;
@@ -200,29 +207,30 @@ struct Pixel {
     u64 e;
     // delta, z's cotangent, or the task losses.
     u64 output;
-    // Factors of a squared pixel and of a squared difference of frames.
+    // The factor of a squared pixel, and the differences in time, across the lines of a frame and along them.
     double reconstruction;
-    double motion;
+    Differences differences[3];
     u32 rows;
     u32 width;
-    u32 frame;
     u32 activation;
     u32 begun;
-    u32 unused;
 };
-static_assert(sizeof(Pixel) == 80, "mirrored in Rust");
+static_assert(sizeof(Pixel) == 112, "mirrored in Rust");
 
-// 2 (rec * v + mot * d^T d v) at element `i` of a clip, where d takes differences of successive frames.
+// 2 (rec * v + sum over the differences d of factor * d^T d v) at element `i` of a clip.
 template <class Value>
 __device__ inline float quadratic(const Pixel& op, u32 i, Value v) {
     float here = v(i);
-    float difference = 0.0f;
-    float motion = (float)op.motion;
-    if (motion != 0.0f) {
-        if (i >= op.frame) difference += here - v(i - op.frame);
-        if (i + op.frame < op.width) difference += here - v(i + op.frame);
+    float sum = (float)op.reconstruction * here;
+    for (const Differences& d : op.differences) {
+        float factor = (float)d.factor;
+        if (factor == 0.0f) continue;
+        u32 at = i % d.period;
+        float difference = 0.0f;
+        if (at >= d.distance) difference += here - v(i - d.distance);
+        if (at + d.distance < d.period) difference += here - v(i + d.distance);
+        sum += factor * difference;
     }
-    float sum = (float)op.reconstruction * here + motion * difference;
     return sum + sum;
 }
 
@@ -261,9 +269,11 @@ KERNEL(pixel_loss, Pixel) {
     for (u64 i = threadIdx.x; i < (u64)op.rows * op.width; i += THREADS) {
         float here = p[i] - x[i];
         sum += op.reconstruction * here * here;
-        if (op.motion != 0.0 && i % op.width >= op.frame) {
-            float change = here - (p[i - op.frame] - x[i - op.frame]);
-            sum += op.motion * change * change;
+        for (const Differences& d : op.differences) {
+            // A row is a whole number of runs.
+            if (d.factor == 0.0 || i % d.period < d.distance) continue;
+            float change = here - (p[i - d.distance] - x[i - d.distance]);
+            sum += d.factor * change * change;
         }
     }
     sum = block_sum(partials, sum);

@@ -9,8 +9,10 @@
 //! on the values' side only); for the GAN with `phi.generator` and `phi.discriminator` in place of `phi`. Metadata:
 //! `problem` (supervised or gan), `algorithm`, `activations`, `loss`, `inner_steps`, `inner_lr`, `rates` (shared,
 //! per_layer_per_step, per_parameter, row_column, network), `rank`, `inner_optimizer` (sgd, the default, with `momentum`
-//! and `weight_decay`, or adam with `beta1`, `beta2` and `epsilon`); for the GAN `generator_activations`, `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
-//! `reconstruction_weight`, `motion_weight`.
+//! and `weight_decay`, or adam with `beta1`, `beta2` and `epsilon`); for the GAN `generator_activations`,
+//! `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
+//! `reconstruction_weight`, `motion_weight`, and, where there is a texture term, `texture_weight`, `frame_height`,
+//! `frame_width` and `channels`.
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -23,7 +25,7 @@ use safetensors::tensor::{Dtype, TensorView};
 use crate::device::Device;
 use crate::meta::PhiLayout;
 use crate::model::{Activation, Mlp, Parameters};
-use crate::objective::VideoWeights;
+use crate::objective::{FrameShape, VideoWeights};
 use crate::{
     Algorithm, Error, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, RateKind, Result, Scalar, Shape,
     Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
@@ -289,6 +291,16 @@ impl Problem {
         Ok(answer)
     }
 
+    /// How a frame's values lie: a problem without a texture term need not say.
+    fn frame_shape(&self) -> Result<Option<FrameShape>> {
+        const FIELDS: [&str; 3] = ["frame_height", "frame_width", "channels"];
+        if !FIELDS.iter().any(|field| self.metadata.contains_key(*field)) {
+            return Ok(None);
+        }
+        let [height, width, channels] = FIELDS.map(|field| self.field(field));
+        Ok(Some(FrameShape { height: height?, width: width?, channels: channels? }))
+    }
+
     fn solve_gan<T: Scalar>(&self, device: impl Device<T>, strategy: Option<Strategy>) -> Result<Answer> {
         let generator = self.network::<T>("generator", "generator_activations")?;
         let discriminator = self.network::<T>("discriminator", "discriminator_activations")?;
@@ -306,10 +318,12 @@ impl Problem {
             generator: generator.mlp().clone(),
             discriminator: discriminator.mlp().clone(),
             frames: self.field("frames")?,
+            frame: self.frame_shape()?,
             weights: VideoWeights {
                 adversarial: self.field("adversarial_weight")?,
                 reconstruction: self.field("reconstruction_weight")?,
                 motion: self.field("motion_weight")?,
+                texture: self.field_or("texture_weight", 0.0)?,
             },
             adversarial: true,
             inner: inner.clone(),

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp, Parameters};
-use innerloop::objective::{Loss, VideoWeights};
+use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::{
     Algorithm, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, OuterConfig, RateKind, Shape,
     Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
@@ -165,7 +165,7 @@ fn operations_of_a_large_network() {
 fn the_video_gan() {
     let generator = Mlp::with_hidden(6, &[20], 24, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(24, &[16], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
-    let weights = VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 0.5 };
+    let weights = VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 0.5, texture: 0.5 };
     let (support_x, support_z) = (wave(6 * 5 * 24), wave(6 * 5 * 6));
     let (query_x, query_z) = (wave(6 * 4 * 24), wave(6 * 4 * 6));
     let rows = VideoRows { support_x: &support_x, support_z: &support_z, query_x: &query_x, query_z: &query_z };
@@ -175,6 +175,7 @@ fn the_video_gan() {
                 generator: generator.clone(),
                 discriminator: discriminator.clone(),
                 frames: 4,
+                frame: Some(FrameShape { height: 3, width: 2, channels: 1 }),
                 weights,
                 adversarial,
                 inner: inner.clone(),

@@ -181,7 +181,8 @@ fn a_video_gan_of_ones_own() {
         generator: hidden(latent.width(), format.values(), Activation::Tanh),
         discriminator: hidden(format.values(), 1, Activation::Linear),
         frames: 3,
-        weights: VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 0.1 },
+        frame: None,
+        weights: VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 0.1, texture: 0.0 },
         adversarial: true,
         inner: InnerConfig::new(Algorithm::Maml, 2),
     };

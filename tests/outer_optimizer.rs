@@ -33,8 +33,8 @@ fn supervised() -> SupervisedConfig {
 fn video() -> VideoConfig {
     let generator = Mlp::with_hidden(3, &[5], 6, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(6, &[4], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
-    let weights = VideoWeights { adversarial: 0.5, reconstruction: 1.0, motion: 0.5 };
-    VideoConfig { generator, discriminator, frames: 2, weights, adversarial: true, inner: inner() }
+    let weights = VideoWeights { adversarial: 0.5, reconstruction: 1.0, motion: 0.5, texture: 0.0 };
+    VideoConfig { generator, discriminator, frames: 2, frame: None, weights, adversarial: true, inner: inner() }
 }
 
 fn learner<O: Objective>(objective: &O, mlps: &[&Mlp]) -> MetaLearner<f64, CpuDevice, O> {

@@ -312,6 +312,22 @@ fn video_problems_that_do_not_fit() {
     ] {
         edited(name, &[word], |f| f.set(field, value));
     }
+    for (field, value, words) in [
+        ("frame_height", "4000000000000000000", "frame shape"),
+        ("frame_width", "0", "frame shape"),
+        ("channels", "1", "frame shape"),
+        ("channels", "-1", "channels"),
+        ("texture_weight", "NaN", "weights"),
+        ("texture_weight", "much", "texture_weight"),
+    ] {
+        edited("gan_texture_maml", &[words], |f| f.set(field, value));
+    }
+    edited("gan_texture_maml", &["broken.safetensors", "\"frame_width\""], |f| {
+        f.metadata.remove("frame_width");
+    });
+    edited("gan_texture_maml", &["texture weight", "0.8", "height, width and channels"], |f| {
+        f.metadata.retain(|field, _| !["frame_height", "frame_width", "channels"].contains(&field.as_str()));
+    });
     for field in ["frames", "generator_lr", "discriminator_lr", "motion_weight", "generator_activations"] {
         edited(name, &["broken.safetensors", &format!("{field:?}")], |f| {
             f.metadata.remove(field);

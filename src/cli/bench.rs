@@ -160,7 +160,8 @@ fn measure<T: Scalar, D: Device<T>>(
             generator: mlp.clone(),
             discriminator: discriminator.clone(),
             frames: arguments.frames,
-            weights: VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 1.0 },
+            frame: None,
+            weights: VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 1.0, texture: 0.0 },
             adversarial: true,
             inner,
         };

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use clap::{Args, ValueEnum};
 
 use crate::model::{Activation, Mlp};
-use crate::objective::{Loss, VideoWeights};
+use crate::objective::{FrameShape, Loss, VideoWeights};
 use crate::run::{ClipSource, Job, RunConfig, SineJob, VideoJob};
 use crate::tasks::{ClipFolder, Condition, Labels, Latent, Sinusoids};
 use crate::video::ClipFormat;
@@ -158,6 +158,9 @@ pub(super) struct Setup {
     /// Weight of the mean squared error of the differences of successive frames
     #[arg(long, default_value_t = 0.0, help_heading = "Losses")]
     motion_weight: f64,
+    /// Weight of the mean squared error of the differences of neighbouring pixels
+    #[arg(long, default_value_t = 0.0, help_heading = "Losses")]
+    texture_weight: f64,
 
     #[arg(long, default_value = "maml", help_heading = "Inner loop")]
     algorithm: Algorithm,
@@ -390,10 +393,12 @@ impl Setup {
                 Activation::Linear,
             )?,
             frames: self.frames,
+            frame: Some(FrameShape { height, width, channels }),
             weights: VideoWeights {
                 adversarial: self.adversarial_weight,
                 reconstruction: self.reconstruction_weight,
                 motion: self.motion_weight,
+                texture: self.texture_weight,
             },
             adversarial: self.adversarial_weight > 0.0,
             inner,

@@ -4,7 +4,7 @@
 
 use super::Region;
 use crate::model::Activation;
-use crate::objective::Loss;
+use crate::objective::{FrameShape, Loss};
 use crate::scalar::Scalar;
 
 /// Where one Linear layer's numbers lie: weight `[outputs, inputs]` and bias `[outputs]`.
@@ -426,20 +426,23 @@ pub struct AdversarialCurvature<T> {
     pub accumulate: bool,
 }
 
-/// The reconstruction and motion terms of `L_G` on generated clips, and the generator's
+/// The reconstruction, motion and texture terms of `L_G` on generated clips, and the generator's
 /// `delta = (upstream + dL/da) * act'(a)`.
 ///
-/// `w_rec * mean (f - x)^2 + w_mot * mean (df - dx)^2`, where d is the difference of successive frames.
+/// `w_rec * mean v^2 + w_mot * mean (d_t v)^2 + w_tex * (mean (d_x v)^2 + mean (d_y v)^2)`, where `v = f - x`: see
+/// [`VideoWeights`](crate::objective::VideoWeights). Means are over a task's rows.
 #[derive(Clone, Copy, Debug)]
 pub struct PixelLoss<T> {
     /// T.
     pub tasks: usize,
-    /// Frames in a clip; they lie one after the other in a row.
-    pub frames: usize,
+    /// How the values of a frame lie; a clip's frames lie one after the other in a row.
+    pub frame: FrameShape,
     /// w_rec.
     pub reconstruction: T,
     /// w_mot.
     pub motion: T,
+    /// w_tex.
+    pub texture: T,
     /// f, `[T * K, clip]`.
     pub prediction: Region,
     /// x, `[T * K, clip]`.
@@ -452,6 +455,46 @@ pub struct PixelLoss<T> {
     pub delta: Region,
     /// Added to, when asked for: `[1, T]`.
     pub task_loss: Option<Region>,
+}
+
+/// The squared differences of all values `distance` apart within each run of `period` values, times `factor`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Differences {
+    pub factor: f64,
+    pub period: usize,
+    pub distance: usize,
+}
+
+/// The quadratic form that [`PixelLoss`] is of one row of v.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Quadratic {
+    /// The factor of a squared value.
+    pub pixel: f64,
+    /// In time.
+    pub motion: Differences,
+    /// Across the lines of a frame, then along them.
+    pub texture: [Differences; 2],
+}
+
+impl<T: Scalar> PixelLoss<T> {
+    /// The terms, with the factors that make them means over one task's rows.
+    pub(super) fn quadratic(&self) -> Quadratic {
+        let rows = self.prediction.rows / self.tasks;
+        let FrameShape { height, width, channels } = self.frame;
+        let factor = |weight: T, count: usize| if count > 0 { weight.to_f64() / count as f64 } else { 0.0 };
+        let differences = |weight, period, distance| {
+            // `period - distance` differences in each run.
+            let count = rows * (self.prediction.width / period) * (period - distance);
+            Differences { factor: factor(weight, count), period, distance }
+        };
+        let line = width * channels;
+        let frame = height * line;
+        Quadratic {
+            pixel: factor(self.reconstruction, rows * self.prediction.width),
+            motion: differences(self.motion, self.prediction.width, frame),
+            texture: [differences(self.texture, frame, line), differences(self.texture, line, channels)],
+        }
+    }
 }
 
 /// `z_cotangent (+)= act'(a) * (upstream + L'' e_cotangent)`.

@@ -221,9 +221,10 @@ impl<T: Scalar> GanLoop<T> {
         let prediction = self.generated(slot);
         PixelLoss {
             tasks: self.spec.tasks,
-            frames: self.spec.config.frames,
+            frame: self.spec.config.frame_shape(),
             reconstruction: T::from_f64(self.spec.config.weights.reconstruction),
             motion: T::from_f64(self.spec.config.weights.motion),
+            texture: T::from_f64(self.spec.config.weights.texture),
             prediction,
             target: self.clip(slot),
             activation: self.spec.config.generator.activations()[layers - 1],

@@ -3,7 +3,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use super::{Algorithm, RateKind};
 use crate::inner::{MAX_DUAL_STEPS, Strategy};
 use crate::model::Mlp;
-use crate::objective::{Loss, VideoWeights};
+use crate::objective::{FrameShape, Loss, VideoWeights};
 use crate::{Error, Result};
 
 /// More inner steps than this are a slip of the pen, and would only ask for more memory than there is.
@@ -194,15 +194,24 @@ pub struct VideoConfig {
     pub discriminator: Mlp,
     /// Frames in a clip.
     pub frames: usize,
+    /// How a frame's values lie; only the texture term needs to know.
+    #[serde(default)]
+    pub frame: Option<FrameShape>,
     /// The weights of the generator's loss.
     pub weights: VideoWeights,
-    /// Whether the discriminator takes part. Without it only reconstruction and motion are trained.
+    /// Whether the discriminator takes part. Without it only the other terms are trained.
     pub adversarial: bool,
     /// The inner loop; the same for both players, each with rates of its own.
     pub inner: InnerConfig,
 }
 
 impl VideoConfig {
+    /// How a frame's values lie; as the channels of one pixel where that is not said.
+    pub(crate) fn frame_shape(&self) -> FrameShape {
+        let values = self.generator.outputs() / self.frames;
+        self.frame.unwrap_or(FrameShape { height: 1, width: 1, channels: values })
+    }
+
     pub(super) fn check(&self) -> Result<()> {
         let clip = self.generator.outputs();
         if self.frames == 0 || !clip.is_multiple_of(self.frames) {
@@ -214,7 +223,18 @@ impl VideoConfig {
             let expected = format!("{clip} (the generator's outputs) to 1");
             return Err(Error::invalid("discriminator widths", problem, expected));
         }
-        let weights = [self.weights.adversarial, self.weights.reconstruction, self.weights.motion];
+        if let Some(frame) = self.frame
+            && frame.values() != Some(clip / self.frames)
+        {
+            let expected = format!("HEIGHTxWIDTHxCHANNELS of a frame of {} values", clip / self.frames);
+            return Err(Error::invalid("frame shape", frame.to_string(), expected));
+        }
+        let VideoWeights { adversarial, reconstruction, motion, texture } = self.weights;
+        if texture > 0.0 && self.frame.is_none() {
+            let expected = "0, or the height, width and channels of a frame";
+            return Err(Error::invalid("texture weight", texture.to_string(), expected));
+        }
+        let weights = [adversarial, reconstruction, motion, texture];
         if weights.iter().any(|w| !(w.is_finite() && *w >= 0.0)) {
             return Err(Error::invalid("loss weights", format!("{weights:?}"), "finite numbers, 0 or above"));
         }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::meta::sealed::Build;
 use crate::model::Mlp;
+use crate::objective::FrameShape;
 use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions, Latent, MovingShapes, Sinusoids, split};
 use crate::video::ClipFormat;
 use crate::{Algorithm, Error, InnerConfig, OuterConfig, Result, Shape, SupervisedConfig, VideoConfig};
@@ -227,9 +228,19 @@ impl RunConfig {
                 return Err(Error::invalid(field, found.to_string(), format!("{expected}, to fit clips of {format}")));
             }
         }
+        let ClipFormat { height, width, channels, .. } = format;
+        if let Some(frame) = job.objective.frame
+            && frame != (FrameShape { height, width, channels })
+        {
+            return Err(Error::invalid("frame shape", frame.to_string(), format!("that of clips of {format}")));
+        }
         if job.latent.condition == Condition::None {
             let weights = &job.objective.weights;
-            for (field, weight) in [("reconstruction", weights.reconstruction), ("motion", weights.motion)] {
+            for (field, weight) in [
+                ("reconstruction", weights.reconstruction),
+                ("motion", weights.motion),
+                ("texture", weights.texture),
+            ] {
                 if weight > 0.0 {
                     let problem = format!("{weight} without a condition that says which clip is meant");
                     return Err(Error::invalid(format!("{field} weight"), problem, "0, or a condition"));

@@ -3,7 +3,7 @@
 use innerloop::device::Device;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp, Parameters};
-use innerloop::objective::{Loss, VideoWeights};
+use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::problem::Problem;
 use innerloop::{
     Algorithm, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, OuterConfig, RateKind, Scalar,
@@ -169,7 +169,8 @@ pub fn video_training<D: Device<f32>>(make: Make<'_, D>) {
             generator: Mlp::with_hidden(5, &[11, 19], 3 * 23, Activation::Relu, Activation::Tanh).unwrap(),
             discriminator: Mlp::with_hidden(3 * 23, &[19, 11], 1, Activation::LeakyRelu, Activation::Linear).unwrap(),
             frames: 3,
-            weights: VideoWeights { adversarial: 1.0, reconstruction: 2.0, motion: 0.5 },
+            frame: Some(FrameShape { height: 23, width: 1, channels: 1 }),
+            weights: VideoWeights { adversarial: 1.0, reconstruction: 2.0, motion: 0.5, texture: 0.4 },
             adversarial: true,
             inner: InnerConfig { rates, ..inner },
         };

@@ -4,7 +4,7 @@ use innerloop::device::{
     AdversarialCurvature, AdversarialLoss, Device, PixelCurvature, PixelLoss, SupervisedCurvature, SupervisedLoss,
 };
 use innerloop::model::Activation;
-use innerloop::objective::Loss;
+use innerloop::objective::{FrameShape, Loss};
 
 use super::Make;
 use super::scene::{Scene, compare};
@@ -78,14 +78,20 @@ pub fn adversarial<D: Device<f32>>(make: Make<'_, D>) {
 }
 
 pub fn pixel<D: Device<f32>>(make: Make<'_, D>) {
-    for (case, (tasks, rows, frames, frame, motion)) in
-        [(1, 1, 1, 1, 0.5), (3, 5, 1, 7, 0.5), (2, 2, 3, 50, 0.5), (2, 3, 4, 33, 0.0), (2, 1, 2, 1, 1.0)]
-            .into_iter()
-            .enumerate()
-    {
+    // Tasks, rows; frames, height, width, channels; w_mot, w_tex.
+    let cases = [
+        ((1, 1), [1, 1, 1, 1], 0.5, 0.5),
+        ((3, 5), [1, 7, 1, 1], 0.5, 0.0),
+        ((2, 2), [3, 5, 10, 1], 0.5, 0.7),
+        ((2, 3), [4, 1, 11, 3], 0.0, 0.7),
+        ((2, 1), [2, 1, 1, 3], 1.0, 0.7),
+        ((1, 2), [3, 13, 9, 3], 0.5, 0.7),
+    ];
+    for (case, ((tasks, rows), [frames, height, width, channels], motion, texture)) in cases.into_iter().enumerate() {
+        let frame = FrameShape { height, width, channels };
         for (with_loss, accumulate) in [(true, false), (false, true)] {
             let scene = &mut Scene::new(800 + case as u64);
-            let (count, width) = (tasks * rows, frames * frame);
+            let (count, width) = (tasks * rows, frames * height * width * channels);
             let prediction = scene.random(count, width);
             let target = scene.random(count, width);
             let upstream = scene.random(count, width);
@@ -96,9 +102,10 @@ pub fn pixel<D: Device<f32>>(make: Make<'_, D>) {
             compare!(scene, make, format!("pixel {count} x {frames} x {frame}"), |device, arena, T| {
                 let at = PixelLoss {
                     tasks,
-                    frames,
+                    frame,
                     reconstruction: 1.5 as T,
                     motion: motion as T,
+                    texture: texture as T,
                     prediction,
                     target,
                     activation: Activation::Tanh,

@@ -4,7 +4,7 @@
 use innerloop::device::Device;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp};
-use innerloop::objective::{Loss, VideoWeights};
+use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::run::{
     ClipSource, Evaluation, Job, Pools, RunConfig, Session, SineBatches, SineJob, Tasks, VideoJob, joint_training,
 };
@@ -118,11 +118,20 @@ pub fn video_run<D: Device<f32> + Clone>(make: Make<'_, D>) {
     let (clip, rates) = (format.values(), vec![0.5, 0.01]);
     let generator = Mlp::with_hidden(latent.width(), &[11, 17], clip, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(clip, &[17, 11], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
-    let weights = VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 0.5 };
+    let weights = VideoWeights { adversarial: 0.1, reconstruction: 1.0, motion: 0.5, texture: 0.3 };
+    let frame = Some(FrameShape { height: format.height, width: format.width, channels: format.channels });
     let job = VideoJob {
         source: ClipSource::MovingShapes { format },
         latent: latent.clone(),
-        objective: VideoConfig { generator, discriminator, frames: format.frames, weights, adversarial: true, inner },
+        objective: VideoConfig {
+            generator,
+            discriminator,
+            frames: format.frames,
+            frame,
+            weights,
+            adversarial: true,
+            inner,
+        },
         adversarial_from: ADVERSARIAL_FROM,
     };
     let shape = Shape { tasks: 3, shots: 3, queries: 2 };

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Writes the golden problems of the inner Adam optimizer: one meta-step each, with its answer by automatic
+"""Writes the golden problems of the inner Adam optimizer and of the texture term: one meta-step each, with its answer by automatic
 differentiation in float64 (JAX), from the plain definitions.
 
     pip install jax safetensors && python tests/golden/generate.py tests/golden
@@ -207,6 +207,62 @@ def gan(path, seed, algorithm, rates=(0.02, 0.03), epsilon=1e-3, betas=(0.8, 0.9
     })
 
 
+def textured_gan(path, seed, algorithm, rates=(0.2, 0.1), steps=3):
+    """Plain SGD steps of both players; the generator's loss has a texture term: spatial gradients, by their definition."""
+    draw, tasks, shots, queries = Draw(seed), 2, 3, 2
+    frames, height, width, channels = shape = (2, 4, 3, 2)
+    clip = int(np.prod(shape))
+    g_names, d_names = ["tanh", "tanh"], ["tanh", "linear"]
+    theta = [draw.network([5, 7, clip]), draw.network([clip, 6, 1])]
+    adversarial, reconstruction, motion, texture = weights = (0.3, 1.0, 0.5, 0.8)
+    rows = [draw.rows(tasks, k, w) for k in (shots, queries) for w in (clip, 5)]
+    rows[0], rows[2] = np.tanh(rows[0]), np.tanh(rows[2])
+    softplus = jax.nn.softplus
+
+    def d_loss(g, d, x, z):
+        return jnp.mean(softplus(-apply(d, d_names, x))) + jnp.mean(softplus(apply(d, d_names, apply(g, g_names, z))))
+
+    def g_loss(g, d, x, z):
+        fake = apply(g, g_names, z)
+        error = (fake - x).reshape(-1, *shape)
+        in_time, across, along = (jnp.mean(jnp.diff(error, axis=axis) ** 2) for axis in (1, 2, 3))
+        return (adversarial * jnp.mean(softplus(-apply(d, d_names, fake))) + reconstruction * jnp.mean(error**2)
+                + motion * in_time + texture * (across + along))
+
+    def joint(theta, x, z):
+        return [jax.grad(g_loss, 0)(*theta, x, z), jax.grad(d_loss, 1)(*theta, x, z)]
+
+    def adapted(theta, x, z):
+        for _ in range(steps):
+            gradients = joint(theta, x, z)
+            theta = [jax.tree.map(lambda p, g: p - rate * g, *player) for rate, *player in zip(rates, theta, gradients)]
+        return theta
+
+    tensors, g_losses, d_losses, gradients = {}, [], [], []
+    put(tensors, "generator", theta[0])
+    put(tensors, "discriminator", theta[1])
+    for name, value in zip(("support.x", "support.z", "query.x", "query.z"), rows):
+        tensors[name] = value
+    for sx, sz, qx, qz in zip(*rows):
+        end, pull_back = jax.vjp(lambda theta: adapted(theta, sx, sz), theta)
+        g_losses.append(g_loss(*end, qx, qz))
+        d_losses.append(d_loss(*end, qx, qz))
+        direction = joint(end, qx, qz)
+        gradients.append(pull_back(direction)[0] if algorithm == "maml" else direction)
+    mean = jax.tree.map(lambda *g: sum(g) / tasks, *gradients)
+    tensors["expected.generator_loss"] = jnp.stack(g_losses)
+    tensors["expected.discriminator_loss"] = jnp.stack(d_losses)
+    put(tensors, "expected.generator.grad", mean[0])
+    put(tensors, "expected.discriminator.grad", mean[1])
+    names = ("adversarial_weight", "reconstruction_weight", "motion_weight", "texture_weight")
+    write(path, tensors, {
+        "problem": "gan", "algorithm": algorithm, "generator_activations": ",".join(g_names),
+        "discriminator_activations": ",".join(d_names), "inner_steps": steps, "generator_lr": rates[0],
+        "discriminator_lr": rates[1], "frames": frames, "frame_height": height, "frame_width": width,
+        "channels": channels, **dict(zip(names, weights)),
+    })
+
+
 def main():
     folder = Path(sys.argv[1])
     at = lambda name: folder / f"{name}.safetensors"
@@ -223,6 +279,8 @@ def main():
     gan(at("adam_gan_maml"), 8, "maml")
     gan(at("adam_gan_fomaml"), 9, "fomaml")
     gan(at("adam_gan_reptile"), 10, "reptile")
+    textured_gan(at("gan_texture_maml"), 11, "maml")
+    textured_gan(at("gan_texture_fomaml"), 12, "fomaml")
 
 
 if __name__ == "__main__":

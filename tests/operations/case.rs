@@ -297,7 +297,7 @@ impl Image {
 }
 
 /// Every element of `blocks` blocks `[tasks, rows, width]`, from its block, task, row within the task, and column.
-pub fn each([blocks, tasks, rows, width]: [usize; 4], mut element: impl FnMut([usize; 4]) -> f64) -> Vec<f64> {
+pub fn each<E>([blocks, tasks, rows, width]: [usize; 4], mut element: impl FnMut([usize; 4]) -> E) -> Vec<E> {
     let mut out = Vec::with_capacity(blocks * tasks * rows * width);
     for block in 0..blocks {
         for task in 0..tasks {

@@ -5,7 +5,7 @@ use innerloop::device::{
     AdversarialCurvature, AdversarialLoss, Device, PixelCurvature, PixelLoss, Region, SupervisedCurvature,
     SupervisedLoss,
 };
-use innerloop::objective::Loss;
+use innerloop::objective::{FrameShape, Loss};
 use rand::RngExt;
 
 use crate::case::{ACTIVATIONS, Case, Image, each, first, for_seeds};
@@ -209,15 +209,19 @@ fn adversarial_curvature() {
 }
 
 fn pixel<T: Scalar>(case: &mut Case<T>) -> (usize, PixelLoss<T>) {
-    let ((tasks, rows, _), (frame, _)) = (case.rows(), case.widths());
+    let (tasks, rows, _) = case.rows();
+    let frame =
+        FrameShape { height: case.pick(&[1, 2, 5, 8]), width: case.pick(&[1, 3, 4, 7]), channels: case.pick(&[1, 3]) };
     let frames = case.pick(&[1, 2, 3, 4]);
-    let (clip, activation) = (frames * frame, case.pick(&ACTIVATIONS));
+    let clip = frames * frame.height * frame.width * frame.channels;
+    let activation = case.pick(&ACTIVATIONS);
     let task_loss = case.random(1, tasks);
     let op = PixelLoss {
         tasks,
-        frames,
+        frame,
         reconstruction: T::from_f64(case.pick(&[0.0, 0.8])),
         motion: T::from_f64(case.pick(&[0.0, 0.6])),
+        texture: T::from_f64(case.pick(&[0.0, 0.7])),
         prediction: case.values(tasks * rows, clip, activation),
         target: case.random(tasks * rows, clip),
         activation,
@@ -228,18 +232,38 @@ fn pixel<T: Scalar>(case: &mut Case<T>) -> (usize, PixelLoss<T>) {
     (rows, op)
 }
 
-/// The loss of one row's error, and its gradient: `w_rec mean v^2 + w_mot mean (dv)^2`, the means over a task's rows.
+/// The loss of one row's error, and its gradient: the weighted means of v^2 and of its squared differences in time and
+/// within frames, from the definition. The means are over a task's rows.
 fn quadratic<T: Scalar>(op: &PixelLoss<T>, rows: usize, v: &[f64]) -> (f64, Vec<f64>) {
-    let frame = v.len() / op.frames;
-    let pixel = op.reconstruction.to_f64() / (rows * v.len()) as f64;
-    let motion = op.motion.to_f64() / (rows * (op.frames - 1) * frame) as f64;
-    let mut loss = v.iter().map(|v| pixel * v * v).sum();
-    let mut gradient: Vec<f64> = v.iter().map(|v| 2.0 * pixel * v).collect();
-    for i in frame..v.len() {
-        let difference = v[i] - v[i - frame];
-        loss += motion * difference * difference;
-        gradient[i] += 2.0 * motion * difference;
-        gradient[i - frame] -= 2.0 * motion * difference;
+    let FrameShape { height, width, channels } = op.frame;
+    let frames = v.len() / (height * width * channels);
+    let at = |f, y, x, c| ((f * height + y) * width + x) * channels + c;
+    // Each term's weight and its pairs: what is squared is the first less the second.
+    let mut terms: [(f64, Vec<_>); 4] =
+        [op.reconstruction, op.motion, op.texture, op.texture].map(|w| (w.to_f64(), vec![]));
+    for (f, y, x, c) in each([frames, height, width, channels], |[f, y, x, c]| (f, y, x, c)) {
+        terms[0].1.push((at(f, y, x, c), None));
+        if f > 0 {
+            terms[1].1.push((at(f, y, x, c), Some(at(f - 1, y, x, c))));
+        }
+        if y > 0 {
+            terms[2].1.push((at(f, y, x, c), Some(at(f, y - 1, x, c))));
+        }
+        if x > 0 {
+            terms[3].1.push((at(f, y, x, c), Some(at(f, y, x - 1, c))));
+        }
+    }
+    let (mut loss, mut gradient) = (0.0, vec![0.0; v.len()]);
+    for (weight, pairs) in terms {
+        let factor = weight / (rows * pairs.len()) as f64;
+        for (here, other) in pairs {
+            let difference = v[here] - other.map_or(0.0, |other| v[other]);
+            loss += factor * difference * difference;
+            gradient[here] += 2.0 * factor * difference;
+            if let Some(other) = other {
+                gradient[other] -= 2.0 * factor * difference;
+            }
+        }
     }
     (loss, gradient)
 }

@@ -1,7 +1,7 @@
 //! Both forms give the same numbers, on any number of threads.
 
 use innerloop::model::{Activation, Mlp, Parameters};
-use innerloop::objective::Loss;
+use innerloop::objective::{Loss, VideoWeights};
 use innerloop::{
     Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy,
     SupervisedConfig, VideoConfig,
@@ -101,8 +101,8 @@ fn the_video_gan_has_no_anil() {
     let (generator, discriminator) = (Mlp::new(&[2, 4], &linear).unwrap(), Mlp::new(&[4, 1], &linear).unwrap());
     let inner = InnerConfig { rates: RateKind::Shared, ..InnerConfig::new(Algorithm::Anil, 1) };
     let phi = [&generator, &discriminator].map(|m| MetaOptimizer::uniform(RateKind::Shared, m, 1, 0.1).unwrap());
-    let weights = innerloop::objective::VideoWeights { adversarial: 1.0, reconstruction: 1.0, motion: 1.0 };
-    let config = VideoConfig { generator, discriminator, frames: 2, weights, adversarial: true, inner };
+    let weights = VideoWeights { adversarial: 1.0, reconstruction: 1.0, motion: 1.0, texture: 0.0 };
+    let config = VideoConfig { generator, discriminator, frames: 2, frame: None, weights, adversarial: true, inner };
     let device = innerloop::device::cpu::CpuDevice::new(1).unwrap();
     let shape = Shape { tasks: 1, shots: 1, queries: 1 };
     let error = MetaLearner::<f64, _, _>::new(device, config, shape, phi.to_vec()).map(|_| ()).unwrap_err().to_string();

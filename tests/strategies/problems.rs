@@ -2,7 +2,7 @@
 
 use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp, Parameters};
-use innerloop::objective::{Loss, VideoWeights};
+use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::{
     Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy as Form,
     SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
@@ -261,18 +261,24 @@ pub fn supervised(width: usize, depth: usize, smooth: bool, rates: &[RateKind]) 
 pub fn video(width: usize, depth: usize, smooth: bool, rates: &[RateKind]) -> impl Strategy<Value = Problem> {
     use Algorithm::{FirstOrderMaml, Maml, Reptile};
     let rates = rates.to_vec();
-    let weights = (0.0..1.0, prop_oneof![Just(0.0), 0.2..2.0], prop_oneof![Just(0.0), 0.2..2.0])
-        .prop_map(|(adversarial, reconstruction, motion)| VideoWeights { adversarial, reconstruction, motion });
-    let players = (1..=4usize, 1..=5usize).prop_flat_map(move |(frames, frame)| {
-        let clip = frames * frame;
+    let weight = || prop_oneof![Just(0.0), 0.2..2.0];
+    let weights =
+        (0.0..1.0, weight(), weight(), weight()).prop_map(|(adversarial, reconstruction, motion, texture)| {
+            VideoWeights { adversarial, reconstruction, motion, texture }
+        });
+    let sizes = (1..=4usize, 1..=3usize, 1..=2usize, 1..=2usize);
+    let players = sizes.prop_flat_map(move |(frames, height, columns, channels)| {
+        let frame = FrameShape { height, width: columns, channels };
+        let clip = frames * height * columns * channels;
         let generator = mlp(1..=width, Just(clip), width, depth, smooth);
-        (Just(frames), generator, mlp(Just(clip), Just(1), width, depth, smooth))
+        ((Just(frames), Just(frame)), generator, mlp(Just(clip), Just(1), width, depth, smooth))
     });
     let inner =
         move |shape: Shape| (Just(shape), inner(vec![Maml, FirstOrderMaml, Reptile], rates.clone(), shape.shots));
     (players, weights, any::<bool>(), shape().prop_flat_map(inner), any::<u64>()).prop_map(
-        |((frames, generator, discriminator), weights, adversarial, (shape, inner), seed)| {
-            let config = VideoConfig { generator, discriminator, frames, weights, adversarial, inner };
+        |(((frames, frame), generator, discriminator), weights, adversarial, (shape, inner), seed)| {
+            let config =
+                VideoConfig { generator, discriminator, frames, frame: Some(frame), weights, adversarial, inner };
             problem(Kind::Video(config), shape, seed >> 1)
         },
     )

@@ -1,35 +1,63 @@
-//! Reconstruction and motion terms on generated clips.
+//! Reconstruction, motion and texture terms on generated clips.
 
 use super::matrix::with_activation;
 use super::{CpuArena, CpuDevice};
+use crate::device::operation::{Differences, Quadratic};
 use crate::device::{PixelCurvature, PixelLoss, Region};
 use crate::scalar::Scalar;
 
-/// The two terms' factors, for one task: of a squared pixel and of a squared frame difference.
-fn factors<T: Scalar>(op: &PixelLoss<T>) -> (f64, f64) {
-    let count = (op.prediction.len() / op.tasks) as f64;
-    let rows = (op.prediction.rows / op.tasks) as f64;
-    let frame = (op.prediction.width / op.frames) as f64;
-    let differences = rows * (op.frames - 1) as f64 * frame;
-    let motion = if op.frames > 1 { op.motion.to_f64() / differences } else { 0.0 };
-    (op.reconstruction.to_f64() / count, motion)
+/// `factor * (d^T d v)[i]`, where d takes the differences and `start` is where the run that holds `i` begins.
+#[inline(always)]
+fn pull<T: Scalar>(v: &impl Fn(usize) -> T, d: &Differences, start: usize, i: usize) -> T {
+    let (here, at) = (v(i), i - start);
+    let mut sum = T::ZERO;
+    if at >= d.distance {
+        sum += here - v(i - d.distance);
+    }
+    if at + d.distance < d.period {
+        sum += here - v(i + d.distance);
+    }
+    T::from_f64(d.factor) * sum
 }
 
-/// `out[i] = 2 (rec * v[i] + mot * (d^T d v)[i])` for one clip, where d takes differences of successive frames.
+/// Hands `put` every index of a row and the gradient of the form at `v` there.
 #[inline(always)]
-fn quadratic<T: Scalar>(v: impl Fn(usize) -> T, width: usize, frame: usize, (rec, mot): (T, T), i: usize) -> T {
-    let here = v(i);
-    let mut difference = T::ZERO;
-    if mot != T::ZERO {
-        if i >= frame {
-            difference += here - v(i - frame);
+fn gradient<T: Scalar>(form: &Quadratic, v: impl Fn(usize) -> T, mut put: impl FnMut(usize, T)) {
+    let pixel = T::from_f64(form.pixel);
+    let Quadratic { motion, texture: [across, along], .. } = form;
+    let moves = motion.factor != 0.0;
+    let smooth = |i| {
+        let sum = pixel * v(i);
+        if moves { sum + pull(&v, motion, 0, i) } else { sum }
+    };
+    if across.factor == 0.0 && along.factor == 0.0 {
+        for i in 0..motion.period {
+            let sum = smooth(i);
+            put(i, sum + sum);
         }
-        if i + frame < width {
-            difference += here - v(i + frame);
+        return;
+    }
+    for frame in (0..motion.period).step_by(across.period) {
+        for line in (frame..frame + across.period).step_by(along.period) {
+            for i in line..line + along.period {
+                let sum = smooth(i) + pull(&v, across, frame, i) + pull(&v, along, line, i);
+                put(i, sum + sum);
+            }
         }
     }
-    let sum = rec * here + mot * difference;
-    sum + sum
+}
+
+/// The form's value at a row `v`.
+fn value(form: &Quadratic, v: impl Fn(usize) -> f64) -> f64 {
+    let width = form.motion.period;
+    let mut sum = form.pixel * (0..width).map(|i| v(i) * v(i)).sum::<f64>();
+    for d in [&form.motion, &form.texture[0], &form.texture[1]].into_iter().filter(|d| d.factor != 0.0) {
+        let runs = (0..width).step_by(d.period);
+        let squares =
+            runs.flat_map(|start| start + d.distance..start + d.period).map(|i| (v(i) - v(i - d.distance)).powi(2));
+        sum += d.factor * squares.sum::<f64>();
+    }
+    sum
 }
 
 /// See [`PixelLoss`].
@@ -37,10 +65,8 @@ pub(super) fn loss<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &
     let nothing = Region { offset: 0, rows: 0, width: 0 };
     let reads = [op.prediction, op.target, op.upstream];
     let base = arena.shared(&reads, &[op.delta, op.task_loss.unwrap_or(nothing)]);
-    let (rec, mot) = factors(op);
-    let scales = (T::from_f64(rec), T::from_f64(mot));
+    let form = op.quadratic();
     let width = op.prediction.width;
-    let frame = width / op.frames;
     let rows = op.prediction.rows / op.tasks;
     device.run_ranges(op.tasks, 8 * rows * width, |first, last| {
         for task in first..last {
@@ -57,18 +83,12 @@ pub(super) fn loss<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &
                     )
                 };
                 pulp::Arch::new().dispatch(|| {
-                    with_activation!(op.activation, ACT => for i in 0..width {
-                        let gradient = quadratic(|i| p[i] - x[i], width, frame, scales, i);
+                    with_activation!(op.activation, ACT => gradient(&form, |i| p[i] - x[i], |i, gradient| {
                         delta[i] = (up[i] + gradient) * ACT.derivative(p[i]);
-                    });
+                    }));
                 });
                 if op.task_loss.is_some() {
-                    let squared = |d: T| d.to_f64() * d.to_f64();
-                    total += rec * (0..width).map(|i| squared(p[i] - x[i])).sum::<f64>();
-                    if mot != 0.0 {
-                        let d = |i: usize| (p[i] - x[i]) - (p[i - frame] - x[i - frame]);
-                        total += mot * (frame..width).map(|i| squared(d(i))).sum::<f64>();
-                    }
+                    total += value(&form, |i| p[i].to_f64() - x[i].to_f64());
                 }
             }
             if let Some(out) = op.task_loss {
@@ -83,10 +103,8 @@ pub(super) fn loss<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &
 pub(super) fn curvature<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &PixelCurvature<T>) {
     let at = &op.at;
     let base = arena.shared(&[at.prediction, at.upstream, op.e_cotangent], &[op.z_cotangent]);
-    let (rec, mot) = factors(at);
-    let scales = (T::from_f64(rec), T::from_f64(mot));
+    let form = at.quadratic();
     let width = at.prediction.width;
-    let frame = width / at.frames;
     device.run_ranges(at.prediction.rows, 8 * width, |first, last| {
         for row in first..last {
             let start = row * width;
@@ -100,10 +118,10 @@ pub(super) fn curvature<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, 
                 )
             };
             pulp::Arch::new().dispatch(|| {
-                with_activation!(at.activation, ACT => for i in 0..width {
-                    let part = (up[i] + quadratic(|i| e[i], width, frame, scales, i)) * ACT.derivative(p[i]);
+                with_activation!(at.activation, ACT => gradient(&form, |i| e[i], |i, product| {
+                    let part = (up[i] + product) * ACT.derivative(p[i]);
                     z[i] = if op.accumulate { z[i] + part } else { part };
-                });
+                }));
             });
         }
     });

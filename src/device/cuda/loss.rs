@@ -2,6 +2,7 @@
 
 use super::driver::{Driver, Kernel};
 use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, wide};
+use crate::device::operation;
 use crate::device::{
     AdversarialCurvature, AdversarialLoss, PixelCurvature, PixelLoss, Region, SupervisedCurvature, SupervisedLoss,
 };
@@ -42,6 +43,20 @@ struct Adversarial {
 
 #[repr(C)]
 #[derive(Clone, Copy)]
+struct Differences {
+    factor: f64,
+    period: u32,
+    distance: u32,
+}
+
+impl From<operation::Differences> for Differences {
+    fn from(d: operation::Differences) -> Self {
+        Self { factor: d.factor, period: narrow(d.period), distance: narrow(d.distance) }
+    }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
 struct Pixel {
     prediction: u64,
     target: u64,
@@ -49,20 +64,18 @@ struct Pixel {
     e: u64,
     output: u64,
     reconstruction: f64,
-    motion: f64,
+    differences: [Differences; 3],
     rows: u32,
     width: u32,
-    frame: u32,
     activation: u32,
     begun: u32,
-    unused: u32,
 }
 
 super::arguments! {
     Supervised, 64 =>
         ElementwiseDelta ElementwiseCurvature CrossEntropyDelta CrossEntropyCurvature SupervisedLoss;
     Adversarial, 72 => AdversarialLoss AdversarialCurvature;
-    Pixel, 80 => PixelDelta PixelCurvature PixelLoss;
+    Pixel, 112 => PixelDelta PixelCurvature PixelLoss;
 }
 
 /// Rows a block takes in the cross-entropy kernels: a warp each.
@@ -195,29 +208,25 @@ pub(super) fn adversarial_curvature<D: Driver>(
 
 impl Pixel {
     fn new(op: &PixelLoss<f32>) -> Self {
-        let frame = op.prediction.width / op.frames;
-        let rows = op.prediction.rows / op.tasks;
-        let differences = rows * (op.frames - 1) * frame;
+        let form = op.quadratic();
         Self {
             prediction: wide(op.prediction.offset),
             target: wide(op.target.offset),
             upstream: wide(op.upstream.offset),
             e: NOWHERE,
             output: NOWHERE,
-            reconstruction: f64::from(op.reconstruction) / (rows * op.prediction.width) as f64,
-            motion: if differences > 0 { f64::from(op.motion) / differences as f64 } else { 0.0 },
-            rows: narrow(rows),
+            reconstruction: form.pixel,
+            differences: [form.motion, form.texture[0], form.texture[1]].map(Differences::from),
+            rows: narrow(op.prediction.rows / op.tasks),
             width: narrow(op.prediction.width),
-            frame: narrow(frame),
             activation: activation_code(op.activation),
             begun: 0,
-            unused: 0,
         }
     }
 
     /// Launches a kernel with a thread for each element.
     fn launch<D: Driver>(&self, device: &CudaDevice<D>, arena: &CudaArena<D>, kernel: Kernel, rows: usize) {
-        let (width, frame) = (self.width as usize, self.frame);
+        let (width, frame) = (self.width as usize, self.differences[0].distance);
         let shapes = format_args!("{rows} clips of {width}, frames of {frame}");
         device.launch(arena, kernel, [rows, blocks_of(width), 1], self, shapes);
     }
