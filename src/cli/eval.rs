@@ -10,7 +10,7 @@ use super::run_folder::RunFolder;
 use super::{Compute, console, on_device};
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
-use crate::run::{ClipSource, Evaluation, Job, Pools, RunConfig, Score, best_uniform_rate, joint_training};
+use crate::run::{ClipSource, Estimate, Evaluation, Job, Pools, RunConfig, Score, best_uniform_rate, joint_training};
 use crate::{Error, Result};
 
 /// Judge a trained checkpoint on held-out tasks, against what needs no meta-learning
@@ -157,26 +157,59 @@ fn contestants<D: Device<f32> + Clone>(
     Ok(all)
 }
 
+/// One of a score's figures, as tables show it.
+pub(super) struct Figure {
+    pub(super) name: &'static str,
+    digits: usize,
+    /// The value and, where it is a mean, half its confidence interval.
+    of: fn(&Score) -> Option<(f64, Option<f64>)>,
+}
+
+fn mean(estimate: Option<Estimate>) -> Option<(f64, Option<f64>)> {
+    estimate.map(|e| (e.mean, Some(e.margin)))
+}
+
+const FIGURES: [Figure; 7] = [
+    Figure { name: "PSNR, dB", digits: 2, of: |s| mean(s.psnr) },
+    Figure { name: "SSIM", digits: 3, of: |s| mean(s.ssim) },
+    Figure { name: "motion error", digits: 3, of: |s| mean(s.motion_error) },
+    Figure { name: "texture error", digits: 3, of: |s| mean(s.texture_error) },
+    Figure { name: "flicker", digits: 2, of: |s| mean(s.flicker) },
+    Figure { name: "Fréchet", digits: 3, of: |s| s.frechet.map(|f| (f, None)) },
+    Figure { name: "loss", digits: 4, of: |s| mean(Some(s.loss)) },
+];
+
+impl Figure {
+    /// The value in a table, and what its interval adds to it.
+    pub(super) fn text(&self, score: &Score) -> (String, String) {
+        let digits = self.digits;
+        match (self.of)(score) {
+            Some((value, Some(margin))) => (format!("{value:.digits$}"), format!(" ±{margin:.digits$}")),
+            Some((value, None)) => (format!("{value:.digits$}"), String::new()),
+            None => ("–".to_owned(), String::new()),
+        }
+    }
+}
+
+/// The figures that some score of some contestant has.
+pub(super) fn figures(contestants: &[Contestant]) -> impl Iterator<Item = &'static Figure> {
+    FIGURES.iter().filter(|f| contestants.iter().flat_map(|c| &c.scores).any(|score| (f.of)(score).is_some()))
+}
+
 fn print_table(contestants: &[Contestant]) {
     let steps = contestants[0].scores.len();
     let header: Vec<String> = (0..steps).map(|step| format!("{:>17}", format!("after {step}"))).collect();
-    say!("{:<22} {:<8}{}", "", "", header.concat());
-    let row = |name: &str, unit: &str, cells: Vec<String>| say!("{name:<22} {unit:<8}{}", cells.concat());
+    say!("{:<22} {:<13}{}", "", "", header.concat());
     for contestant in contestants {
-        let cell =
-            |mean: f64, margin: f64, digits: usize| format!("{:>17}", format!("{mean:.digits$} ±{margin:.digits$}"));
-        let scores = &contestant.scores;
-        let quality = |value: fn(&Score) -> Option<crate::run::Estimate>, digits| -> Option<Vec<String>> {
-            scores.iter().map(|s| value(s).map(|e| cell(e.mean, e.margin, digits))).collect()
-        };
-        if let Some(cells) = quality(|s| s.psnr, 2) {
-            row(&contestant.name, "PSNR dB", cells);
+        let mut name: &str = &contestant.name;
+        for figure in figures(contestants) {
+            let cell = |score| {
+                let (value, interval) = figure.text(score);
+                format!("{:>17}", value + &interval)
+            };
+            say!("{name:<22} {:<13}{}", figure.name, contestant.scores.iter().map(cell).collect::<String>());
+            name = "";
         }
-        if let Some(cells) = quality(|s| s.ssim, 3) {
-            row("", "SSIM", cells);
-        }
-        let name = if scores[0].psnr.is_some() { "" } else { &contestant.name };
-        row(name, "loss", scores.iter().map(|s| cell(s.loss.mean, s.loss.margin, 4)).collect());
     }
 }
 

@@ -12,12 +12,12 @@ use serde::de::DeserializeOwned;
 
 use super::chart::{self, Chart, escape};
 use super::console;
-use super::eval::{Contestant, chart as evaluation_chart};
+use super::eval::{Contestant, chart as evaluation_chart, figures as figures_of};
 use super::metrics::{Metric, Metrics, curve, loss_curve};
 use super::reporter::Summary;
 use super::run_folder::RunFolder;
 use crate::checkpoint::Checkpoint;
-use crate::run::{Estimate, Job, RunConfig, Score};
+use crate::run::{Job, RunConfig, Score};
 use crate::{Error, Result};
 
 /// Make one page of a run: curves, samples, results, configuration and speed
@@ -212,16 +212,11 @@ impl Run {
             format!("<th>{}{rate}</th>", escape(&contestant.name))
         };
         let header: String = contestants.iter().map(head).collect();
-        let measures: &[(&str, Measure, usize)] = if self.is_video() {
-            &[("PSNR, dB", |s| s.psnr, 2), ("SSIM", |s| s.ssim, 3), ("loss", |s| Some(s.loss), 4)]
-        } else {
-            &[("loss", |s| Some(s.loss), 4)]
-        };
         body.push_str("<div class=\"grid\">\n");
-        for (name, measure, digits) in measures {
-            let cell = |score: &Score| match measure(score) {
-                Some(e) => format!("<td>{:.digits$}<small> ±{:.digits$}</small></td>", e.mean, e.margin),
-                None => "<td>–</td>".to_owned(),
+        for figure in figures_of(contestants) {
+            let cell = |score: &Score| {
+                let (value, interval) = figure.text(score);
+                format!("<td>{value}<small>{interval}</small></td>")
             };
             let row = |step: usize| {
                 let cells: String =
@@ -231,8 +226,9 @@ impl Run {
             let rows: String = (0..steps).map(row).collect();
             let _ = write!(
                 body,
-                "<table class=\"scores\"><caption>{name}</caption>\
-                 <thead><tr><th>steps</th>{header}</tr></thead><tbody>\n{rows}</tbody></table>\n"
+                "<table class=\"scores\"><caption>{}</caption>\
+                 <thead><tr><th>steps</th>{header}</tr></thead><tbody>\n{rows}</tbody></table>\n",
+                figure.name
             );
         }
         body.push_str("</div>\n");
@@ -334,9 +330,6 @@ impl Run {
         ))
     }
 }
-
-/// One of a score's measures.
-type Measure = fn(&Score) -> Option<Estimate>;
 
 /// Charts side by side, those that have a point.
 fn figures(charts: &[Chart<'_>]) -> String {

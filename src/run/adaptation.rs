@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use super::config::{Job, VideoJob};
-use super::evaluation::{quality, tracer};
+use super::evaluation::{mean_psnr, tracer};
 use super::trainer::stream;
 use crate::checkpoint::{Checkpoint, Stage, Subject};
 use crate::device::Device;
@@ -88,7 +88,7 @@ pub fn adapt<D: Device<f32> + Clone>(
     let mut learner = tracer(device, objective, shape, phi, &checkpoint.parameters, plays)?;
     let trace = learner.trace(batch.rows(), &mut rng)?;
     let psnr = (trace.outputs.iter())
-        .map(|generated| Ok(quality(generated, &batch.query_x, &job.source.format(), batch.queries)?.0[0]))
+        .map(|generated| mean_psnr(generated, &batch.query_x, &job.source.format()))
         .collect::<Result<_>>()?;
     let mut parameters = Vec::new();
     for (network, shared) in checkpoint.parameters.iter().enumerate() {

@@ -5,11 +5,11 @@ use super::trainer::stream;
 use crate::device::Device;
 use crate::model::Parameters;
 use crate::tasks::{Episodes, VideoBatch};
-use crate::video::{ClipFormat, psnr, ssim};
+use crate::video::{ClipFormat, FrechetReference, flicker, motion_error, psnr, ssim, texture_error};
 use crate::{Error, MetaLearner, MetaOptimizer, Objective, Result, Shape, SupervisedBatch, Trace};
 
 /// A mean over episodes and how far it may be off.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Estimate {
     /// The mean.
     pub mean: f64,
@@ -28,7 +28,7 @@ impl Estimate {
 }
 
 /// How the query sets of all episodes come out after some inner steps.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Score {
     /// The loss: that of the generator, or the mean squared error of a sinusoid.
     pub loss: Estimate,
@@ -38,6 +38,18 @@ pub struct Score {
     /// Structural similarity of clips.
     #[serde(skip_serializing_if = "Option::is_none", default)]
     pub ssim: Option<Estimate>,
+    /// [`motion_error`] of clips.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub motion_error: Option<Estimate>,
+    /// [`texture_error`] of clips.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub texture_error: Option<Estimate>,
+    /// [`flicker`] of clips, over the tasks whose true clips have any.
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub flicker: Option<Estimate>,
+    /// Distance of the clips of all episodes together from the true ones: see [`FrechetReference`].
+    #[serde(skip_serializing_if = "Option::is_none", default)]
+    pub frechet: Option<f64>,
 }
 
 impl Score {
@@ -144,39 +156,70 @@ impl Evaluation {
     /// # Errors
     /// None for a trace of these episodes.
     pub fn scores(&self, trace: &Trace<f32>) -> Result<Vec<Score>> {
+        let reference = match &self.episodes {
+            // The spread of one clip cannot be told.
+            Drawn::Clips(batch, format) if batch.query_x.len() > format.values() => {
+                Some(FrechetReference::new(&batch.query_x, format)?)
+            }
+            _ => None,
+        };
         (trace.losses.iter().zip(&trace.outputs))
             .map(|(losses, outputs)| {
                 let losses: Vec<f64> = losses.task.iter().map(|l| f64::from(*l)).collect();
-                let (mut psnr, mut ssim) = (None, None);
-                if let Drawn::Clips(batch, format) = &self.episodes {
-                    let (p, s) = quality(outputs, &batch.query_x, format, self.shape.queries)?;
-                    (psnr, ssim) = (Some(Estimate::of(&p)), Some(Estimate::of(&s)));
-                }
-                Ok(Score { loss: Estimate::of(&losses), psnr, ssim })
+                let score = Score { loss: Estimate::of(&losses), ..Score::default() };
+                let Drawn::Clips(batch, format) = &self.episodes else { return Ok(score) };
+                let pairs = Pairs { generated: outputs, truth: &batch.query_x, format, clips: self.shape.queries };
+                Ok(Score {
+                    psnr: pairs.estimate(|generated, truth, format| mean_psnr(generated, truth, format).map(Some))?,
+                    ssim: pairs.estimate(|generated, truth, format| mean_ssim(generated, truth, format).map(Some))?,
+                    motion_error: pairs.estimate(motion_error)?,
+                    texture_error: pairs.estimate(texture_error)?,
+                    flicker: pairs.estimate(flicker)?,
+                    frechet: reference.as_ref().map(|reference| reference.distance(outputs)).transpose()?,
+                    ..score
+                })
             })
             .collect()
     }
 }
 
-/// PSNR and SSIM of each task: means over its clips. A clip met exactly counts as 100 dB.
-pub(crate) fn quality(
+/// Generated clips beside the true ones, `clips` of each task.
+struct Pairs<'a> {
+    generated: &'a [f32],
+    truth: &'a [f32],
+    format: &'a ClipFormat,
+    clips: usize,
+}
+
+impl Pairs<'_> {
+    /// A figure of each task's clips, over the tasks where it exists.
+    fn estimate(&self, figure: fn(&[f32], &[f32], &ClipFormat) -> Result<Option<f64>>) -> Result<Option<Estimate>> {
+        let size = self.format.values() * self.clips;
+        let tasks = self.generated.chunks_exact(size).zip(self.truth.chunks_exact(size));
+        let values = tasks.filter_map(|(generated, truth)| figure(generated, truth, self.format).transpose());
+        let values = values.collect::<Result<Vec<f64>>>()?;
+        Ok((!values.is_empty()).then(|| Estimate::of(&values)))
+    }
+}
+
+/// The mean PSNR of clips. One met exactly counts as 100 dB.
+pub(super) fn mean_psnr(generated: &[f32], truth: &[f32], format: &ClipFormat) -> Result<f64> {
+    mean_of_clips(generated, truth, format, |generated, truth| Ok(psnr(generated, truth)?.min(100.0)))
+}
+
+fn mean_ssim(generated: &[f32], truth: &[f32], format: &ClipFormat) -> Result<f64> {
+    mean_of_clips(generated, truth, format, |generated, truth| ssim(generated, truth, format))
+}
+
+fn mean_of_clips(
     generated: &[f32],
     truth: &[f32],
     format: &ClipFormat,
-    clips_a_task: usize,
-) -> Result<(Vec<f64>, Vec<f64>)> {
-    let (size, count) = (format.values(), clips_a_task as f64);
-    let (mut all_psnr, mut all_ssim) = (Vec::new(), Vec::new());
-    for (generated, truth) in generated.chunks_exact(size * clips_a_task).zip(truth.chunks_exact(size * clips_a_task)) {
-        let (mut p, mut s) = (0.0, 0.0);
-        for (generated, truth) in generated.chunks_exact(size).zip(truth.chunks_exact(size)) {
-            p += psnr(generated, truth)?.min(100.0) / count;
-            s += ssim(generated, truth, format)? / count;
-        }
-        all_psnr.push(p);
-        all_ssim.push(s);
-    }
-    Ok((all_psnr, all_ssim))
+    figure: impl Fn(&[f32], &[f32]) -> Result<f64>,
+) -> Result<f64> {
+    let count = (truth.len() / format.values()) as f64;
+    let pairs = generated.chunks_exact(format.values()).zip(truth.chunks_exact(format.values()));
+    Ok(pairs.map(|(generated, truth)| figure(generated, truth)).sum::<Result<f64>>()? / count)
 }
 
 /// A learner that only adapts, with its parameters set.

@@ -3,12 +3,15 @@
 //! A clip is one row of `F*H*W*C` values in [-1, 1]: frame after frame, each frame row by row, the channels of a pixel
 //! side by side. [`ClipFormat`] gives F, H, W and C. [`read_clip`] brings any clip file or folder of pictures to a
 //! format; [`decode`] does the same for bytes in memory. [`write_gif`], [`write_png_strip`] and [`write_npy`] write
-//! clips, never leaving half a file behind. [`psnr`] and [`ssim`] compare a clip with the one it should be.
+//! clips, never leaving half a file behind. [`psnr`], [`ssim`], [`motion_error`],
+//! [`texture_error`] and [`flicker`] compare a clip with the one it should be, [`FrechetReference`] many clips with many.
 
 mod animation;
 mod clip;
+mod differences;
 mod ffmpeg;
 mod frames;
+mod frechet;
 mod montage;
 mod natural;
 mod npy;
@@ -21,6 +24,8 @@ mod write;
 mod y4m;
 
 pub use clip::{Clip, ClipFormat};
+pub use differences::{flicker, motion_error, texture_error};
+pub use frechet::FrechetReference;
 pub use montage::Montage;
 pub use quality::{psnr, ssim};
 pub use read::{decode, read_clip};
