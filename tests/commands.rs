@@ -39,6 +39,10 @@ fn the_main_job_on_built_in_tasks() {
         let scores = contestant["scores"].as_array().unwrap();
         assert_eq!(scores.len(), 4);
         assert!(scores.iter().all(|s| s["psnr"]["mean"].as_f64().unwrap() > 0.0 && s["ssim"]["mean"].is_f64()));
+        for figure in ["motion_error", "texture_error", "flicker"] {
+            assert!(scores.iter().all(|s| s[figure]["mean"].as_f64().unwrap() > 0.0), "{figure}");
+        }
+        assert!(scores.iter().all(|s| s["frechet"].as_f64().unwrap() > 0.0));
     }
     assert!(fs::read_to_string(run.join("eval.svg")).unwrap().contains("joint training"));
 

@@ -53,3 +53,15 @@ impl fmt::Display for FrameShape {
         write!(f, "{}x{}x{}", self.height, self.width, self.channels)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn weights_from_before_the_texture_term_are_read() {
+        let old = r#"{"adversarial":0.5,"reconstruction":1.0,"motion":0.25}"#;
+        let weights = VideoWeights { adversarial: 0.5, reconstruction: 1.0, motion: 0.25, texture: 0.0 };
+        assert_eq!(serde_json::from_str::<VideoWeights>(old).unwrap(), weights);
+    }
+}
