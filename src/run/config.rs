@@ -236,11 +236,9 @@ impl RunConfig {
         }
         if job.latent.condition == Condition::None {
             let weights = &job.objective.weights;
-            for (field, weight) in [
-                ("reconstruction", weights.reconstruction),
-                ("motion", weights.motion),
-                ("texture", weights.texture),
-            ] {
+            for (field, weight) in
+                [("reconstruction", weights.reconstruction), ("motion", weights.motion), ("texture", weights.texture)]
+            {
                 if weight > 0.0 {
                     let problem = format!("{weight} without a condition that says which clip is meant");
                     return Err(Error::invalid(format!("{field} weight"), problem, "0, or a condition"));
