@@ -51,7 +51,8 @@ fn features(clips: &[f32], values: usize) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(SEED);
     let rows: Vec<&[f32]> = clips.chunks_exact(values).collect();
     let mut hidden = layer(&rows, values, HIDDEN, &mut rng);
-    hidden.iter_mut().for_each(|h| *h = h.max(0.0));
+    // Not f32::max, which would make 0 of NaN.
+    hidden.iter_mut().filter(|h| **h < 0.0).for_each(|h| *h = 0.0);
     let rows: Vec<&[f32]> = hidden.chunks_exact(HIDDEN).collect();
     layer(&rows, HIDDEN, FEATURES, &mut rng).into_iter().map(f64::from).collect()
 }
