@@ -9,7 +9,8 @@
 //! on the values' side only); for the GAN with `phi.generator` and `phi.discriminator` in place of `phi`. Metadata:
 //! `problem` (supervised or gan), `algorithm`, `activations`, `loss`, `inner_steps`, `inner_lr`, `rates` (shared,
 //! per_layer_per_step, per_parameter, row_column, network), `rank`, `inner_optimizer` (sgd, the default, with `momentum`
-//! and `weight_decay`, or adam with `beta1`, `beta2` and `epsilon`); for the GAN `generator_activations`,
+//! and `weight_decay`, or adam with `beta1`, `beta2` and `epsilon`), `query_weights` (of the query losses after 1, 2, ... steps,
+//! separated by commas; absent, the last alone counts); for the GAN `generator_activations`,
 //! `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
 //! `reconstruction_weight`, `motion_weight`, and, where there is a texture term, `texture_weight`, `frame_height`,
 //! `frame_width` and `channels`.
@@ -27,7 +28,7 @@ use crate::meta::PhiLayout;
 use crate::model::{Activation, Mlp, Parameters};
 use crate::objective::{FrameShape, VideoWeights};
 use crate::{
-    Algorithm, Error, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, RateKind, Result, Scalar, Shape,
+    Algorithm, Error, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, RateKind, Result, Scalar, Shape,
     Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
 };
 
@@ -232,9 +233,23 @@ impl Problem {
             weight_decay: self.field_or("weight_decay", 0.0)?,
             rates: kind,
             learn_rates: kind != RateKind::Shared && algorithm.differentiates_query(),
+            multi_step: self.metadata.contains_key("query_weights"),
             strategy,
             ..InnerConfig::new(algorithm, self.field("inner_steps")?)
         })
+    }
+
+    /// Sets the weights of a multi-step loss, if there are any.
+    fn set_query_weights<T: Scalar, D: Device<T>, O: Objective>(
+        &self,
+        learner: &mut MetaLearner<T, D, O>,
+    ) -> Result<()> {
+        let Some(text) = self.metadata.get("query_weights") else { return Ok(()) };
+        let weights: Vec<f64> = text.split(',').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| {
+            let problem = format!("metadata field \"query_weights\" is {text:?}");
+            self.error(problem, "it must be numbers separated by commas")
+        })?;
+        learner.set_query_weights(&weights)
     }
 
     fn optimizer(&self) -> Result<InnerOptimizer> {
@@ -271,6 +286,7 @@ impl Problem {
             SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
         let mut learner = MetaLearner::new(device, config, shape, vec![phi])?;
         learner.set_parameters(0, &parameters)?;
+        self.set_query_weights(&mut learner)?;
         let losses = learner.run(rows, &mut no_minibatches())?.clone();
         let mut answer = Answer::default();
         answer.push("loss", vec![1], vec![losses.mean()]);
@@ -339,6 +355,7 @@ impl Problem {
         let mut learner = MetaLearner::new(device, config, shape, phi)?;
         learner.set_parameters(0, &generator)?;
         learner.set_parameters(1, &discriminator)?;
+        self.set_query_weights(&mut learner)?;
         let losses = learner.run(rows, &mut no_minibatches())?.clone();
         let mut answer = Answer::default();
         answer.push("generator_loss", vec![shape.tasks], wide(&losses.task));

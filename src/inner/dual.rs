@@ -10,7 +10,7 @@
 use std::cell::Cell;
 
 use super::coefficients::Rule;
-use super::dual_layer::{Layer, Terms, bias_index};
+use super::dual_layer::{Layer, Terms, bias_index, pass, query_index};
 use super::network::{Network, Rates};
 use super::tape::{NetworkSpec, Slot, Tape};
 use super::transform::Transform;
@@ -51,7 +51,7 @@ impl<T: Scalar> Dual<T> {
             .flat_map(|l| {
                 let [deltas, values] = &l.descended;
                 let support = [&l.forward, &l.backward, &l.up, &l.down, deltas, values].into_iter().flatten();
-                let query = l.query.iter().chain(l.backward.last());
+                let query = l.query.iter().chain(&l.backward[spec.steps..]);
                 support
                     .map(|t| coefficients(t, spec.support_rows))
                     .chain(query.map(|t| coefficients(t, spec.query_rows)))
@@ -80,8 +80,15 @@ impl<T: Scalar> Dual<T> {
             let rate = |rate: &T| if spec.moves(index) { rate.to_f64() } else { 0.0 };
             layer.coefficients.set(self.rule, rates.iter().skip(index).step_by(spec.layers()).map(rate));
             layer.scales.iter_mut().zip(&layer.coefficients.c).for_each(|(scale, c)| *scale = T::from_f64(-c));
-            for (term, pass) in layer.gradient_terms.iter_mut().zip(&layer.gradient_passes) {
-                term.scale = T::from_f64(layer.coefficients.share[*pass] * spec.task_weight());
+            for (term, slot) in layer.gradient_terms.iter_mut().zip(&layer.gradient_passes) {
+                let share = layer.coefficients.share[slot.history()];
+                term.scale = T::from_f64(share * spec.weight(*slot) * spec.task_weight());
+            }
+            for slot in spec.queries() {
+                for step in 0..slot.history() {
+                    let c = layer.coefficients.c[slot.history() * spec.steps + step];
+                    layer.scales[query_index(spec, slot, step)] = T::from_f64(-c * spec.weight(slot));
+                }
             }
             let last = &layer.scales[spec.steps * spec.steps..];
             for (step, (term, c)) in layer.displacement_terms.iter_mut().zip(last).enumerate() {
@@ -181,10 +188,10 @@ impl<T: Scalar> Dual<T> {
         }
     }
 
-    pub fn begin_adjoint<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena) {
+    pub fn begin_adjoint<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, after: usize) {
         // The query's backward pass ended above layer 0, unless its input gradient was wanted.
         if (net.spec.rate_gradient || net.spec.rates.transforms_rows()) && !net.spec.has_extra_blocks() {
-            self.delta_products(net, device, arena, 0, Slot::Query { after: net.spec.steps });
+            self.delta_products(net, device, arena, 0, Slot::Query { after });
         }
     }
 
@@ -361,8 +368,9 @@ impl<T: Scalar> Dual<T> {
     }
 
     /// The passes that contribute to the meta-gradient.
-    fn contributing(spec: &NetworkSpec) -> std::ops::RangeInclusive<usize> {
-        if spec.second_order { 0..=spec.steps } else { spec.steps..=spec.steps }
+    fn contributing(spec: &NetworkSpec) -> impl Iterator<Item = Slot> + use<T> {
+        let steps = if spec.second_order { spec.steps } else { 0 };
+        (0..steps).map(Slot::Step).chain(spec.queries())
     }
 
     /// The gradient of one layer's `c`; and where phi transforms rows, what that of the bias's column is made of.
@@ -372,38 +380,40 @@ impl<T: Scalar> Dual<T> {
         // With a bias's column that is not 1 its part is told apart.
         let apart = spec.rates.transforms_rows();
         let group = spec.forward_blocks * spec.support_rows;
-        let mut add = |left, right: Option<Region>, plus_one, i: usize| {
+        let mut add = |left, right: Option<Region>, plus_one, slot: Slot| {
             let row = layer.scale_gradient.rows(usize::from(right.is_none()), 1);
-            let (output, scale) = (row.elements(i * steps, i), spec.task_weight());
+            let (i, scale) = (slot.history(), spec.weight(slot) * spec.task_weight());
+            let output = row.elements(i * steps, i);
             device.gram_inner(arena, &GramInner { left, right, group, plus_one, scale, output });
         };
-        for i in Self::contributing(spec).filter(|i| *i > 0) {
-            // In the query pass delta takes the place of z, and only the descended blocks count.
-            let z = if i == steps { layer.dd[i].rows(0, layer.aa[i].rows) } else { layer.zd[i] };
-            add(z, Some(layer.aa[i]), !apart, i);
+        for slot in Self::contributing(spec).filter(|slot| slot.history() > 0) {
+            let i = pass(spec, slot);
+            // In a query pass delta takes the place of z, and only the descended blocks count.
+            let z = if i >= steps { layer.dd[i].rows(0, layer.aa[i].rows) } else { layer.zd[i] };
+            add(z, Some(layer.aa[i]), !apart, slot);
             if apart {
-                add(z, None, true, i);
+                add(z, None, true, slot);
             }
             let skipped = spec.first_e_block(index);
             if i < steps && skipped < spec.backward_blocks() {
                 let rows = layer.ea[i].rows;
-                add(layer.dd[i].rows(layer.dd[i].rows - rows, rows), Some(layer.ea[i]), false, i);
+                add(layer.dd[i].rows(layer.dd[i].rows - rows, rows), Some(layer.ea[i]), false, slot);
             }
         }
     }
 
     /// The gradient of one layer's shares: `dL/dshare_i = <Lambda_i, W0>`, by way of products with the shared weights.
     fn share_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, index: usize) {
-        let (spec, layer, steps) = (&net.spec, &self.layers[index], net.spec.steps);
+        let (spec, layer) = (&net.spec, &self.layers[index]);
         device.fill(arena, layer.share_gradient, T::ZERO);
         let room = |rows: usize, width: usize| Region { rows, width, ..self.shared_products };
-        let add = |arena: &mut D::Arena, left: Region, right: Region, i: usize| {
-            let (scale, output) = (-spec.task_weight(), layer.share_gradient.elements(i, 1));
+        let add = |arena: &mut D::Arena, left: Region, right: Region, slot: Slot| {
+            let scale = -spec.weight(slot) * spec.task_weight();
+            let output = layer.share_gradient.elements(slot.history(), 1);
             let group = left.width;
             device.gram_inner(arena, &GramInner { left, right: Some(right), group, plus_one: false, scale, output });
         };
-        for i in Self::contributing(spec) {
-            let slot = if i == steps { Slot::Query { after: steps } } else { Slot::Step(i) };
+        for slot in Self::contributing(spec) {
             let (input, z) = (net.tape.values(index, slot), net.tape.z(index, slot));
             let output = room(z.rows, z.width);
             let (tasks, rows) = (spec.tasks, spec.rows(slot));
@@ -417,9 +427,9 @@ impl<T: Scalar> Dual<T> {
                 output,
             };
             device.linear_forward(arena, &operation);
-            add(arena, z, output, i);
+            add(arena, z, output, slot);
             let skipped = spec.first_e_block(index);
-            if i < steps && skipped < spec.backward_blocks() {
+            if matches!(slot, Slot::Step(_)) && skipped < spec.backward_blocks() {
                 let (e, delta) = (net.tape.e(index, slot), net.tape.delta(index, slot));
                 let output = room(e.rows, e.width);
                 let operation = LinearBackward {
@@ -432,7 +442,7 @@ impl<T: Scalar> Dual<T> {
                     output,
                 };
                 device.linear_backward(arena, &operation);
-                add(arena, output, e, i);
+                add(arena, output, e, slot);
             }
         }
     }
@@ -463,13 +473,5 @@ impl<T: Scalar> Dual<T> {
             device.add_scaled(arena, from, share, to);
         }
         device.download(arena, net.gradient, out);
-    }
-}
-
-/// The index of a pass among those of a layer: the steps, then the query.
-fn pass(spec: &NetworkSpec, slot: Slot) -> usize {
-    match slot {
-        Slot::Step(s) => s,
-        Slot::Query { .. } => spec.steps,
     }
 }

@@ -14,7 +14,7 @@ pub(super) type Terms = Vec<Vec<Term>>;
 pub(super) struct Layer<T> {
     /// Backward blocks from this one on have an e cotangent.
     first_e: usize,
-    /// Inner products with the earlier steps, by pass (the query's last): `[blocks, T, K, s * F * K]`.
+    /// Inner products with the earlier steps, by [`pass`]: `[blocks, T, K, s * F * K]`.
     pub aa: Vec<Region>,
     pub dd: Vec<Region>,
     pub ea: Vec<Region>,
@@ -22,7 +22,7 @@ pub(super) struct Layer<T> {
     /// The single blocks of the rows that the steps' updates take, step by step.
     pub values: Vec<Region>,
     pub deltas: Vec<Region>,
-    /// Terms by pass.
+    /// Terms by pass; the query's forward ones by the number of steps before it.
     pub forward: Vec<Terms>,
     pub query: Vec<Terms>,
     pub backward: Vec<Terms>,
@@ -40,7 +40,7 @@ pub(super) struct Layer<T> {
     pub share_gradient: Region,
     /// The meta-gradient, and the pass that each term belongs to.
     pub gradient_terms: Vec<OuterTerm<T>>,
-    pub gradient_passes: Vec<usize>,
+    pub gradient_passes: Vec<Slot>,
     pub displacement_terms: Vec<OuterTerm<T>>,
 }
 
@@ -55,21 +55,22 @@ impl<T: Scalar> Layer<T> {
         let (steps, f, b) = (spec.steps, spec.forward_blocks, spec.backward_blocks());
         let first_e = spec.first_e_block(layer);
         let moves = spec.moves(layer);
-        let slot = |i: usize| if i == steps { Slot::Query { after: steps } } else { Slot::Step(i) };
-        let mut products = |blocks: usize, from: usize, to: usize| -> Vec<Region> {
-            (0..=steps)
-                .map(|i| {
-                    let rows = blocks * spec.tasks * spec.rows(slot(i));
-                    let exists = moves && (from..=to).contains(&i);
-                    plan.take(if exists { rows } else { 0 }, i * f * spec.support_rows)
+        let mut products = |blocks: usize, exists: &dyn Fn(Slot) -> bool| -> Vec<Region> {
+            (0..steps)
+                .map(Slot::Step)
+                .chain(spec.queries())
+                .map(|slot| {
+                    let rows = blocks * spec.tasks * spec.rows(slot);
+                    let exists = moves && slot.history() > 0 && exists(slot);
+                    plan.take(if exists { rows } else { 0 }, slot.history() * f * spec.support_rows)
                 })
                 .collect()
         };
-        let last_adjoint = if spec.second_order { steps.saturating_sub(1) } else { 0 };
-        let aa = products(f, 1, steps);
-        let dd = products(b, 1, steps);
-        let ea = products(b - first_e, 1, last_adjoint);
-        let zd = products(f, 1, last_adjoint);
+        let has_adjoint = |slot| spec.second_order && matches!(slot, Slot::Step(_));
+        let aa = products(f, &|_| true);
+        let dd = products(b, &|_| true);
+        let ea = products(b - first_e, &has_adjoint);
+        let zd = products(f, &has_adjoint);
         let scale_gradient = plan.take(if transform.is_some() { 2 } else { 1 }, (steps + 1) * steps);
         let blocks = |side| -> Vec<Region> {
             (0..steps * f).map(|i| tape.descended_block(layer, Slot::Step(i / f), side, i % f)).collect()
@@ -85,7 +86,7 @@ impl<T: Scalar> Layer<T> {
             up: Vec::new(),
             down: Vec::new(),
             descended: [Vec::new(), Vec::new()],
-            scales: vec![T::ONE; one_index(steps) + 1],
+            scales: vec![T::ONE; one_index(steps) + 1 + spec.query_passes * steps],
             scale_gradient,
             coefficients: Coefficients::new(steps),
             share_gradient: plan.take(1, if spec.decays && spec.rate_gradient { steps + 1 } else { 0 }),
@@ -104,33 +105,31 @@ impl<T: Scalar> Layer<T> {
                 .map(|(p, q)| OuterTerm { p, q, bias: T::ONE, blocks: f, scale: T::ZERO })
                 .collect();
         }
-        let query_from = if spec.trace { 0 } else { steps };
-        for i in 0..=steps {
-            let history = |blocks, gram: &dyn Fn(usize, usize) -> GramView, plus_one: bool, rows: &[Region]| -> Terms {
-                let term = |b, n| {
-                    let bias = plus_one.then(|| bias_index(steps, n / f));
-                    Term { gram: gram(b, n), bias, scale: i * steps + n / f, rows: rows[n] }
-                };
-                let count = if moves { i * f } else { 0 };
-                (0..blocks).map(|b| (0..count).map(|n| term(b, n)).collect()).collect()
+        // What the steps before a pass add to its products with the weights: `region` holds their coefficients.
+        let history = |slot: Slot, blocks, region: Region, plus_one: bool, rows: &[Region]| -> Terms {
+            let i = slot.history();
+            // A pass after `i` steps has `i` groups of columns, also where the region has room for more.
+            let region = Region { width: i * f * spec.support_rows, ..region };
+            let term = |b, n| {
+                let gram = block_view(spec, region, spec.rows(slot), b, n);
+                let bias = plus_one.then(|| bias_index(steps, n / f));
+                Term { gram, bias, scale: i * steps + n / f, rows: rows[n] }
             };
-            let view = |region: &Region, rows| {
-                let region = *region;
-                // A pass after `i` steps has `i` groups of columns, also where the region has room for more.
-                let region = Region { width: i * f * spec.support_rows, ..region };
-                move |block, n| block_view(spec, region, rows, block, n)
-            };
-            if i < steps {
-                this.forward.push(history(f, &view(&this.aa[i], spec.support_rows), true, &this.deltas));
-                this.backward.push(history(b, &view(&this.dd[i], spec.support_rows), false, &this.values));
-            } else {
-                this.backward.push(history(b, &view(&this.dd[i], spec.query_rows), false, &this.values));
-            }
-            if i >= query_from {
-                this.query.push(history(f, &view(&this.aa[steps], spec.query_rows), true, &this.deltas));
-            } else {
-                this.query.push(Vec::new());
-            }
+            let count = if moves { i * f } else { 0 };
+            (0..blocks).map(|b| (0..count).map(|n| term(b, n)).collect()).collect()
+        };
+        for slot in (0..steps).map(Slot::Step) {
+            let i = pass(spec, slot);
+            this.forward.push(history(slot, f, this.aa[i], true, &this.deltas));
+        }
+        for slot in (0..steps).map(Slot::Step).chain(spec.queries()) {
+            let i = pass(spec, slot);
+            this.backward.push(history(slot, b, this.dd[i], false, &this.values));
+        }
+        for slot in (0..=steps).map(|after| Slot::Query { after }) {
+            let exists = spec.trace || spec.has_query(slot.history());
+            let terms = exists.then(|| history(slot, f, this.aa[pass(spec, slot)], true, &this.deltas));
+            this.query.push(terms.unwrap_or_default());
         }
         for s in 0..steps {
             let [mut up, mut down] = [b, f].map(|blocks| vec![Vec::new(); blocks]);
@@ -176,8 +175,9 @@ impl<T: Scalar> Layer<T> {
     }
 
     /// The passes after step `s` that ask something of it.
-    fn later_passes(spec: &NetworkSpec, s: usize) -> std::ops::RangeInclusive<usize> {
-        if spec.second_order { s + 1..=spec.steps } else { spec.steps..=spec.steps }
+    fn later_passes(spec: &NetworkSpec, s: usize) -> impl Iterator<Item = Slot> + use<T> {
+        let steps = if spec.second_order { s + 1..spec.steps } else { 0..0 };
+        steps.map(Slot::Step).chain(spec.queries().filter(move |slot| slot.history() > s))
     }
 
     /// The cotangent of the deltas that step `s` descends: what later passes ask for.
@@ -185,9 +185,8 @@ impl<T: Scalar> Layer<T> {
         let (steps, f, b, first_e) = (spec.steps, spec.forward_blocks, spec.backward_blocks(), self.first_e);
         let mut terms = vec![Vec::new(); f];
         for (block, terms) in terms.iter_mut().enumerate() {
-            for i in Self::later_passes(spec, s) {
-                let (slot, rows) = later(spec, i);
-                let scale = i * steps + s;
+            for slot in Self::later_passes(spec, s) {
+                let (i, rows, scale) = (pass(spec, slot), spec.rows(slot), later_scale(spec, slot, s));
                 for other in 0..f {
                     let gram = transposed_view(spec, self.aa[i], rows, other, s * f + block);
                     let bias = Some(bias_index(steps, s));
@@ -207,10 +206,9 @@ impl<T: Scalar> Layer<T> {
         let (steps, f, b, first_e) = (spec.steps, spec.forward_blocks, spec.backward_blocks(), self.first_e);
         let mut terms = vec![Vec::new(); f];
         for (block, terms) in terms.iter_mut().enumerate() {
-            for i in Self::later_passes(spec, s) {
-                let (slot, rows) = later(spec, i);
-                let scale = i * steps + s;
-                let zd = if i == steps { self.dd[i] } else { self.zd[i] };
+            for slot in Self::later_passes(spec, s) {
+                let (i, rows, scale) = (pass(spec, slot), spec.rows(slot), later_scale(spec, slot, s));
+                let zd = if i >= steps { self.dd[i] } else { self.zd[i] };
                 for other in 0..f {
                     let gram = transposed_view(spec, zd, rows, other, s * f + block);
                     terms.push(Term { gram, bias: None, scale, rows: tape.values_block(layer, slot, other) });
@@ -236,10 +234,26 @@ fn one_index(steps: usize) -> usize {
     (steps + 2) * steps
 }
 
-/// A later pass and its rows.
-fn later(spec: &NetworkSpec, i: usize) -> (Slot, usize) {
-    let slot = if i == spec.steps { Slot::Query { after: i } } else { Slot::Step(i) };
-    (slot, spec.rows(slot))
+/// Where `-w c[i][s]` lies in [`Layer::scales`], for a query pass after `i` steps whose loss has the weight `w`.
+pub(super) fn query_index(spec: &NetworkSpec, query: Slot, s: usize) -> usize {
+    one_index(spec.steps) + 1 + (pass(spec, query) - spec.steps) * spec.steps + s
+}
+
+/// Where the scale of what a later pass asks of step `s` lies in [`Layer::scales`].
+fn later_scale(spec: &NetworkSpec, slot: Slot, s: usize) -> usize {
+    match slot {
+        Slot::Step(i) => i * spec.steps + s,
+        Slot::Query { .. } => query_index(spec, slot, s),
+    }
+}
+
+/// The index of a pass among those of a layer: the steps, then the query's, the last first.
+pub(super) fn pass(spec: &NetworkSpec, slot: Slot) -> usize {
+    match slot {
+        Slot::Step(s) => s,
+        // Where they are not gone back from, the query passes take turns.
+        Slot::Query { after } => spec.steps + (spec.steps - after) % spec.query_passes,
+    }
 }
 
 /// Inner products of block `block` (with `rows` rows a task) with column block `n`.
@@ -261,31 +275,31 @@ fn transposed_view(spec: &NetworkSpec, region: Region, rows: usize, block: usize
 
 /// The rows whose outer products are the meta-gradient, and the pass each belongs to. Where the steps have one scale, as
 /// they have without weight decay, they make one term.
-fn gradient_terms<T: Scalar>(spec: &NetworkSpec, tape: &Tape, layer: usize) -> Vec<(usize, OuterTerm<T>)> {
-    let query = Slot::Query { after: spec.steps };
+fn gradient_terms<T: Scalar>(spec: &NetworkSpec, tape: &Tape, layer: usize) -> Vec<(Slot, OuterTerm<T>)> {
     let scale = T::from_f64(spec.task_weight());
     let term = |p: Region, q: Region, bias| OuterTerm { p, q, bias, blocks: 1, scale };
-    let mut terms = vec![(spec.steps, term(tape.own(layer, query), tape.values(layer, query), T::ONE))];
+    let of_query = |slot| (slot, term(tape.own(layer, slot), tape.values(layer, slot), T::ONE));
+    let mut terms: Vec<_> = spec.queries().map(of_query).collect();
     if !spec.second_order || spec.steps == 0 {
         return terms;
     }
     let whole = !spec.decays;
     if whole {
-        terms.push((0, term(tape.all_z(layer), tape.all_values(layer), T::ONE)));
+        terms.push((Slot::Step(0), term(tape.all_z(layer), tape.all_values(layer), T::ONE)));
         if spec.first_e_block(layer) == 0 {
-            terms.push((0, term(tape.all_delta(layer), tape.all_e(layer), T::ZERO)));
+            terms.push((Slot::Step(0), term(tape.all_delta(layer), tape.all_e(layer), T::ZERO)));
         }
     }
     let (first_e, blocks) = (spec.first_e_block(layer), spec.backward_blocks());
     for s in 0..spec.steps {
         let slot = Slot::Step(s);
         if !whole {
-            terms.push((s, term(tape.z(layer, slot), tape.values(layer, slot), T::ONE)));
+            terms.push((slot, term(tape.z(layer, slot), tape.values(layer, slot), T::ONE)));
         }
         if !whole || first_e > 0 {
             for block in first_e..blocks {
                 let e = tape.e_block(layer, slot, block - first_e, blocks - first_e);
-                terms.push((s, term(tape.delta_block(layer, slot, block), e, T::ZERO)));
+                terms.push((slot, term(tape.delta_block(layer, slot, block), e, T::ZERO)));
             }
         }
     }

@@ -105,6 +105,14 @@ impl<T: Scalar> GanLoop<T> {
         }
     }
 
+    /// See [`Network::set_query_weights`].
+    pub fn set_query_weights(&mut self, weights: &[f64]) {
+        self.generator.set_query_weights(weights);
+        if let Some(discriminator) = &mut self.discriminator {
+            discriminator.set_query_weights(weights);
+        }
+    }
+
     /// The discriminator, where it takes part.
     fn player(&self) -> Option<&Network<T>> {
         self.discriminator.as_ref().filter(|_| self.plays)
@@ -130,9 +138,10 @@ impl<T: Scalar> GanLoop<T> {
             device.upload(arena, self.support_x, rows.support[1]);
             device.upload(arena, self.support_z, rows.support[0]);
         }
-        let query = Slot::Query { after: self.spec.config.inner.steps };
-        device.upload(arena, self.generator.tape.values(0, query), rows.query[0]);
-        device.upload(arena, self.clip(query), rows.query[1]);
+        for query in self.generator.spec.queries() {
+            device.upload(arena, self.generator.tape.values(0, query), rows.query[0]);
+            device.upload(arena, self.clip(query), rows.query[1]);
+        }
         for step in 0..self.spec.config.inner.steps {
             self.trace(device, arena, step);
             let slot = Slot::Step(step);
@@ -147,6 +156,7 @@ impl<T: Scalar> GanLoop<T> {
         if self.spec.trace {
             return;
         }
+        let query = Slot::Query { after: self.spec.config.inner.steps };
         self.forward(device, arena, query, Some((self.generator_loss, self.discriminator_loss)));
         if self.spec.config.inner.algorithm.differentiates_query() {
             self.backward(device, arena, query, Some(self.generator_loss));
@@ -247,10 +257,19 @@ impl<T: Scalar> GanLoop<T> {
 
     /// From the query's gradients back through the joint steps, to the meta-gradient.
     fn pull_back<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+        let steps = self.spec.config.inner.steps;
         for net in self.players() {
-            net.begin_adjoint(device, arena);
+            net.begin_adjoint(device, arena, steps);
         }
-        for step in (0..self.spec.config.inner.steps).rev() {
+        for step in (0..steps).rev() {
+            if step + 1 < steps && self.generator.spec.has_query(step + 1) {
+                let query = Slot::Query { after: step + 1 };
+                self.forward(device, arena, query, None);
+                self.backward(device, arena, query, None);
+                for net in self.players() {
+                    net.begin_adjoint(device, arena, step + 1);
+                }
+            }
             if self.spec.config.inner.algorithm.is_second_order() {
                 self.adjoint(device, arena, step);
             } else if self.generator.spec.reverses_updates() {

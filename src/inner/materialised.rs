@@ -88,13 +88,14 @@ impl<T: Scalar> Materialised<T> {
             None => each,
         };
         let rows = spec.forward_blocks * spec.tasks * spec.support_rows;
+        let slots = if spec.second_order || spec.query_passes > 1 { steps } else { steps.min(2) };
         let transform = transform.filter(|_| spec.pulls_rows_back());
         let transformed = transform.map_or(Vec::new(), |transform| {
             let layer = |layer| Transformed::new(plan, spec, transform, layer);
             (0..spec.layers()).map(layer).collect()
         });
         Self {
-            weights: plan.take(if spec.second_order { steps } else { steps.min(2) }, spec.tasks * parameters),
+            weights: plan.take(slots, spec.tasks * parameters),
             rule: Rule::new(plan, spec, inner),
             cotangent: plan.take(spec.tasks, parameters),
             direction: plan.take(adjoint, parameters),
@@ -201,21 +202,24 @@ impl<T: Scalar> Materialised<T> {
         }
     }
 
-    pub fn begin_adjoint<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena) {
+    pub fn begin_adjoint<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, after: usize) {
         let spec = &net.spec;
-        let query = Slot::Query { after: spec.steps };
+        let query = Slot::Query { after };
+        let accumulate = after < spec.steps;
         for layer in 0..spec.layers() {
             let terms = [OuterTerm {
                 p: net.tape.own(layer, query),
                 q: net.tape.values(layer, query),
                 bias: T::ONE,
                 blocks: spec.forward_blocks,
-                scale: T::ONE,
+                scale: T::from_f64(spec.weight(query)),
             }];
             let layer = Self::per_task(spec, self.cotangent, layer);
-            device.outer_product(arena, &OuterProduct { tasks: spec.tasks, terms: &terms, layer, accumulate: false });
+            device.outer_product(arena, &OuterProduct { tasks: spec.tasks, terms: &terms, layer, accumulate });
         }
-        device.fill(arena, self.rate_gradient, T::ZERO);
+        if !accumulate {
+            device.fill(arena, self.rate_gradient, T::ZERO);
+        }
     }
 
     /// Step `step` backwards, as far as the rule of the steps goes.

@@ -75,6 +75,12 @@ impl<T: Scalar> Network<T> {
         Self { spec, tape, parameters, gradient, transform, form }
     }
 
+    /// Takes the weights of the query losses after 1, 2, ... steps; where there is but one, it keeps its own.
+    pub fn set_query_weights(&mut self, weights: &[f64]) {
+        let own = &mut self.spec.query_weights;
+        own.iter_mut().zip(weights).for_each(|(own, weight)| *own = *weight);
+    }
+
     /// Takes the rates for the coming meta-step.
     pub fn set_rates<D: Device<T>>(&mut self, device: &D, arena: &mut D::Arena, rates: &Rates<T>) {
         if let Some(transform) = &self.transform {
@@ -184,11 +190,12 @@ impl<T: Scalar> Network<T> {
         }
     }
 
-    /// Begins the way back: the query's gradient becomes the cotangent of the adapted weights.
-    pub fn begin_adjoint<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+    /// Begins the way back, or joins it after that many steps: the query's gradient becomes the cotangent of the weights
+    /// adapted so far, or adds to it.
+    pub fn begin_adjoint<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, after: usize) {
         match &self.form {
-            Form::Dual(dual) => dual.begin_adjoint(self, device, arena),
-            Form::Materialised(form) => form.begin_adjoint(self, device, arena),
+            Form::Dual(dual) => dual.begin_adjoint(self, device, arena, after),
+            Form::Materialised(form) => form.begin_adjoint(self, device, arena, after),
         }
     }
 

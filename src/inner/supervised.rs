@@ -79,8 +79,9 @@ impl<T: Scalar> SupervisedLoop<T> {
         if self.spec.inner.minibatch.is_some() {
             device.upload(arena, self.support_x, rows.support[0]);
         }
-        let query = Slot::Query { after: self.spec.inner.steps };
-        device.upload(arena, self.net.tape.values(0, query), rows.query[0]);
+        for query in self.net.spec.queries() {
+            device.upload(arena, self.net.tape.values(0, query), rows.query[0]);
+        }
         device.upload(arena, self.query_y, rows.query[1]);
         for step in 0..self.spec.inner.steps {
             self.trace(device, arena, step);
@@ -95,16 +96,19 @@ impl<T: Scalar> SupervisedLoop<T> {
         if self.spec.trace {
             return;
         }
-        let differentiates = self.spec.inner.algorithm.differentiates_query();
-        self.net.forward(device, arena, query);
-        device.supervised_loss(arena, &self.loss_at(query, differentiates, Some(self.task_loss)));
-        if !differentiates {
+        let steps = self.spec.inner.steps;
+        if !self.spec.inner.algorithm.differentiates_query() {
+            let query = Slot::Query { after: steps };
+            self.net.forward(device, arena, query);
+            device.supervised_loss(arena, &self.loss_at(query, false, Some(self.task_loss)));
             self.net.displacement(device, arena);
             return;
         }
-        self.net.backward(device, arena, query);
-        self.net.begin_adjoint(device, arena);
-        for step in (0..self.spec.inner.steps).rev() {
+        self.join(device, arena, steps);
+        for step in (0..steps).rev() {
+            if step + 1 < steps && self.net.spec.has_query(step + 1) {
+                self.join(device, arena, step + 1);
+            }
             if self.spec.inner.algorithm.is_second_order() {
                 self.adjoint(device, arena, step);
             } else if self.net.spec.reverses_updates() {
@@ -112,6 +116,16 @@ impl<T: Scalar> SupervisedLoop<T> {
             }
         }
         self.net.meta_gradient(device, arena);
+    }
+
+    /// The query loss after that many steps joins the way back.
+    fn join<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, after: usize) {
+        let query = Slot::Query { after };
+        let task_loss = (after == self.spec.inner.steps).then_some(self.task_loss);
+        self.net.forward(device, arena, query);
+        device.supervised_loss(arena, &self.loss_at(query, true, task_loss));
+        self.net.backward(device, arena, query);
+        self.net.begin_adjoint(device, arena, after);
     }
 
     /// The support rows of a step.

@@ -32,12 +32,17 @@ pub struct NetworkSpec {
     pub rate_gradient: bool,
     /// The query set is evaluated after every step, not only after the last.
     pub trace: bool,
+    /// Query passes that are gone back from: after the last step, or after each.
+    pub query_passes: usize,
+    /// The weight of the query loss after 1, 2, ... steps; none where the last alone counts.
+    pub query_weights: Vec<f64>,
 }
 
 impl NetworkSpec {
     /// A network with one block all of whose layers move, for `tasks` of the meta-batch.
     pub fn new(mlp: &Mlp, inner: &InnerConfig, tasks: usize, shape: &Shape, trace: bool) -> Self {
         let goes_back = inner.algorithm.differentiates_query() && !trace;
+        let multi_step = inner.multi_step && goes_back;
         Self {
             mlp: mlp.clone(),
             tasks,
@@ -53,6 +58,8 @@ impl NetworkSpec {
             rates: inner.rates,
             rate_gradient: inner.learn_rates && goes_back,
             trace,
+            query_passes: if multi_step { inner.steps.max(1) } else { 1 },
+            query_weights: vec![1.0 / inner.steps as f64; if multi_step { inner.steps } else { 0 }],
         }
     }
 
@@ -67,6 +74,24 @@ impl NetworkSpec {
     /// The backward blocks from this one on have a cotangent of dL/da at level `level`.
     pub fn first_e_block(&self, level: usize) -> usize {
         if level > self.first_moving { 0 } else { self.forward_blocks }
+    }
+
+    /// After how many steps there are query passes to go back from, the last first.
+    pub fn queries(&self) -> impl Iterator<Item = Slot> + use<> {
+        (self.steps + 1 - self.query_passes..=self.steps).rev().map(|after| Slot::Query { after })
+    }
+
+    /// Whether the way back begins anew from the query pass after that many steps.
+    pub fn has_query(&self, after: usize) -> bool {
+        after + self.query_passes > self.steps
+    }
+
+    /// The weight of a pass's loss in the meta-loss.
+    pub fn weight(&self, slot: Slot) -> f64 {
+        match slot {
+            Slot::Query { after } if !self.query_weights.is_empty() => self.query_weights[after - 1],
+            _ => 1.0,
+        }
     }
 
     /// One task's share of a mean.
@@ -146,21 +171,36 @@ pub(super) struct Store {
     steps: Region,
     slots: usize,
     query: Region,
+    query_slots: usize,
 }
 
 impl Store {
-    pub fn new(plan: &mut ArenaPlan, slots: usize, step_rows: usize, query_rows: usize, width: usize) -> Self {
-        Self { steps: plan.take(slots * step_rows, width), slots, query: plan.take(query_rows, width) }
+    /// Slots, and rows in each: the steps', and the query's.
+    pub fn new(plan: &mut ArenaPlan, steps: (usize, usize), query: (usize, usize), width: usize) -> Self {
+        Self {
+            steps: plan.take(steps.0 * steps.1, width),
+            slots: steps.0,
+            query: plan.take(query.0 * query.1, width),
+            query_slots: query.0,
+        }
     }
 
-    /// With fewer slots than steps, the steps take turns.
+    /// For inner steps alone.
+    pub fn of_steps(plan: &mut ArenaPlan, slots: usize, rows: usize, width: usize) -> Self {
+        Self::new(plan, (slots, rows), (1, 0), width)
+    }
+
+    /// With fewer slots than steps, the steps take turns; and so do the query passes.
     pub fn slot(&self, slot: Slot) -> Region {
         match slot {
             Slot::Step(s) => {
                 let rows = self.steps.rows / self.slots;
                 self.steps.rows(s % self.slots * rows, rows)
             }
-            Slot::Query { .. } => self.query,
+            Slot::Query { after } => {
+                let rows = self.query.rows / self.query_slots;
+                self.query.rows(after % self.query_slots * rows, rows)
+            }
         }
     }
 }
@@ -193,19 +233,21 @@ impl Tape {
             let blocks = b - spec.first_e_block(level);
             // Nothing refers to the top level after its step.
             let slots = if level == spec.layers() { cotangent_slots.min(1) } else { cotangent_slots };
-            e.push(Store::new(plan, slots, blocks * k, 0, *width));
+            e.push(Store::of_steps(plan, slots, blocks * k, *width));
         }
         let mut descended = Vec::new();
         for layer in (0..spec.layers()).filter(|_| spec.rates.transforms_rows()) {
             let rows = if spec.moves(layer) { f * k } else { 0 };
-            descended.push(Side::BOTH.map(|side| Store::new(plan, value_slots, rows, 0, spec.width(layer, side))));
+            descended.push(Side::BOTH.map(|side| Store::of_steps(plan, value_slots, rows, spec.width(layer, side))));
         }
+        let mut passes =
+            |blocks: usize, width| Store::new(plan, (value_slots, blocks * k), (spec.query_passes, blocks * q), width);
         Self {
             descended,
-            values: widths.iter().map(|w| Store::new(plan, value_slots, f * k, f * q, *w)).collect(),
-            delta: widths[1..].iter().map(|w| Store::new(plan, value_slots, b * k, b * q, *w)).collect(),
+            values: widths.iter().map(|w| passes(f, *w)).collect(),
+            delta: widths[1..].iter().map(|w| passes(b, *w)).collect(),
             e,
-            z: widths[1..].iter().map(|w| Store::new(plan, cotangent_slots, f * k, 0, *w)).collect(),
+            z: widths[1..].iter().map(|w| Store::of_steps(plan, cotangent_slots, f * k, *w)).collect(),
             forward_blocks: f,
             backward_blocks: b,
         }

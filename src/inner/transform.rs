@@ -60,8 +60,8 @@ impl<T: Scalar> Transform<T> {
                 let hidden_rows = if moves && rank.is_some() { rows } else { 0 };
                 Side::BOTH.map(|side| SideRows {
                     cotangent: plan.take(backwards(moves), spec.width(layer, side)),
-                    hidden: Store::new(plan, slots, hidden_rows, 0, rank.unwrap_or(0)),
-                    active: Store::new(plan, slots, hidden_rows, 0, rank.unwrap_or(0)),
+                    hidden: Store::of_steps(plan, slots, hidden_rows, rank.unwrap_or(0)),
+                    active: Store::of_steps(plan, slots, hidden_rows, rank.unwrap_or(0)),
                     hidden_cotangent: plan.take(backwards(moves), rank.unwrap_or(0)),
                 })
             })

@@ -106,6 +106,10 @@ pub struct InnerConfig {
     pub rates: RateKind,
     /// Whether the gradient of phi is computed.
     pub learn_rates: bool,
+    /// Whether the meta-loss is a weighted sum of the query losses after each inner step (multi-step loss optimization,
+    /// Antoniou et al. 2019, section 4): their mean, until [`crate::MetaLearner::set_query_weights`]. Means nothing to reptile.
+    #[serde(default)]
+    pub multi_step: bool,
     /// The representation of adapted weights; chosen by the cost model when absent.
     pub strategy: Option<Strategy>,
 }
@@ -121,6 +125,7 @@ impl InnerConfig {
             minibatch: None,
             rates: RateKind::PerLayerPerStep,
             learn_rates: false,
+            multi_step: false,
             strategy: None,
         }
     }

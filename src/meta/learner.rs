@@ -302,6 +302,27 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         }
     }
 
+    /// Sets the weights of the query losses after 1, 2, ... inner steps in the meta-loss of the coming runs; at first it is
+    /// their mean. The losses that [`MetaLearner::run`] returns are those after the last step all the same.
+    ///
+    /// # Errors
+    /// Another number of weights than inner steps, a weight that is negative or not finite, or a learner whose
+    /// [`InnerConfig::multi_step`](crate::InnerConfig::multi_step) is off.
+    pub fn set_query_weights(&mut self, weights: &[f64]) -> Result<()> {
+        let inner = self.objective.inner();
+        if !inner.multi_step {
+            return Err(Error::invalid("query weights", "given", "none: the meta-loss is not a multi-step one"));
+        }
+        if weights.len() != inner.steps || weights.iter().any(|w| !(w.is_finite() && *w >= 0.0)) {
+            let expected = format!("{} finite numbers, 0 or above: one for each inner step", inner.steps);
+            return Err(Error::invalid("query weights", format!("{weights:?}"), expected));
+        }
+        for lane in &mut self.lanes {
+            O::set_query_weights(&mut lane.inner, weights);
+        }
+        Ok(())
+    }
+
     /// A copy of one network's meta-optimizer.
     pub fn phi(&self, network: usize) -> MetaOptimizer<T> {
         let (mut phi, lane) = (self.phi[network].clone(), &self.lanes[0]);

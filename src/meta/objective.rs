@@ -74,6 +74,8 @@ pub(crate) mod sealed {
         fn plays<T: Scalar>(_inner: &Self::Loop<T>, _index: usize) -> bool {
             true
         }
+        /// The weights of the query losses after 1, 2, ... steps.
+        fn set_query_weights<T: Scalar>(inner: &mut Self::Loop<T>, weights: &[f64]);
         fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions;
     }
 }
@@ -160,6 +162,9 @@ impl sealed::Build for SupervisedConfig {
     }
     fn network<T: Scalar>(inner: &Self::Loop<T>, _: usize) -> &Network<T> {
         &inner.net
+    }
+    fn set_query_weights<T: Scalar>(inner: &mut Self::Loop<T>, weights: &[f64]) {
+        inner.net.set_query_weights(weights);
     }
     fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions {
         LossRegions {
@@ -251,6 +256,9 @@ impl sealed::Build for VideoConfig {
     }
     fn set_adversarial<T: Scalar>(inner: &mut Self::Loop<T>, plays: bool) {
         inner.plays = plays;
+    }
+    fn set_query_weights<T: Scalar>(inner: &mut Self::Loop<T>, weights: &[f64]) {
+        inner.set_query_weights(weights);
     }
     fn plays<T: Scalar>(inner: &Self::Loop<T>, index: usize) -> bool {
         index == 0 || inner.plays

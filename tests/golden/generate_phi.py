@@ -1,4 +1,4 @@
-"""Writes the golden problems of the meta-optimizers that transform rows, and of weight decay.
+"""Writes the golden problems of the meta-optimizers that transform rows, of weight decay and of multi-step losses.
 
     pip install jax safetensors && python tests/golden/generate_phi.py
 
@@ -122,7 +122,8 @@ def write(name, tensors, metadata):
     save_file(arrays, str(FOLDER / f"{name}.safetensors"), metadata={k: str(v) for k, v in metadata.items()})
 
 
-def supervised(name, seed, kind, algorithm, widths, activations, steps, rank=3, rate=0.3, momentum=0.0, decay=0.0):
+def supervised(name, seed, kind, algorithm, widths, activations, steps, rank=3, rate=0.3, momentum=0.0, decay=0.0,
+               query_weights=None):
     rng = np.random.default_rng(seed)
     tasks, shots, queries = 3, 4, 5
     theta = draw_network(rng, widths)
@@ -139,13 +140,17 @@ def supervised(name, seed, kind, algorithm, widths, activations, steps, rank=3, 
         return jnp.mean((prediction - y) ** 2), inputs
 
     def task_loss(theta, phi, sx, sy, qx, qy):
-        velocity = no_velocity(theta)
+        """What is differentiated, and the loss at the adapted parameters."""
+        velocity, total = no_velocity(theta), 0.0
         for step in range(steps):
             taps = zero_taps(theta, shots)
             deltas, inputs = jax.grad(lambda taps: loss(theta, sx, sy, taps), has_aux=True)(taps)
             gradient = row_gradients(phi, step, deltas, inputs, algorithm == "fomaml")
             theta, velocity = descend(phi, step, theta, gradient, velocity, momentum, decay, first)
-        return loss(theta, qx, qy)[0]
+            if query_weights is not None:
+                total += query_weights[step] * loss(theta, qx, qy)[0]
+        last = loss(theta, qx, qy)[0]
+        return (last if query_weights is None else total), last
 
     def displacement(theta, sx, sy):
         start, velocity = theta, no_velocity(theta)
@@ -157,7 +162,7 @@ def supervised(name, seed, kind, algorithm, widths, activations, steps, rank=3, 
 
     batch = [rows[k] for k in ("support.x", "support.y", "query.x", "query.y")]
     each = jax.jit(jax.vmap(lambda theta, phi, *r: task_loss(theta, phi, *r), (None, None, 0, 0, 0, 0)))
-    losses = each(theta, phi, *batch)
+    losses = each(theta, phi, *batch)[1]
     tensors = named("layers", theta) | rows | {f"phi.{k}": v for k, v in phi.items()}
     tensors |= {"expected.loss": losses.mean(keepdims=True), "expected.task_loss": losses}
     if algorithm == "reptile":
@@ -165,16 +170,20 @@ def supervised(name, seed, kind, algorithm, widths, activations, steps, rank=3, 
             lambda d: d.mean(0), jax.vmap(displacement, (None, 0, 0))(theta, batch[0], batch[1])
         )
     else:
-        mean = lambda theta, phi: each(theta, phi, *batch).mean()
+        mean = lambda theta, phi: each(theta, phi, *batch)[0].mean()
         gradient, phi_gradient = jax.jit(jax.grad(mean, (0, 1)))(theta, phi)
         tensors |= {f"expected.phi_grad.{k}": v for k, v in phi_gradient.items()}
     tensors |= named("expected.grad", gradient)
     metadata = dict(problem="supervised", algorithm=algorithm, activations=",".join(activations), loss="mse",
                     inner_steps=steps, rates=kind, rank=rank, momentum=momentum, weight_decay=decay)
-    write(name, tensors, metadata)
+    write(name, tensors, metadata | weights_field(query_weights))
 
 
-def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0.0, decay=0.0):
+def weights_field(query_weights):
+    return {} if query_weights is None else {"query_weights": ",".join(map(str, query_weights))}
+
+
+def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0.0, decay=0.0, query_weights=None):
     rng = np.random.default_rng(seed)
     tasks, shots, queries, frames, clip, latent = 3, 3, 2, 3, 15, 6
     adversarial, reconstruction, motion = 0.7, 1.3, 0.4
@@ -206,7 +215,7 @@ def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0
 
     losses = {"generator": generator_loss, "discriminator": discriminator_loss}
 
-    def adapt(theta, phi, x, z):
+    def adapt(theta, phi, x, z, steps=steps):
         velocity = {k: no_velocity(v) for k, v in theta.items()}
         for step in range(steps):
             moved = {}
@@ -218,17 +227,25 @@ def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0
             theta = moved
         return theta
 
-    def pulled_back(theta, phi, sx, sz, qx, qz):
-        adapted = adapt(theta, phi, sx, sz)
+    def pulled_back(theta, phi, sx, sz, qx, qz, steps):
+        """The query losses after `steps` steps, and their gradients pulled back through these."""
+        adapted = adapt(theta, phi, sx, sz, steps)
         values, cotangent = {}, {}
         for k, loss in losses.items():
             value, gradient = jax.value_and_grad(lambda own: loss({**adapted, k: own}, qx, qz)[0])(adapted[k])
             values[k], cotangent[k] = value, gradient
-        _, pull = jax.vjp(lambda theta, phi: adapt(theta, phi, sx, sz), theta, phi)
+        _, pull = jax.vjp(lambda theta, phi: adapt(theta, phi, sx, sz, steps), theta, phi)
         return values, pull(cotangent)
 
+    def weighted(*arguments):
+        values, total = pulled_back(*arguments, steps)
+        if query_weights is not None:
+            each = [pulled_back(*arguments, s + 1)[1] for s in range(steps)]
+            total = jax.tree.map(lambda *g: sum(w * x for w, x in zip(query_weights, g)), *each)
+        return values, total
+
     batch = [rows[k] for k in ("support.x", "support.z", "query.x", "query.z")]
-    values, gradients = jax.jit(jax.vmap(pulled_back, (None, None, 0, 0, 0, 0)))(theta, phi, *batch)
+    values, gradients = jax.jit(jax.vmap(weighted, (None, None, 0, 0, 0, 0)))(theta, phi, *batch)
     gradient, phi_gradient = jax.tree.map(lambda g: g.mean(0), gradients)
     tensors = dict(rows)
     for k in losses:
@@ -240,7 +257,7 @@ def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0
                     weight_decay=decay, frames=frames, adversarial_weight=adversarial,
                     reconstruction_weight=reconstruction, motion_weight=motion)
     metadata |= {f"{k}_activations": ",".join(a) for k, a in acts.items()}
-    write(name, tensors, metadata)
+    write(name, tensors, metadata | weights_field(query_weights))
 
 
 def phi_problems():
@@ -268,6 +285,21 @@ def decay_problems():
     gan("decay_gan_network", 25, "network", "maml", "tanh", 2, rank=2, momentum=0.3, decay=0.2)
 
 
+def multi_step_problems():
+    smooth, relu = ["tanh", "sigmoid", "linear"], ["relu", "leaky_relu", "linear"]
+    weights = [0.5, 0.2, 0.9]
+    supervised("multi_step_row_column", 31, "row_column", "maml", [5, 9, 7, 3], smooth, 3, momentum=0.5,
+               query_weights=weights)
+    supervised("multi_step_network_decay", 32, "network", "maml", [5, 9, 7, 3], smooth, 3, momentum=0.4, decay=0.3,
+               query_weights=weights)
+    supervised("multi_step_fomaml_decay", 33, "row_column", "fomaml", [5, 9, 7, 3], relu, 3, decay=0.4,
+               query_weights=weights)
+    supervised("multi_step_anil", 34, "network", "anil", [5, 9, 7, 3], smooth, 3, query_weights=weights)
+    gan("multi_step_gan", 35, "row_column", "maml", "tanh", 3, momentum=0.3, decay=0.2, query_weights=weights)
+    gan("multi_step_gan_relu_fomaml", 36, "network", "fomaml", "relu", 2, rank=2, query_weights=weights[1:])
+
+
 if __name__ == "__main__":
     phi_problems()
     decay_problems()
+    multi_step_problems()
