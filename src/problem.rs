@@ -28,8 +28,8 @@ use crate::meta::PhiLayout;
 use crate::model::{Activation, Mlp, Parameters};
 use crate::objective::{FrameShape, VideoWeights};
 use crate::{
-    Algorithm, Error, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, RateKind, Result, Scalar, Shape,
-    Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+    Algorithm, Error, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, RateKind, Result, Scalar,
+    Shape, Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
 };
 
 /// A named array of double-precision numbers.
@@ -245,10 +245,11 @@ impl Problem {
         learner: &mut MetaLearner<T, D, O>,
     ) -> Result<()> {
         let Some(text) = self.metadata.get("query_weights") else { return Ok(()) };
-        let weights: Vec<f64> = text.split(',').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| {
-            let problem = format!("metadata field \"query_weights\" is {text:?}");
-            self.error(problem, "it must be numbers separated by commas")
-        })?;
+        let weights: Vec<f64> =
+            text.split(',').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| {
+                let problem = format!("metadata field \"query_weights\" is {text:?}");
+                self.error(problem, "it must be numbers separated by commas")
+            })?;
         learner.set_query_weights(&weights)
     }
 

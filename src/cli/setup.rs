@@ -220,6 +220,9 @@ pub(super) struct Setup {
     /// Meta-steps at the beginning that take maml for fomaml, whose gradient is of first order (Antoniou et al. 2019)
     #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Outer loop")]
     first_order_steps: u64,
+    /// Meta-steps at the beginning whose loss is that after every inner step, going over to the last one's (Antoniou et al. 2019)
+    #[arg(long, value_name = "N", default_value_t = 0, help_heading = "Outer loop")]
+    multi_step_steps: u64,
     /// The outer optimizer
     #[arg(long, default_value = "adam", help_heading = "Outer loop")]
     outer: Outer,
@@ -300,7 +303,8 @@ impl Setup {
         };
         let pretraining = self.pretraining.unwrap_or(steps / 4);
         let first_order = self.first_order_steps;
-        let config = RunConfig { job, shape, outer, steps, first_order, pretraining, seed: self.seed, initial_rates };
+        let (multi_step, seed) = (self.multi_step_steps, self.seed);
+        let config = RunConfig { job, shape, outer, steps, first_order, multi_step, pretraining, seed, initial_rates };
         config.check()?;
         Ok(config)
     }

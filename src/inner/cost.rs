@@ -104,28 +104,32 @@ fn transform(spec: &NetworkSpec) -> Cost {
 pub(super) fn dual(spec: &NetworkSpec) -> Cost {
     let (steps, support) = (spec.steps, rows(spec, Slot::Step(0)));
     let query = rows(spec, Slot::Query { after: steps });
+    let queries = spec.query_passes as f64;
     let history = |s: usize| (s * spec.forward_blocks * spec.support_rows) as f64;
     let mut cost = transform(spec);
     for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
         let Layer { inputs, outputs, weights, forward, backward, cotangents, down, moves } = layer;
         let query_backward = if backward > 0.0 { backward } else { down };
-        let passes = steps as f64 * support * (forward + backward) + query * (forward + query_backward);
+        let passes = steps as f64 * support * (forward + backward) + queries * query * (forward + query_backward);
         cost.shared += 2.0 * weights * passes;
         // Both the inner products and their application touch every correction row once.
         let correction = |rows: f64, n: f64| if moves { 2.0 * rows * n * (inputs + outputs) } else { 0.0 };
         for s in 0..steps {
             cost.low_rank += correction(support * (forward + backward), history(s));
         }
-        cost.low_rank += correction(query * (forward + query_backward), history(steps));
-        let mut gradient_rows = forward * query;
+        for slot in spec.queries() {
+            cost.low_rank += correction(query * (forward + query_backward), history(slot.history()));
+        }
+        let mut gradient_rows = queries * forward * query;
         if spec.second_order {
             for s in 0..steps {
                 let up = if moves { cotangents } else { 0.0 };
                 cost.shared += 2.0 * weights * support * (up + down);
                 cost.low_rank += correction(support * (up + down), history(s));
                 if moves {
+                    let later_queries = spec.queries().filter(|slot| slot.history() > s).count();
                     let later = (steps - 1 - s) as f64 * (forward + cotangents) * spec.support_rows as f64
-                        + forward * spec.query_rows as f64;
+                        + forward * (later_queries * spec.query_rows) as f64;
                     cost.low_rank += 2.0 * support * forward * later * (inputs + outputs);
                 }
             }
@@ -139,7 +143,8 @@ pub(super) fn dual(spec: &NetworkSpec) -> Cost {
 /// The materialised form's cost.
 pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
     let (steps, support) = (spec.steps as f64, rows(spec, Slot::Step(0)));
-    let query = rows(spec, Slot::Query { after: spec.steps });
+    let queries = spec.query_passes as f64;
+    let query = queries * rows(spec, Slot::Query { after: spec.steps });
     let tasks = spec.tasks as f64;
     let mut cost = transform(spec);
     for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
@@ -148,14 +153,14 @@ pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
         let streamed = weights * tasks;
         let passes = steps * support * (forward + backward) + query * (forward + query_backward);
         cost.per_task += 2.0 * weights * passes;
-        cost.per_task_elements += streamed * 2.0 * (steps + 1.0);
+        cost.per_task_elements += streamed * 2.0 * (steps + queries);
         if moves {
             // The update reads the weights and writes new ones.
             cost.per_task += 2.0 * weights * steps * support * forward;
             cost.per_task_elements += streamed * 2.0 * steps;
         }
         cost.per_task += 2.0 * weights * query * forward;
-        cost.per_task_elements += streamed * 2.0;
+        cost.per_task_elements += streamed * 2.0 * queries;
         if spec.second_order {
             let up = if moves { cotangents + forward } else { 0.0 };
             cost.per_task += 2.0 * weights * steps * support * (up + 2.0 * down + forward + cotangents);

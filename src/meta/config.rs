@@ -156,6 +156,11 @@ impl InnerConfig {
         {
             return Err(Error::invalid("rank", rank.to_string(), format!("1 to {MAX_RANK}")));
         }
+        if self.multi_step && (self.steps == 0 || !self.algorithm.differentiates_query()) {
+            let problem = format!("multi-step with {} and {} inner steps", self.algorithm, self.steps);
+            let expected = "maml, fomaml or anil with at least one inner step: others have one query loss, or none";
+            return Err(Error::invalid("meta-loss", problem, expected));
+        }
         if self.rates.transforms_rows() && self.learn_rates && !self.algorithm.differentiates_query() {
             let expected =
                 "maml, fomaml or anil, or a meta-optimizer that is not trained: reptile has no gradient for one";

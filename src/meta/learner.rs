@@ -2,7 +2,7 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use super::objective::{LaneShape, Objective};
-use super::{Algorithm, MetaOptimizer, RateKind};
+use super::{Algorithm, InnerConfig, MetaOptimizer, RateKind};
 use crate::device::{ArenaPlan, Device, Region};
 use crate::inner::{Cost, Rates, Strategy};
 use crate::model::Parameters;
@@ -196,13 +196,31 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     where
         D: Clone,
     {
-        if self.objective.inner().algorithm == algorithm {
+        self.go_on_with(InnerConfig { algorithm, ..self.objective.inner().clone() })
+    }
+
+    /// Goes on with or without a [multi-step meta-loss](InnerConfig::multi_step), as [`MetaLearner::set_algorithm`] does.
+    ///
+    /// # Errors
+    /// As [`MetaLearner::new`].
+    pub fn set_multi_step(&mut self, multi_step: bool) -> Result<()>
+    where
+        D: Clone,
+    {
+        self.go_on_with(InnerConfig { multi_step, ..self.objective.inner().clone() })
+    }
+
+    fn go_on_with(&mut self, inner: InnerConfig) -> Result<()>
+    where
+        D: Clone,
+    {
+        if *self.objective.inner() == inner {
             return Ok(());
         }
         let networks = 0..self.phi.len();
         let phi: Vec<_> = networks.clone().map(|network| self.phi(network)).collect();
         let mut objective = self.objective.clone();
-        objective.inner_mut().algorithm = algorithm;
+        *objective.inner_mut() = inner;
         let trace = self.lanes[0].shape.trace;
         let mut other = Self::build(self.device.clone(), objective, self.shape, phi.clone(), trace)?;
         for network in networks {
@@ -307,7 +325,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     ///
     /// # Errors
     /// Another number of weights than inner steps, a weight that is negative or not finite, or a learner whose
-    /// [`InnerConfig::multi_step`](crate::InnerConfig::multi_step) is off.
+    /// [`InnerConfig::multi_step`] is off.
     pub fn set_query_weights(&mut self, weights: &[f64]) -> Result<()> {
         let inner = self.objective.inner();
         if !inner.multi_step {

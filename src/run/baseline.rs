@@ -70,7 +70,7 @@ pub fn joint_training<D: Device<f32> + Clone>(
     steps: u64,
     progress: impl FnMut(u64) -> bool,
 ) -> Result<Vec<Parameters<f32>>> {
-    let mut joint = RunConfig { steps, first_order: 0, ..config.clone() };
+    let mut joint = RunConfig { steps, first_order: 0, multi_step: 0, ..config.clone() };
     joint.outer.trains_parameters = true;
     if let Schedule::Cosine { steps: length, .. } = &mut joint.outer.schedule {
         *length = steps;

@@ -26,6 +26,10 @@ pub struct RunConfig {
     /// 2019).
     #[serde(default)]
     pub first_order: u64,
+    /// Meta-steps at the beginning with a multi-step meta-loss (Antoniou et al. 2019, section 4): at first the mean of the query
+    /// losses after each inner step, from which it goes over to the last step's alone.
+    #[serde(default)]
+    pub multi_step: u64,
     /// Steps of ordinary joint training before the first meta-step.
     #[serde(default)]
     pub pretraining: u64,
@@ -203,6 +207,15 @@ impl RunConfig {
         if self.first_order > 0 && self.job.inner().algorithm != Algorithm::Maml {
             let problem = format!("{} with {}", self.first_order, self.job.inner().algorithm);
             return Err(Error::invalid("first-order steps", problem, "0, or maml, which they turn into fomaml"));
+        }
+        if self.multi_step > 0 && (self.job.inner().steps == 0 || !self.job.inner().algorithm.differentiates_query()) {
+            let problem = format!(
+                "{} with {} of {} inner steps",
+                self.multi_step,
+                self.job.inner().algorithm,
+                self.job.inner().steps
+            );
+            return Err(Error::invalid("multi-step steps", problem, "0, or maml, fomaml or anil with inner steps"));
         }
         let networks = self.job.networks().len();
         if self.initial_rates.len() != networks {

@@ -32,6 +32,20 @@ impl RunConfig {
         if step < self.first_order { Algorithm::FirstOrderMaml } else { self.job.inner().algorithm }
     }
 
+    /// The weights of the query losses after 1, 2, ... inner steps in meta-step `step`, counted from 0; nothing when the last
+    /// alone counts.
+    pub fn query_weights_at(&self, step: u64) -> Option<Vec<f64>> {
+        let inner_steps = self.job.inner().steps;
+        (step < self.multi_step).then(|| {
+            let early = (1.0 - step as f64 / self.multi_step as f64) / inner_steps as f64;
+            let mut weights = vec![early; inner_steps];
+            if let Some(last) = weights.last_mut() {
+                *last = 1.0 - early * (inner_steps - 1) as f64;
+            }
+            weights
+        })
+    }
+
     /// Whether the discriminator takes part in meta-step `step`, counted from 0.
     pub fn adversarial_at(&self, step: u64) -> bool {
         matches!(&self.job, Job::Video(job) if job.objective.adversarial && step >= job.adversarial_from)
@@ -115,7 +129,13 @@ impl<O: Objective, S: Tasks<O>, D: Device<f32> + Clone> Session<O, S, D> {
     /// As [`Trainer::step`].
     pub fn step(&mut self) -> Result<StepReport> {
         let algorithm = self.config.algorithm_at(self.steps_done());
-        self.trainer.learner_mut().set_algorithm(algorithm)?;
+        let weights = self.config.query_weights_at(self.steps_done());
+        let learner = self.trainer.learner_mut();
+        learner.set_algorithm(algorithm)?;
+        learner.set_multi_step(weights.is_some())?;
+        if let Some(weights) = weights {
+            learner.set_query_weights(&weights)?;
+        }
         self.trainer.step()
     }
 

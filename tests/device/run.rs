@@ -93,7 +93,17 @@ fn compare(what: &str, got: &Outcome, expected: &Outcome) {
 fn config(job: Job, shape: Shape, initial_rates: Vec<f64>) -> RunConfig {
     let schedule = Schedule::Cosine { steps: STEPS, floor: 0.02 };
     let outer = OuterConfig { clip: Some(10.0), phi_learning_rate: 0.03, schedule, ..OuterConfig::adam(1e-3) };
-    RunConfig { job, shape, outer, steps: STEPS, first_order: 2, pretraining: PRETRAINING, seed: 3, initial_rates }
+    RunConfig {
+        job,
+        shape,
+        outer,
+        steps: STEPS,
+        first_order: 2,
+        multi_step: 4,
+        pretraining: PRETRAINING,
+        seed: 3,
+        initial_rates,
+    }
 }
 
 pub fn sinusoid_run<D: Device<f32> + Clone>(make: Make<'_, D>) {

@@ -40,6 +40,16 @@ fn other_rates(problem: &mut Problem) -> &mut [f64] {
     &mut problem.rates[1]
 }
 
+/// What MAML differentiates: the weighted sum of the query losses after each inner step, a mean over the tasks.
+fn meta_loss(problem: &Problem, form: Strategy) -> f64 {
+    let answer = problem.solve(form, 1);
+    let after = &answer.trace_losses[1..];
+    if after.is_empty() {
+        return answer.losses.mean();
+    }
+    problem.query_weights().iter().zip(after).map(|(weight, losses)| weight * losses.mean()).sum()
+}
+
 /// The same task alone, from other parameters and without any inner step: its gradient is the plain one.
 fn unadapted(problem: &Problem, task: usize, parameters: &[Vec<f64>]) -> Problem {
     let mut alone = problem.clone();
@@ -49,7 +59,7 @@ fn unadapted(problem: &Problem, task: usize, parameters: &[Vec<f64>]) -> Problem
         *rows = rows[task * each..][..each].to_vec();
     }
     let inner = alone.inner_mut();
-    (inner.steps, inner.algorithm, inner.learn_rates) = (0, Algorithm::Maml, false);
+    (inner.steps, inner.algorithm, inner.learn_rates, inner.multi_step) = (0, Algorithm::Maml, false, false);
     inner.rates = RateKind::PerLayerPerStep;
     for (to, from) in alone.parameters.iter_mut().zip(parameters) {
         to.values_mut().copy_from_slice(from);
@@ -72,14 +82,15 @@ proptest! {
     #[test]
     fn supervised_gradients_are_slopes(
         problem in supervised(4, 3, true, SMOOTH),
-        anil in any::<bool>(),
+        (anil, multi_step) in any::<(bool, bool)>(),
     ) {
         let mut problem = problem;
-        problem.inner_mut().algorithm = if anil { Algorithm::Anil } else { Algorithm::Maml };
-        problem.inner_mut().learn_rates = true;
+        let inner = problem.inner_mut();
+        inner.algorithm = if anil { Algorithm::Anil } else { Algorithm::Maml };
+        (inner.learn_rates, inner.multi_step) = (true, multi_step && inner.steps > 0);
         for form in problem.forms() {
             let answer = problem.solve(*form, 1);
-            let loss = |p: &Problem| p.solve(*form, 1).losses.mean();
+            let loss = |p: &Problem| meta_loss(p, *form);
             let error = distance(&answer.gradient[0], &central(&problem, parameters, loss));
             prop_assert!(error < 1e-6, "{form}: the gradient is off by {error:e}");
             let error = distance(&answer.rate_gradient[0], &central(&problem, rates, loss));
@@ -92,7 +103,7 @@ proptest! {
     fn plain_video_gradients_are_slopes(problem in video(4, 2, true, &VIDEO[..3])) {
         let mut problem = problem;
         let inner = problem.inner_mut();
-        (inner.algorithm, inner.steps) = (Algorithm::Maml, 0);
+        (inner.algorithm, inner.steps, inner.multi_step) = (Algorithm::Maml, 0, false);
         inner.optimizer = InnerOptimizer::Sgd { momentum: 0.0 };
         inner.weight_decay = 0.0;
         if inner.rates != RateKind::Shared {
@@ -115,8 +126,8 @@ proptest! {
     #[test]
     fn video_gradients_are_pulled_back(problem in video(3, 2, true, &VIDEO[..3])) {
         let mut problem = problem;
-        problem.inner_mut().algorithm = Algorithm::Maml;
-        problem.inner_mut().learn_rates = true;
+        let inner = problem.inner_mut();
+        (inner.algorithm, inner.learn_rates, inner.multi_step) = (Algorithm::Maml, true, false);
         for form in problem.forms() {
             let answer = problem.solve(*form, 1);
             let tasks = problem.shape.tasks;
@@ -156,6 +167,7 @@ fn first_order(problem: &Problem) -> Result<(), TestCaseError> {
     for form in problem.forms() {
         let mut problem = problem.clone();
         problem.inner_mut().algorithm = Algorithm::FirstOrderMaml;
+        problem.inner_mut().multi_step = false;
         let decay = std::mem::replace(&mut problem.inner_mut().weight_decay, 0.0);
         let answer = problem.solve(*form, 1);
         let tasks = problem.shape.tasks;

@@ -59,6 +59,19 @@ impl Problem {
         }
     }
 
+    /// The weights of the query losses after 1, 2, ... steps in the meta-loss.
+    pub fn query_weights(&self) -> Vec<f64> {
+        let steps = self.inner().steps;
+        let mut weights = vec![0.0; steps];
+        for (i, weight) in weights.iter_mut().enumerate() {
+            *weight = match self.inner().multi_step {
+                true => 0.3 + (self.seed % 7) as f64 * i as f64 / 10.0,
+                false => f64::from(i + 1 == steps),
+            };
+        }
+        weights
+    }
+
     /// The forms that exist for it.
     pub fn forms(&self) -> &'static [Form] {
         let full_rank = self.inner().rates == RateKind::PerParameter
@@ -108,6 +121,9 @@ impl Problem {
             tracer.set_parameters(i, parameters).unwrap();
         }
         let draws = || ChaCha8Rng::seed_from_u64(self.seed);
+        if self.inner().multi_step {
+            learner.set_query_weights(&self.query_weights()).unwrap();
+        }
         // Twice: the second run must not see what the first has left behind.
         learner.run(rows, &mut ChaCha8Rng::seed_from_u64(self.seed + 1)).unwrap();
         let losses = learner.run(rows, &mut draws()).unwrap().clone();
@@ -176,8 +192,9 @@ fn inner(algorithms: Vec<Algorithm>, rates: Vec<RateKind>, shots: usize) -> impl
     let minibatch = option::of(1..=shots);
     let weight_decay = prop_oneof![Just(0.0), 0.1..0.5];
     let rates = prop::sample::select(rates);
-    (prop::sample::select(algorithms), 0..=4usize, optimizer, weight_decay, minibatch, rates, any::<bool>()).prop_map(
-        |(algorithm, steps, optimizer, weight_decay, minibatch, rates, learn_rates)| InnerConfig {
+    let flags = (any::<bool>(), any::<bool>());
+    (prop::sample::select(algorithms), 0..=4usize, optimizer, weight_decay, minibatch, rates, flags).prop_map(
+        |(algorithm, steps, optimizer, weight_decay, minibatch, rates, (learn_rates, multi_step))| InnerConfig {
             // Gradient descent alone decays weights, and is what transformed rows are for.
             optimizer: match optimizer {
                 InnerOptimizer::Adam { .. } if rates.transforms_rows() => InnerOptimizer::Sgd { momentum: 0.5 },
@@ -186,6 +203,7 @@ fn inner(algorithms: Vec<Algorithm>, rates: Vec<RateKind>, shots: usize) -> impl
             weight_decay: if matches!(optimizer, InnerOptimizer::Adam { .. }) { 0.0 } else { weight_decay },
             minibatch,
             rates,
+            multi_step: multi_step && steps > 0 && algorithm != Algorithm::Reptile,
             learn_rates: learn_rates && (algorithm != Algorithm::Reptile || !rates.transforms_rows()),
             ..InnerConfig::new(algorithm, steps)
         },
