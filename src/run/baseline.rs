@@ -36,13 +36,8 @@ pub fn best_uniform_rate<D: Device<f32> + Clone>(
     let mut best: Option<Baseline> = None;
     for exponent in -12..=8 {
         let rate = f64::from(exponent).exp2();
-        let networks = config.job.networks();
-        let phi = networks.iter().enumerate().map(|(network, (_, mlp))| {
-            let rate = if network == 0 { rate } else { config.initial_rates[network] };
-            MetaOptimizer::uniform(RateKind::PerLayerPerStep, mlp, steps, rate)
-        });
         let adversarial = config.adversarial_at(config.steps);
-        let phi = phi.collect::<Result<Vec<_>>>()?;
+        let phi = uniform_phi(config, rate, steps)?;
         let trace = evaluation.trace(device, parameters, &phi, steps, adversarial)?;
         let scores = evaluation.scores(&trace)?;
         let merit = |scores: &[Score]| scores.last().map_or(f64::NAN, Score::merit);
@@ -52,6 +47,16 @@ pub fn best_uniform_rate<D: Device<f32> + Clone>(
         }
     }
     best.ok_or_else(|| Error::invalid("baseline", "diverges at every rate", "parameters that are finite"))
+}
+
+/// One rate for all layers and `steps` steps; a second network, the discriminator, has its own of the configuration.
+pub(super) fn uniform_phi(config: &RunConfig, rate: f64, steps: usize) -> Result<Vec<MetaOptimizer<f32>>> {
+    let networks = config.job.networks();
+    let phi = networks.iter().enumerate().map(|(network, (_, mlp))| {
+        let rate = if network == 0 { rate } else { config.initial_rates[network] };
+        MetaOptimizer::uniform(RateKind::PerLayerPerStep, mlp, steps, rate)
+    });
+    phi.collect()
 }
 
 /// Where the streams of joint training begin: far from those of the meta-steps.

@@ -1,31 +1,13 @@
 use serde::{Deserialize, Serialize};
 
 use super::config::{Job, Pools, RunConfig};
+use super::estimate::Estimate;
 use super::trainer::stream;
 use crate::device::Device;
 use crate::model::Parameters;
 use crate::tasks::{Episodes, VideoBatch};
 use crate::video::{ClipFormat, FrechetReference, flicker, motion_error, psnr, ssim, texture_error};
 use crate::{Error, MetaLearner, MetaOptimizer, Objective, Result, Shape, SupervisedBatch, Trace};
-
-/// A mean over episodes and how far it may be off.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Estimate {
-    /// The mean.
-    pub mean: f64,
-    /// Half the width of the 95 % confidence interval: 1.96 standard errors.
-    pub margin: f64,
-}
-
-impl Estimate {
-    /// Of some values, at least one.
-    pub fn of(values: &[f64]) -> Self {
-        let count = values.len() as f64;
-        let mean = values.iter().sum::<f64>() / count;
-        let variance = values.iter().map(|v| (v - mean).powi(2)).sum::<f64>() / (count - 1.0).max(1.0);
-        Self { mean, margin: 1.96 * (variance / count).sqrt() }
-    }
-}
 
 /// How the query sets of all episodes come out after some inner steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]

@@ -7,16 +7,23 @@ mod adaptation;
 mod baseline;
 mod batches;
 mod config;
+mod estimate;
 mod evaluation;
 mod generation;
 mod session;
 mod trainer;
+mod transfer;
 
 pub use adaptation::{Adaptation, AdaptationOptions, adapt, video_job};
 pub use baseline::{Baseline, best_uniform_rate, joint_training};
 pub use batches::{SineBatches, Tasks};
 pub use config::{ClipSource, Job, Pools, RunConfig, SineJob, VideoJob};
-pub use evaluation::{Estimate, Evaluation, Score};
+pub use estimate::Estimate;
+pub use evaluation::{Evaluation, Score};
 pub use generation::{conditions_of, generate, own_conditions};
 pub use session::Session;
 pub use trainer::{StepReport, Trainer, TrainingConfig};
+pub use transfer::{
+    Method, TransferCurves, TransferOutcome, TransferPlan, TransferPools, TransferProgress, TransferSummary, transfer,
+    transfer_summary,
+};

@@ -149,6 +149,9 @@ impl Law {
         }
     }
 
+    /// The words for all laws.
+    pub(super) const NAMES: [&'static str; 5] = ["linear", "bouncing", "circular", "zig-zag", "accelerating"];
+
     /// A word for people.
     pub(super) fn name(&self) -> &'static str {
         match self {
@@ -175,6 +178,7 @@ mod tests {
             let start = law.draw_start(&mut rng, &arena);
             let first = law.at(start, 0.0, &arena);
             assert!((0..2).all(|a| (first[a] - start[a]).abs() < 1e-5), "{law:?} {start:?} {first:?}");
+            assert!(Law::NAMES.contains(&law.name()));
             for step in 0..=40 {
                 let point = law.at(start, step as f32 / 40.0, &arena);
                 for axis in 0..2 {

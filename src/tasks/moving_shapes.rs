@@ -7,7 +7,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::hash::mix;
 use super::law::{Arena, Law};
-use super::shape::Looks;
+use super::shape::{Looks, Outline};
 use super::source::ClipTasks;
 use crate::video::ClipFormat;
 use crate::{Error, Result};
@@ -55,6 +55,25 @@ impl MovingShapes {
         self.subject(task).law
     }
 
+    /// The words for the laws of motion.
+    pub fn motions() -> Vec<&'static str> {
+        Law::NAMES.to_vec()
+    }
+
+    /// The words for the outlines.
+    pub fn outlines() -> Vec<&'static str> {
+        Outline::ALL.map(Outline::name).to_vec()
+    }
+
+    /// The words for the law of motion and the outline of `task`.
+    ///
+    /// # Panics
+    /// If there is no such task.
+    pub fn kinds(&self, task: usize) -> [&'static str; 2] {
+        let subject = self.subject(task);
+        [subject.law.name(), subject.looks.outline.name()]
+    }
+
     /// Where the shape's centre is in each frame of a clip: (x, y) in units of the frame's shorter side.
     ///
     /// # Panics
@@ -100,8 +119,8 @@ impl ClipTasks for MovingShapes {
     }
 
     fn name(&self, task: usize) -> String {
-        let subject = self.subject(task);
-        format!("{task:05} {} {}", subject.law.name(), subject.looks.outline.name())
+        let [motion, outline] = self.kinds(task);
+        format!("{task:05} {motion} {outline}")
     }
 
     fn clips(&self, _task: usize) -> usize {

@@ -24,7 +24,7 @@ const REACH: f32 = 1.2;
 const EDGE: f32 = 1.5;
 
 impl Outline {
-    const ALL: [Self; 7] =
+    pub(super) const ALL: [Self; 7] =
         [Self::Disc, Self::Square, Self::Triangle, Self::Ring, Self::Cross, Self::Bar, Self::HalfDisc];
 
     /// Distance to the edge, negative inside; beyond corners a little less than the true distance, which only rounds
