@@ -11,6 +11,8 @@ use crate::Result;
 pub(super) struct Line<'a> {
     pub label: &'a str,
     pub points: Vec<(f64, f64)>,
+    /// Half the height of each point's confidence interval; none where there are none.
+    pub margins: Vec<f64>,
 }
 
 /// What a chart shows.
@@ -28,15 +30,39 @@ pub(super) struct Chart<'a> {
 pub(super) const STYLE: &str = include_str!("chart.css");
 
 /// Lines differ in colour as far as there are colours.
-const COLOURS: usize = 4;
+const COLOURS: usize = 8;
 /// Width of a letter and height of a line, in the chart's units, about.
 const LETTER: f64 = 7.2;
 const TEXT: f64 = 18.0;
 
+/// Width and height of a chart in a file.
+const SIZE: (f64, f64) = (760.0, 420.0);
+
+/// Writes charts as one file, so many side by side; those without a point are left out.
+pub(super) fn write_sheet(charts: &[Chart<'_>], columns: usize, path: &Path) -> Result<()> {
+    let parts: Vec<String> = charts.iter().filter_map(|chart| chart.svg(SIZE, true)).collect();
+    let (width, height) = (SIZE.0 * columns as f64, SIZE.1 * parts.len().div_ceil(columns) as f64);
+    crate::atomic::write(path, |out| {
+        writeln!(out, r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}">"#)?;
+        for (index, part) in parts.iter().enumerate() {
+            let (x, y) = (SIZE.0 * (index % columns) as f64, SIZE.1 * (index / columns) as f64);
+            writeln!(out, r#"<svg x="{x}" y="{y}" width="{}" height="{}">{part}</svg>"#, SIZE.0, SIZE.1)?;
+        }
+        writeln!(out, "</svg>")
+    })
+}
+
+impl Line<'_> {
+    /// Each point and half the height of its interval.
+    fn intervals(&self) -> impl Iterator<Item = ((f64, f64), f64)> {
+        self.points.iter().copied().zip(self.margins.iter().copied().chain(std::iter::repeat(0.0)))
+    }
+}
+
 impl Chart<'_> {
     /// Writes the chart as a file, if it has a point at all.
     pub(super) fn write(&self, path: &Path) -> Result<()> {
-        match self.svg((760.0, 420.0), true) {
+        match self.svg(SIZE, true) {
             Some(svg) => crate::atomic::write(path, |out| writeln!(out, "{svg}")),
             None => Ok(()),
         }
@@ -44,9 +70,10 @@ impl Chart<'_> {
 
     /// The chart of that width and height, if it has a point at all; `alone`: as a file rather than part of a page.
     pub(super) fn svg(&self, (width, height): (f64, f64), alone: bool) -> Option<String> {
-        let points = || self.lines.iter().flat_map(|line| &line.points).filter(|p| p.1.is_finite());
-        let bounds = |value: fn(&(f64, f64)) -> f64| {
-            points().map(value).fold(None, |bounds: Option<(f64, f64)>, v| {
+        let intervals = || self.lines.iter().flat_map(Line::intervals);
+        let ends = || intervals().flat_map(|((x, y), margin)| [(x, y - margin), (x, y + margin)]);
+        let bounds = |value: fn((f64, f64)) -> f64| {
+            ends().filter(|p| p.1.is_finite()).map(value).fold(None, |bounds: Option<(f64, f64)>, v| {
                 Some(bounds.map_or((v, v), |(low, high)| (low.min(v), high.max(v))))
             })
         };
@@ -93,6 +120,10 @@ impl Chart<'_> {
                 line.points.iter().filter(|p| p.1.is_finite()).map(|p| (place_x(p.0), place_y(p.1))).collect();
             let path: Vec<String> = places.iter().map(|(x, y)| format!("{x:.1} {y:.1}")).collect();
             let _ = write!(svg, r#"<path class="line c{colour}" d="M{}"/>"#, path.join("L"));
+            for ((x, y), margin) in line.intervals().filter(|(p, margin)| (p.1 + margin).is_finite() && *margin > 0.0) {
+                let (low, high) = (place_y(y - margin), place_y(y + margin));
+                let _ = write!(svg, r#"<path class="bar c{colour}" d="M{:.1} {low:.1}V{high:.1}"/>"#, place_x(x));
+            }
             for (x, y) in places.iter().filter(|_| self.marks || places.len() == 1) {
                 let _ = write!(svg, r#"<circle class="mark c{colour}" cx="{x:.1}" cy="{y:.1}" r="3"/>"#);
             }
@@ -258,7 +289,7 @@ mod tests {
 
     #[test]
     fn a_chart_names_its_lines_and_skips_what_is_not_finite() {
-        let line = |label, points| Line { label, points };
+        let line = |label, points| Line { label, points, margins: Vec::new() };
         let chart = Chart {
             title: "a < b",
             x: "step",
@@ -270,7 +301,13 @@ mod tests {
         let svg = chart.svg((400.0, 300.0), false).unwrap();
         assert!(svg.contains("a &lt; b") && svg.contains(">one<") && svg.contains(">two<") && !svg.contains("NaN"));
         assert_eq!(svg.matches("<circle").count(), 1, "a single point is marked");
-        let nothing = Chart { lines: vec![line("one", vec![(0.0, f64::INFINITY)])], ..chart };
+        let mut wide = vec![Line { margins: vec![0.25, 0.5], ..line("three", vec![(0.0, 1.0), (1.0, 2.0)]) }];
+        wide.push(line("four", vec![(0.0, 1.5)]));
+        let wide = Chart { lines: wide, ..chart };
+        let svg = wide.svg((400.0, 300.0), false).unwrap();
+        assert_eq!(svg.matches(r#"class="bar c0""#).count(), 2, "an interval at each point that has one");
+        assert!(svg.contains(">2.5<") || svg.contains(">2.6<"), "the axis holds the intervals");
+        let nothing = Chart { lines: vec![line("one", vec![(0.0, f64::INFINITY)])], ..wide };
         assert!(nothing.svg((400.0, 300.0), true).is_none());
     }
 }

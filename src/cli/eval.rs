@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::chart::{Chart, Line};
 use super::run_folder::RunFolder;
-use super::{Compute, console, on_device};
+use super::{Compute, console, on_device, transfer};
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
 use crate::run::{ClipSource, Estimate, Evaluation, Job, Pools, RunConfig, Score, best_uniform_rate, joint_training};
@@ -39,6 +39,8 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "DIR")]
     out: Option<PathBuf>,
     #[command(flatten)]
+    transfer: transfer::Options,
+    #[command(flatten)]
     compute: Compute,
 }
 
@@ -67,6 +69,9 @@ struct Report<'a> {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if arguments.episodes == 0 {
         return Err(Error::invalid("--episodes", "0", "at least 1"));
+    }
+    if arguments.transfer.transfer {
+        return compare_transfer(arguments);
     }
     let path = RunFolder::find_checkpoint(arguments.checkpoint.as_deref())?;
     let mut checkpoint = Checkpoint::read(&path)?;
@@ -105,27 +110,43 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
+/// `--transfer`, which needs no more of a checkpoint than what it was trained with.
+fn compare_transfer(arguments: &Arguments) -> Result<()> {
+    let config = match &arguments.checkpoint {
+        Some(path) => Some(Checkpoint::read(&RunFolder::find_checkpoint(Some(path))?)?.config),
+        None => None,
+    };
+    let config = config.map(|mut config| move_clips(&mut config, arguments.clips.as_deref()).map(|()| config));
+    let Arguments { steps, episodes, out, compute, .. } = arguments;
+    let (steps, episodes, out) = (*steps, *episodes, out.as_deref());
+    let common = transfer::Common { config: config.transpose()?, steps, episodes, out, compute };
+    transfer::run(&arguments.transfer, common)
+}
+
+/// Puts in where the run's clips lie now.
+fn move_clips(config: &mut RunConfig, moved: Option<&Path>) -> Result<()> {
+    let Some(moved) = moved else { return Ok(()) };
+    let built_in = match &mut config.job {
+        Job::Video(job) => match &mut job.source {
+            ClipSource::Folder { path, .. } => {
+                moved.clone_into(path);
+                return Ok(());
+            }
+            ClipSource::MovingShapes { .. } => "moving shapes",
+        },
+        Job::Sinusoid(_) => "sinusoids",
+    };
+    Err(Error::invalid("--clips", "given", format!("none: the run was trained on {built_in}")))
+}
+
 /// The tasks of the run, if they are clips.
 fn open(config: &mut RunConfig, moved: Option<&Path>) -> Result<Option<Pools>> {
+    move_clips(config, moved)?;
+    let Job::Video(job) = &config.job else { return Ok(None) };
     let min_clips = config.shape.shots.saturating_add(config.shape.queries);
-    match (&mut config.job, moved) {
-        (Job::Video(job), moved) => {
-            match (&mut job.source, moved) {
-                (ClipSource::Folder { path, .. }, Some(moved)) => *path = moved.to_owned(),
-                (ClipSource::MovingShapes { .. }, Some(_)) => {
-                    return Err(Error::invalid("--clips", "given", "none: the run was trained on moving shapes"));
-                }
-                (_, None) => {}
-            }
-            let pools = job.source.open(&job.latent.condition, config.seed, min_clips, console::shows_progress())?;
-            console::notes(&pools.notes);
-            Ok(Some(pools))
-        }
-        (Job::Sinusoid(_), Some(_)) => {
-            Err(Error::invalid("--clips", "given", "none: the run was trained on sinusoids"))
-        }
-        (Job::Sinusoid(_), None) => Ok(None),
-    }
+    let pools = job.source.open(&job.latent.condition, config.seed, min_clips, console::shows_progress())?;
+    console::notes(&pools.notes);
+    Ok(Some(pools))
 }
 
 fn contestants<D: Device<f32> + Clone>(
@@ -221,6 +242,7 @@ pub(super) fn chart(contestants: &[Contestant], clips: bool) -> Chart<'_> {
         .map(|c| Line {
             label: &c.name,
             points: c.scores.iter().enumerate().map(|(step, score)| (step as f64, value(score))).collect(),
+            margins: Vec::new(),
         })
         .collect();
     Chart {

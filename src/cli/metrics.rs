@@ -168,7 +168,7 @@ pub(super) fn curve<'a>(
         let mean = chunk.iter().map(|(_, value)| value).sum::<f64>() / chunk.len() as f64;
         (chunk[chunk.len() - 1].0, mean)
     });
-    let lines = vec![Line { label: y, points: points.collect() }];
+    let lines = vec![Line { label: y, points: points.collect(), margins: Vec::new() }];
     Chart { title, x: "meta-step", y, lines, marks: false, logarithmic }
 }
 

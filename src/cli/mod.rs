@@ -22,6 +22,7 @@ mod samples;
 mod setup;
 mod tensorboard;
 mod train;
+mod transfer;
 
 use std::ffi::OsString;
 use std::process::ExitCode;

@@ -260,6 +260,11 @@ pub(super) fn parse_size(text: &str) -> Result<(usize, usize)> {
 }
 
 impl Setup {
+    /// Hidden units of the meta-optimizer's networks.
+    pub(super) fn rank(&self) -> usize {
+        self.rank
+    }
+
     /// The run that the options describe.
     pub(super) fn config(&self) -> Result<RunConfig> {
         let sinusoids = self.clips.is_none() && self.tasks == BuiltIn::Sinusoid;
