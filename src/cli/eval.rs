@@ -113,6 +113,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 /// `--transfer`, which needs no more of a checkpoint than what it was trained with.
 fn compare_transfer(arguments: &Arguments) -> Result<()> {
     let config = match &arguments.checkpoint {
+        None if arguments.clips.is_some() => {
+            return Err(Error::invalid("--clips", "given without a checkpoint", "the folder after `--`, as for train"));
+        }
         Some(path) => Some(Checkpoint::read(&RunFolder::find_checkpoint(Some(path))?)?.config),
         None => None,
     };

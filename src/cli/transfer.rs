@@ -123,7 +123,11 @@ impl Options {
     }
 }
 
-fn compare<D: crate::device::Device<f32> + Clone>(device: &D, begun: &Report, json: &Path) -> Result<Vec<TransferOutcome>> {
+fn compare<D: crate::device::Device<f32> + Clone>(
+    device: &D,
+    begun: &Report,
+    json: &Path,
+) -> Result<Vec<TransferOutcome>> {
     let plan = &begun.plan;
     let total = plan.seeds as usize * plan.methods.len();
     let mut bar = console::progress_bar("training", 0);
@@ -209,8 +213,7 @@ impl Report {
             y: "query PSNR (dB)",
             lines: (self.summary.iter())
                 .map(|summary| {
-                    let (points, margins) =
-                        points(summary).into_iter().map(|(x, e)| ((x, e.mean), e.margin)).unzip();
+                    let (points, margins) = points(summary).into_iter().map(|(x, e)| ((x, e.mean), e.margin)).unzip();
                     Line { label: summary.method.name(), points, margins }
                 })
                 .collect(),

@@ -203,7 +203,11 @@ impl TransferPlan {
         }
         let trained = self.config.shape.shots;
         if !self.shots.contains(&trained) {
-            return Err(Error::invalid("shots", format!("{:?}", self.shots), format!("those of training too, {trained}")));
+            return Err(Error::invalid(
+                "shots",
+                format!("{:?}", self.shots),
+                format!("those of training too, {trained}"),
+            ));
         }
         self.methods.iter().try_for_each(|method| method.configure(&self.config, self.rank).check())
     }
@@ -242,7 +246,11 @@ impl TransferPlan {
             }
             (ClipSource::Folder { held_out, .. }, HeldOutKinds::Drawn) => {
                 if *held_out == 0.0 {
-                    return Err(Error::invalid("held_out", "0", "a fraction above 0, so that some tasks are kept back"));
+                    return Err(Error::invalid(
+                        "held_out",
+                        "0",
+                        "a fraction above 0, so that some tasks are kept back",
+                    ));
                 }
                 let Pools { training, held_out, notes } =
                     job.source.open(&job.latent.condition, seed, min_clips, progress)?;
@@ -294,9 +302,8 @@ pub fn transfer<D: Device<f32> + Clone>(
             let config = plan.seeded(seed);
             let length = if method == Method::Random { 0 } else { config.pretraining + config.steps };
             progress(TransferProgress::Begun(seed, method, length))?;
-            let trained = train(device, plan, &config, method, &pools, &mut |step| {
-                progress(TransferProgress::Trained(step))
-            })?;
+            let trained =
+                train(device, plan, &config, method, &pools, &mut |step| progress(TransferProgress::Trained(step)))?;
             outcomes.push(judges.judge(device, plan, &config, method, trained)?);
             progress(TransferProgress::Judged(&outcomes))?;
         }
