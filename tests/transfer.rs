@@ -58,7 +58,6 @@ fn a_comparison_repeats_and_goes_on_where_it_was_stopped() {
             assert!(steps[0]["margin"].as_f64().unwrap() > 0.0);
         }
     }
-    // Methods of one seed begin alike: before the first step, reptile's and joint training's parameters differ, not the tasks.
     assert!(read("a/transfer.svg").matches(r#"class="chart""#).count() == 4);
 
     // As if it had been stopped after five trainings.
