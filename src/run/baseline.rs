@@ -9,7 +9,7 @@ use crate::model::Parameters;
 use crate::tasks::{Episodes, VideoBatch};
 use crate::{
     Error, InnerOptimizer, MetaOptimizer, Objective, RateKind, Result, Schedule, Shape, SupervisedBatch,
-    SupervisedConfig, VideoConfig,
+    SupervisedConfig, Trace, VideoConfig,
 };
 
 /// A starting point without meta-learning, and how well it adapts at its best rate.
@@ -33,20 +33,19 @@ pub fn best_uniform_rate<D: Device<f32> + Clone>(
     parameters: &[Parameters<f32>],
     steps: usize,
 ) -> Result<Baseline> {
-    let mut best: Option<Baseline> = None;
+    let adversarial = config.adversarial_at(config.steps);
+    let mut best: Option<(f64, f64, Trace<f32>)> = None;
     for exponent in -12..=8 {
         let rate = f64::from(exponent).exp2();
-        let adversarial = config.adversarial_at(config.steps);
-        let phi = uniform_phi(config, rate, steps)?;
-        let trace = evaluation.trace(device, parameters, &phi, steps, adversarial)?;
-        let scores = evaluation.scores(&trace)?;
-        let merit = |scores: &[Score]| scores.last().map_or(f64::NAN, Score::merit);
-        let better = best.as_ref().is_none_or(|best| merit(&scores) > merit(&best.scores));
-        if better && merit(&scores).is_finite() {
-            best = Some(Baseline { rate, scores });
+        let trace = evaluation.trace(device, parameters, &uniform_phi(config, rate, steps)?, steps, adversarial)?;
+        let merit = evaluation.merits(&trace)?.last().copied().unwrap_or(f64::NAN);
+        if merit.is_finite() && best.as_ref().is_none_or(|(_, best, _)| merit > *best) {
+            best = Some((rate, merit, trace));
         }
     }
-    best.ok_or_else(|| Error::invalid("baseline", "diverges at every rate", "parameters that are finite"))
+    let diverges = || Error::invalid("baseline", "diverges at every rate", "parameters that are finite");
+    let (rate, _, trace) = best.ok_or_else(diverges)?;
+    Ok(Baseline { rate, scores: evaluation.scores(&trace)? })
 }
 
 /// One rate for all layers and `steps` steps; a second network, the discriminator, has its own of the configuration.

@@ -133,6 +133,22 @@ impl Evaluation {
         }
     }
 
+    /// [`Score::merit`] after 0, 1, ... steps of a trace, without the other figures of a score.
+    ///
+    /// # Errors
+    /// None for a trace of these episodes.
+    pub fn merits(&self, trace: &Trace<f32>) -> Result<Vec<f64>> {
+        let merit = |(losses, outputs): (&crate::Losses<f32>, &Vec<f32>)| {
+            let losses: Vec<f64> = losses.task.iter().map(|l| f64::from(*l)).collect();
+            let score = Score { loss: Estimate::of(&losses), ..Score::default() };
+            let Drawn::Clips(batch, format) = &self.episodes else { return Ok(score.merit()) };
+            let pairs = Pairs { generated: outputs, truth: &batch.query_x, format, clips: self.shape.queries };
+            let psnr = pairs.estimate(|generated, truth, format| mean_psnr(generated, truth, format).map(Some))?;
+            Ok(Score { psnr, ..score }.merit())
+        };
+        trace.losses.iter().zip(&trace.outputs).map(merit).collect()
+    }
+
     /// The scores after 0, 1, ... steps of a trace.
     ///
     /// # Errors

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::baseline::{best_uniform_rate, joint_training, uniform_phi};
 use super::config::{ClipSource, Job, Pools, RunConfig, VideoJob};
 use super::estimate::Estimate;
-use super::evaluation::{Evaluation, Score};
+use super::evaluation::Evaluation;
 use super::session::Session;
 use crate::device::Device;
 use crate::model::Parameters;
@@ -405,7 +405,7 @@ impl Judges {
             let mut curves = TransferCurves { steps: Vec::new(), shots: Vec::new() };
             for (evaluation, shots) in evaluations.iter().zip(&plan.shots) {
                 let trace = evaluation.trace(device, &parameters, &phi, plan.steps, plays)?;
-                let scores: Vec<f64> = evaluation.scores(&trace)?.iter().map(Score::merit).collect();
+                let scores = evaluation.merits(&trace)?;
                 if let Some(step) = scores.iter().position(|score| !score.is_finite()) {
                     let problem = format!("{method} with seed {} is not finite after step {step}", config.seed);
                     return Err(Error::invalid("transfer", problem, "a lower inner learning rate, or fewer steps"));
