@@ -181,15 +181,18 @@ fn contestants<D: Device<f32> + Clone>(
     Ok(all)
 }
 
+/// A figure's value and half its confidence interval, where they exist.
+type Value = Option<(f64, Option<f64>)>;
+
 /// One of a score's figures, as tables show it.
 pub(super) struct Figure {
     pub(super) name: &'static str,
     digits: usize,
     /// The value and, where it is a mean, half its confidence interval.
-    of: fn(&Score) -> Option<(f64, Option<f64>)>,
+    of: fn(&Score) -> Value,
 }
 
-fn mean(estimate: Option<Estimate>) -> Option<(f64, Option<f64>)> {
+fn mean(estimate: Option<Estimate>) -> Value {
     estimate.map(|e| (e.mean, Some(e.margin)))
 }
 

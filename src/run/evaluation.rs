@@ -181,6 +181,9 @@ impl Evaluation {
     }
 }
 
+/// A figure of generated clips, given the true ones, where it exists.
+type ClipFigure = fn(&[f32], &[f32], &ClipFormat) -> Result<Option<f64>>;
+
 /// Generated clips beside the true ones, `clips` of each task.
 struct Pairs<'a> {
     generated: &'a [f32],
@@ -191,7 +194,7 @@ struct Pairs<'a> {
 
 impl Pairs<'_> {
     /// A figure of each task's clips, over the tasks where it exists.
-    fn estimate(&self, figure: fn(&[f32], &[f32], &ClipFormat) -> Result<Option<f64>>) -> Result<Option<Estimate>> {
+    fn estimate(&self, figure: ClipFigure) -> Result<Option<Estimate>> {
         let size = self.format.values() * self.clips;
         let tasks = self.generated.chunks_exact(size).zip(self.truth.chunks_exact(size));
         let values = tasks.filter_map(|(generated, truth)| figure(generated, truth, self.format).transpose());
