@@ -13,7 +13,7 @@ use innerloop::tasks::{ClipTasks, HeldOutKinds, MovingShapes};
 const MEASURED: &str = "eval --transfer --seeds 2 --episodes 3 --steps 2 --shots 1,2 --threads 1";
 
 fn options() -> String {
-    format!("{} --steps 3 --pretraining 2", TINY.replace("--threads 2", ""))
+    format!("{} --steps 3 --pretraining 2 --first-order-steps 1 --multi-step-steps 2", TINY.replace("--threads 2", ""))
 }
 
 #[test]

@@ -80,6 +80,9 @@ pub(super) enum MetaOptimizerKind {
     Network,
 }
 
+/// Hidden units of a meta-optimizer's networks, unless told otherwise.
+pub(super) const RANK: usize = 16;
+
 /// What the outer loop trains.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Part {
@@ -188,7 +191,7 @@ pub(super) struct Setup {
     #[arg(long, default_value = "per-layer-per-step", help_heading = "Inner loop")]
     meta_optimizer: MetaOptimizerKind,
     /// Hidden units of the networks of --meta-optimizer network
-    #[arg(long, default_value_t = 16, help_heading = "Inner loop")]
+    #[arg(long, default_value_t = RANK, help_heading = "Inner loop")]
     rank: usize,
     /// The rule of the inner steps
     #[arg(long, default_value = "sgd", help_heading = "Inner loop")]

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::chart::{Chart, Line, write_sheet};
-use super::setup::Setup;
+use super::setup::{RANK, Setup};
 use super::{Compute, console, on_device};
 use crate::run::{
     ClipSource, Estimate, Job, Method, RunConfig, TransferCurves, TransferOutcome, TransferPlan, TransferProgress,
@@ -19,8 +19,6 @@ use crate::{Error, RateKind, Result};
 
 /// Where the comparison is kept when --out is absent.
 const FOLDER: &str = "runs/transfer";
-/// As `train --rank` has it.
-const RANK: usize = 16;
 
 #[derive(Debug, Args)]
 pub(super) struct Options {

@@ -156,12 +156,11 @@ impl<T: Scalar> GanLoop<T> {
         if self.spec.trace {
             return;
         }
-        let query = Slot::Query { after: self.spec.config.inner.steps };
-        self.forward(device, arena, query, Some((self.generator_loss, self.discriminator_loss)));
         if self.spec.config.inner.algorithm.differentiates_query() {
-            self.backward(device, arena, query, Some(self.generator_loss));
             self.pull_back(device, arena);
         } else {
+            let query = Slot::Query { after: self.spec.config.inner.steps };
+            self.forward(device, arena, query, Some((self.generator_loss, self.discriminator_loss)));
             device.pixel_loss(arena, &self.pixel(query, self.upstream, Some(self.generator_loss)));
             for net in self.players() {
                 net.displacement(device, arena);
@@ -255,21 +254,25 @@ impl<T: Scalar> GanLoop<T> {
         self.generator.backward(device, arena, slot);
     }
 
+    /// The query losses after that many steps join the way back.
+    fn join<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, after: usize) {
+        let query = Slot::Query { after };
+        let losses = (self.generator_loss, self.discriminator_loss);
+        let losses = (after == self.spec.config.inner.steps).then_some(losses);
+        self.forward(device, arena, query, losses);
+        self.backward(device, arena, query, losses.map(|l| l.0));
+        for net in self.players() {
+            net.begin_adjoint(device, arena, after);
+        }
+    }
+
     /// From the query's gradients back through the joint steps, to the meta-gradient.
     fn pull_back<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
-        let steps = self.spec.config.inner.steps;
-        for net in self.players() {
-            net.begin_adjoint(device, arena, steps);
-        }
-        for step in (0..steps).rev() {
-            if step + 1 < steps && self.generator.spec.has_query(step + 1) {
-                let query = Slot::Query { after: step + 1 };
-                self.forward(device, arena, query, None);
-                self.backward(device, arena, query, None);
-                for net in self.players() {
-                    net.begin_adjoint(device, arena, step + 1);
-                }
+        for after in (0..=self.spec.config.inner.steps).rev() {
+            if self.generator.spec.has_query(after) {
+                self.join(device, arena, after);
             }
+            let Some(step) = after.checked_sub(1) else { break };
             if self.spec.config.inner.algorithm.is_second_order() {
                 self.adjoint(device, arena, step);
             } else if self.generator.spec.reverses_updates() {

@@ -104,11 +104,11 @@ impl<T: Scalar> SupervisedLoop<T> {
             self.net.displacement(device, arena);
             return;
         }
-        self.join(device, arena, steps);
-        for step in (0..steps).rev() {
-            if step + 1 < steps && self.net.spec.has_query(step + 1) {
-                self.join(device, arena, step + 1);
+        for after in (0..=steps).rev() {
+            if self.net.spec.has_query(after) {
+                self.join(device, arena, after);
             }
+            let Some(step) = after.checked_sub(1) else { break };
             if self.spec.inner.algorithm.is_second_order() {
                 self.adjoint(device, arena, step);
             } else if self.net.spec.reverses_updates() {

@@ -130,6 +130,11 @@ impl InnerConfig {
         }
     }
 
+    /// Whether there are query losses after inner steps, to differentiate.
+    pub(crate) fn has_losses_on_the_way(&self) -> bool {
+        self.steps > 0 && self.algorithm.differentiates_query()
+    }
+
     pub(super) fn check(&self, shots: usize) -> Result<()> {
         if self.steps > MAX_STEPS {
             return Err(Error::invalid("inner steps", self.steps.to_string(), format!("at most {MAX_STEPS}")));
@@ -156,7 +161,7 @@ impl InnerConfig {
         {
             return Err(Error::invalid("rank", rank.to_string(), format!("1 to {MAX_RANK}")));
         }
-        if self.multi_step && (self.steps == 0 || !self.algorithm.differentiates_query()) {
+        if self.multi_step && !self.has_losses_on_the_way() {
             let problem = format!("multi-step with {} and {} inner steps", self.algorithm, self.steps);
             let expected = "maml, fomaml or anil with at least one inner step: others have one query loss, or none";
             return Err(Error::invalid("meta-loss", problem, expected));

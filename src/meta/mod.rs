@@ -1,6 +1,7 @@
 //! Meta-learning: the algorithms, the meta-optimizer, the outer optimizer, and the [`MetaLearner`] that ties them together.
 
 mod algorithm;
+mod annealing;
 mod batch;
 mod config;
 mod learner;

@@ -208,13 +208,9 @@ impl RunConfig {
             let problem = format!("{} with {}", self.first_order, self.job.inner().algorithm);
             return Err(Error::invalid("first-order steps", problem, "0, or maml, which they turn into fomaml"));
         }
-        if self.multi_step > 0 && (self.job.inner().steps == 0 || !self.job.inner().algorithm.differentiates_query()) {
-            let problem = format!(
-                "{} with {} of {} inner steps",
-                self.multi_step,
-                self.job.inner().algorithm,
-                self.job.inner().steps
-            );
+        let inner = self.job.inner();
+        if self.multi_step > 0 && !inner.has_losses_on_the_way() {
+            let problem = format!("{} with {} of {} inner steps", self.multi_step, inner.algorithm, inner.steps);
             return Err(Error::invalid("multi-step steps", problem, "0, or maml, fomaml or anil with inner steps"));
         }
         let networks = self.job.networks().len();

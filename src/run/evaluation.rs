@@ -7,7 +7,7 @@ use crate::device::Device;
 use crate::model::Parameters;
 use crate::tasks::{Episodes, VideoBatch};
 use crate::video::{ClipFormat, FrechetReference, flicker, motion_error, psnr, ssim, texture_error};
-use crate::{Error, MetaLearner, MetaOptimizer, Objective, Result, Shape, SupervisedBatch, Trace};
+use crate::{Error, Losses, MetaLearner, MetaOptimizer, Objective, Result, Shape, SupervisedBatch, Trace};
 
 /// How the query sets of all episodes come out after some inner steps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -138,15 +138,18 @@ impl Evaluation {
     /// # Errors
     /// None for a trace of these episodes.
     pub fn merits(&self, trace: &Trace<f32>) -> Result<Vec<f64>> {
-        let merit = |(losses, outputs): (&crate::Losses<f32>, &Vec<f32>)| {
-            let losses: Vec<f64> = losses.task.iter().map(|l| f64::from(*l)).collect();
-            let score = Score { loss: Estimate::of(&losses), ..Score::default() };
-            let Drawn::Clips(batch, format) = &self.episodes else { return Ok(score.merit()) };
-            let pairs = Pairs { generated: outputs, truth: &batch.query_x, format, clips: self.shape.queries };
-            let psnr = pairs.estimate(|generated, truth, format| mean_psnr(generated, truth, format).map(Some))?;
-            Ok(Score { psnr, ..score }.merit())
-        };
-        trace.losses.iter().zip(&trace.outputs).map(merit).collect()
+        let steps = trace.losses.iter().zip(&trace.outputs);
+        steps.map(|(losses, outputs)| Ok(self.compared(losses, outputs)?.0.merit())).collect()
+    }
+
+    /// The figures of one step of a trace that its merit is made of; and its clips beside the true ones, where there are any.
+    fn compared<'a>(&'a self, losses: &Losses<f32>, outputs: &'a [f32]) -> Result<(Score, Option<Pairs<'a>>)> {
+        let losses: Vec<f64> = losses.task.iter().map(|l| f64::from(*l)).collect();
+        let score = Score { loss: Estimate::of(&losses), ..Score::default() };
+        let Drawn::Clips(batch, format) = &self.episodes else { return Ok((score, None)) };
+        let pairs = Pairs { generated: outputs, truth: &batch.query_x, format, clips: self.shape.queries };
+        let psnr = pairs.estimate(|generated, truth, format| mean_psnr(generated, truth, format).map(Some))?;
+        Ok((Score { psnr, ..score }, Some(pairs)))
     }
 
     /// The scores after 0, 1, ... steps of a trace.
@@ -163,12 +166,9 @@ impl Evaluation {
         };
         (trace.losses.iter().zip(&trace.outputs))
             .map(|(losses, outputs)| {
-                let losses: Vec<f64> = losses.task.iter().map(|l| f64::from(*l)).collect();
-                let score = Score { loss: Estimate::of(&losses), ..Score::default() };
-                let Drawn::Clips(batch, format) = &self.episodes else { return Ok(score) };
-                let pairs = Pairs { generated: outputs, truth: &batch.query_x, format, clips: self.shape.queries };
+                let (score, pairs) = self.compared(losses, outputs)?;
+                let Some(pairs) = pairs else { return Ok(score) };
                 Ok(Score {
-                    psnr: pairs.estimate(|generated, truth, format| mean_psnr(generated, truth, format).map(Some))?,
                     ssim: pairs.estimate(|generated, truth, format| mean_ssim(generated, truth, format).map(Some))?,
                     motion_error: pairs.estimate(motion_error)?,
                     texture_error: pairs.estimate(texture_error)?,

@@ -82,7 +82,7 @@ impl Method {
             Self::Fixed | Self::Shared | Self::Joint | Self::Random => (Algorithm::Maml, RateKind::Shared),
         };
         if self == Self::Reptile {
-            config.first_order = 0;
+            (config.first_order, config.multi_step) = (0, 0);
         }
         config.outer.trains_parameters = true;
         // As `train` has them.

@@ -12,16 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from safetensors.numpy import save_file
 
+from generate import ACTIVATIONS
+
 jax.config.update("jax_enable_x64", True)
 FOLDER = pathlib.Path(__file__).parent
-
-ACTIVATIONS = {
-    "linear": lambda z: z,
-    "relu": lambda z: jnp.where(z > 0, z, 0.0),
-    "leaky_relu": lambda z: jnp.where(z > 0, z, 0.2 * z),
-    "tanh": jnp.tanh,
-    "sigmoid": jax.nn.sigmoid,
-}
 
 
 def draw_network(rng, widths):
