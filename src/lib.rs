@@ -66,7 +66,7 @@ mod tensors;
 pub mod video;
 
 pub use error::{Error, Result};
-pub use inner::{Cost, Strategy, forward};
+pub use inner::{Cost, LayerChange, LowRankChange, Strategy, forward, forward_changed};
 pub use meta::{
     Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, Objective, OptimizerState, OuterConfig,
     OuterKind, RateKind, Schedule, Shape, SupervisedBatch, SupervisedConfig, SupervisedRows, Trace, VideoConfig,

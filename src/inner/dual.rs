@@ -9,6 +9,7 @@
 
 use std::cell::Cell;
 
+use super::change::{LayerChange, LowRankChange};
 use super::coefficients::Rule;
 use super::dual_layer::{Layer, Terms, bias_index, pass, query_index};
 use super::network::{Network, Rates};
@@ -445,6 +446,47 @@ impl<T: Scalar> Dual<T> {
                 add(arena, output, e, slot);
             }
         }
+    }
+
+    /// What the steps have made of one task's parameters.
+    pub fn change<D: Device<T>>(
+        &self,
+        net: &Network<T>,
+        device: &D,
+        arena: &D::Arena,
+        task: usize,
+    ) -> LowRankChange<T> {
+        let spec = &net.spec;
+        let layers = self.layers.iter().enumerate().map(|(index, layer)| {
+            let (inputs, outputs) = (spec.mlp.widths()[index], spec.mlp.widths()[index + 1]);
+            let share = T::from_f64(layer.coefficients.share[spec.steps]);
+            let mut change =
+                LayerChange { share, deltas: Vec::new(), values: Vec::new(), bias: vec![T::ZERO; outputs] };
+            let blocks = if spec.moves(index) { layer.deltas.len() } else { 0 };
+            let append = |from: Region, to: &mut Vec<T>| {
+                let start = to.len();
+                to.resize(start + spec.support_rows * from.width, T::ZERO);
+                let rows = from.rows(task * spec.support_rows, spec.support_rows);
+                device.download(arena, rows, &mut to[start..]);
+            };
+            for block in 0..blocks {
+                let step = block / spec.forward_blocks;
+                let scale = layer.scales[spec.steps * spec.steps + step];
+                let bias = layer.scales[bias_index(spec.steps, step)];
+                let start = change.deltas.len();
+                append(layer.deltas[block], &mut change.deltas);
+                append(layer.values[block], &mut change.values);
+                for row in change.deltas[start..].chunks_exact_mut(outputs) {
+                    for (delta, sum) in row.iter_mut().zip(&mut change.bias) {
+                        *delta *= scale;
+                        *sum += *delta * bias;
+                    }
+                }
+            }
+            debug_assert_eq!(change.values.len() * outputs, change.deltas.len() * inputs);
+            change
+        });
+        LowRankChange::new(&spec.mlp, layers.collect()).expect("rows of the network's own passes")
     }
 
     pub fn adapted<D: Device<T>>(

@@ -3,6 +3,7 @@
 //! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented, `rule` how
 //! the latter move; `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
 
+mod change;
 mod coefficients;
 mod cost;
 mod dual;
@@ -19,8 +20,9 @@ mod transform;
 
 pub use plan::Strategy;
 
+pub use change::{LayerChange, LowRankChange};
 pub use cost::Cost;
-pub use forward::forward;
+pub use forward::{forward, forward_changed};
 pub use plan::{MAX_DUAL_STEPS, choose, cost_of, lanes};
 pub use tape::NetworkSpec;
 

@@ -1,6 +1,7 @@
 //! One network in the inner loop, whatever form its adapted weights take.
 
 use super::Strategy;
+use super::change::LowRankChange;
 use super::dual::Dual;
 use super::materialised::Materialised;
 use super::tape::{NetworkSpec, Slot, Tape};
@@ -321,6 +322,14 @@ impl<T: Scalar> Network<T> {
         match &self.form {
             Form::Dual(dual) => dual.rate_gradient(self, device, arena, out),
             Form::Materialised(form) => form.rate_gradient(device, arena, out),
+        }
+    }
+
+    /// What the steps have made of one task's parameters; nothing in the materialised form, which does not hold it.
+    pub fn change<D: Device<T>>(&self, device: &D, arena: &D::Arena, task: usize) -> Option<LowRankChange<T>> {
+        match &self.form {
+            Form::Dual(dual) => Some(dual.change(self, device, arena, task)),
+            Form::Materialised(_) => None,
         }
     }
 

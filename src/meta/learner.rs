@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 use super::objective::{LaneShape, Objective};
 use super::{MetaOptimizer, RateKind};
 use crate::device::{ArenaPlan, Device, Region};
-use crate::inner::{Cost, Rates, Strategy};
+use crate::inner::{Cost, LowRankChange, Rates, Strategy};
 use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
 
@@ -409,16 +409,36 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         Ok(trace)
     }
 
+    /// The lane that a task is in, and the task's number there.
+    fn lane_of(&self, task: usize) -> Result<(usize, usize)> {
+        let lane = self.lanes.iter().position(|lane| lane.shape.tasks.contains(&task));
+        let expected = || format!("below {}", self.shape.tasks);
+        let lane = lane.ok_or_else(|| Error::invalid("task", task.to_string(), expected()))?;
+        Ok((lane, task - self.lanes[lane].shape.tasks.start))
+    }
+
+    /// What the last run has made of one task's parameters, in a few rows.
+    ///
+    /// # Errors
+    /// A task beyond the meta-batch, the materialised form, which does not hold such rows, or a device that failed.
+    pub fn change(&self, network: usize, task: usize) -> Result<LowRankChange<T>> {
+        let (lane, local) = self.lane_of(task)?;
+        let lane = &self.lanes[lane];
+        let change = O::network(&lane.inner, network).change(&self.device, &lane.arena, local);
+        self.device.check()?;
+        change.ok_or_else(|| {
+            Error::invalid("strategy", "materialised, whose changes are of full rank", "dual, which keeps their rows")
+        })
+    }
+
     /// One task's adapted parameters, after the last run. Uses the room of the meta-gradient.
     ///
     /// # Errors
     /// A task beyond the meta-batch, or a device that failed.
     pub fn adapted(&mut self, network: usize, task: usize) -> Result<Parameters<T>> {
-        let Some(lane) = self.lanes.iter_mut().find(|lane| lane.shape.tasks.contains(&task)) else {
-            return Err(Error::invalid("task", task.to_string(), format!("below {}", self.shape.tasks)));
-        };
+        let (lane, local) = self.lane_of(task)?;
+        let lane = &mut self.lanes[lane];
         let mut parameters = Parameters::zeros(self.objective.networks()[network].1);
-        let local = task - lane.shape.tasks.start;
         let net = O::network(&lane.inner, network);
         net.adapted(&self.device, &mut lane.arena, local, parameters.values_mut());
         self.device.check()?;
