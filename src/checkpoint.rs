@@ -17,16 +17,15 @@
 //! of ChaCha8), and `steps_of` (outer steps of each network) or `subject`. One field, so that equal checkpoints are equal
 //! byte for byte.
 
-use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::model::{Mlp, Parameters};
+use crate::model::Parameters;
 use crate::run::RunConfig;
 use crate::tensors::{TensorFile, Tensors};
-use crate::{Error, MetaOptimizer, OptimizerState, RateKind, Result};
+use crate::{Error, MetaOptimizer, OptimizerState, Result};
 
 /// The metadata field, and the format's number.
 const FIELD: &str = "innerloop";
@@ -130,9 +129,9 @@ impl Checkpoint {
             steps_of: None,
             subject: None,
         };
-        for (((name, mlp), parameters), phi) in networks.iter().zip(&self.parameters).zip(&self.phi) {
+        for (((name, _), parameters), phi) in networks.iter().zip(&self.parameters).zip(&self.phi) {
             tensors.push_network(&format!("{name}.main"), parameters);
-            tensors.push_f32(format!("phi.{name}"), phi_shape(phi, mlp), phi.values());
+            tensors.push_f32(format!("phi.{name}"), phi.shape(), phi.values());
         }
         match &self.stage {
             Stage::Training { optimizer } => {
@@ -153,9 +152,7 @@ impl Checkpoint {
                 header.subject = Some(subject.clone());
             }
         }
-        let header = serde_json::to_string(&header)
-            .map_err(|e| Error::invalid("checkpoint", e.to_string(), "what JSON can hold"))?;
-        tensors.serialize(Some(HashMap::from([(FIELD.to_owned(), header)])))
+        tensors.serialize_with(FIELD, &header)
     }
 
     /// A checkpoint from a file's bytes; `path` is what errors call it.
@@ -163,16 +160,16 @@ impl Checkpoint {
     /// # Errors
     /// As [`Checkpoint::read`].
     pub fn decode(path: &Path, bytes: &[u8]) -> Result<Self> {
-        let reader = Reader::new(path, bytes)?;
-        let tensors = &reader.tensors;
-        let Header { config, step, steps_of, subject, .. } = reader.header()?;
+        let remedy = "take a checkpoint that this version of innerloop wrote";
+        let tensors = TensorFile::new(path, bytes, ["checkpoint", "innerloop train or adapt", remedy])?;
+        let Header { config, step, steps_of, subject, .. } = tensors.header(FIELD, FORMAT)?;
         config.check().map_err(|e| tensors.error(format!("its configuration does not fit together ({e})")))?;
         let (inner, networks) = (config.job.inner(), config.job.networks());
         let (mut parameters, mut phi) = (Vec::new(), Vec::new());
         for (name, mlp) in &networks {
             parameters.push(tensors.network(&format!("{name}.main"), mlp)?);
             let values = tensors.f32(&format!("phi.{name}"), None)?;
-            phi.push(reader.fits(MetaOptimizer::from_values(inner.rates, mlp, inner.steps, values))?);
+            phi.push(tensors.fits(MetaOptimizer::from_values(inner.rates, mlp, inner.steps, values))?);
         }
         let stage = if let Some(subject) = subject {
             Stage::Adapted { subject, latents: tensors.f32("subject.latents", None)? }
@@ -182,7 +179,7 @@ impl Checkpoint {
             for ((name, mlp), phi) in networks.iter().zip(&phi) {
                 let moment = |order| -> Result<Parameters<f32>> {
                     let values = tensors.f32(&format!("optimizer.{name}.{order}"), Some(&[mlp.parameter_count()]))?;
-                    reader.fits(Parameters::from_values(mlp, values))
+                    tensors.fits(Parameters::from_values(mlp, values))
                 };
                 optimizer.networks.push([moment("first")?, moment("second")?]);
                 optimizer.phi.push(tensors.pairs(&format!("optimizer.phi.{name}"), phi.values().len())?);
@@ -190,51 +187,5 @@ impl Checkpoint {
             Stage::Training { optimizer: Box::new(optimizer) }
         };
         Ok(Self { config, parameters, phi, step, stage })
-    }
-}
-
-fn phi_shape(phi: &MetaOptimizer<f32>, mlp: &Mlp) -> Vec<usize> {
-    match phi.kind() {
-        RateKind::PerLayerPerStep => vec![phi.values().len() / mlp.layers(), mlp.layers()],
-        _ => vec![phi.values().len()],
-    }
-}
-
-/// A checkpoint file that is being read.
-struct Reader<'a> {
-    tensors: TensorFile<'a>,
-    header: String,
-}
-
-impl<'a> Reader<'a> {
-    fn new(path: &'a Path, bytes: &'a [u8]) -> Result<Self> {
-        let remedy = "take a checkpoint that this version of innerloop wrote";
-        let tensors = TensorFile::new(path, bytes, ["checkpoint", "innerloop train or adapt", remedy])?;
-        match tensors.metadata(FIELD).map(str::to_owned) {
-            Some(header) => Ok(Self { tensors, header }),
-            None => {
-                let remedy = "name a file that innerloop train or adapt wrote";
-                Err(Error::file(path, "is a safetensors file, but not a checkpoint of innerloop", remedy))
-            }
-        }
-    }
-
-    /// An error about a value names the file too.
-    fn fits<V>(&self, result: Result<V>) -> Result<V> {
-        result.map_err(|e| self.tensors.error(format!("does not fit its own configuration ({e})")))
-    }
-
-    fn header(&self) -> Result<Header> {
-        /// The one field that every format has.
-        #[derive(Deserialize)]
-        struct Format {
-            format: u32,
-        }
-        let broken = |e: serde_json::Error| self.tensors.error(format!("has a header that cannot be read ({e})"));
-        let Format { format } = serde_json::from_str(&self.header).map_err(broken)?;
-        if format != FORMAT {
-            return Err(self.tensors.error(format!("has format {format}, this version reads format {FORMAT}")));
-        }
-        serde_json::from_str(&self.header).map_err(broken)
     }
 }

@@ -5,6 +5,8 @@ use std::path::Path;
 
 use safetensors::SafeTensors;
 use safetensors::tensor::{Dtype, TensorView};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 
 use crate::model::{Activation, Mlp, Parameters};
 use crate::{Error, Result};
@@ -47,6 +49,13 @@ impl Tensors {
         }
     }
 
+    /// The file's bytes, with `header` as JSON in the metadata field `field`.
+    pub(crate) fn serialize_with(&self, field: &str, header: &impl Serialize) -> Result<Vec<u8>> {
+        let header = serde_json::to_string(header);
+        let header = header.map_err(|e| Error::invalid("header", e.to_string(), "what JSON can hold"))?;
+        self.serialize(Some(HashMap::from([(field.to_owned(), header)])))
+    }
+
     /// The file's bytes.
     pub(crate) fn serialize(&self, metadata: Option<HashMap<String, String>>) -> Result<Vec<u8>> {
         let failed = |e: safetensors::SafeTensorError| {
@@ -65,6 +74,8 @@ pub(crate) struct TensorFile<'a> {
     path: &'a Path,
     file: SafeTensors<'a>,
     metadata: HashMap<String, String>,
+    kind: &'static str,
+    origin: &'static str,
     /// What is to be done about a tensor that is missing or wrong.
     remedy: &'static str,
 }
@@ -82,11 +93,34 @@ impl<'a> TensorFile<'a> {
         };
         let (_, header) = SafeTensors::read_metadata(bytes).map_err(broken)?;
         let file = SafeTensors::deserialize(bytes).map_err(broken)?;
-        Ok(Self { path, file, metadata: header.metadata().clone().unwrap_or_default(), remedy })
+        Ok(Self { path, file, metadata: header.metadata().clone().unwrap_or_default(), kind, origin, remedy })
     }
 
-    pub(crate) fn metadata(&self, field: &str) -> Option<&str> {
-        self.metadata.get(field).map(String::as_str)
+    /// What the metadata field `field` holds as JSON; its `format` has to be `format`.
+    ///
+    /// # Errors
+    /// No such field, another format, or something else than is wanted.
+    pub(crate) fn header<H: DeserializeOwned>(&self, field: &str, format: u32) -> Result<H> {
+        /// The one field that every format has.
+        #[derive(Deserialize)]
+        struct Format {
+            format: u32,
+        }
+        let text = self.metadata.get(field).ok_or_else(|| {
+            let problem = format!("is a safetensors file, but not a {} of innerloop", self.kind);
+            Error::file(self.path, problem, format!("name a file that {} wrote", self.origin))
+        })?;
+        let broken = |e: serde_json::Error| self.error(format!("has a header that cannot be read ({e})"));
+        let Format { format: found } = serde_json::from_str(text).map_err(broken)?;
+        if found != format {
+            return Err(self.error(format!("has format {found}, this version reads format {format}")));
+        }
+        serde_json::from_str(text).map_err(broken)
+    }
+
+    /// An error about a value names the file too.
+    pub(crate) fn fits<V>(&self, result: Result<V>) -> Result<V> {
+        result.map_err(|e| self.error(format!("does not fit its own configuration ({e})")))
     }
 
     pub(crate) fn error(&self, problem: impl Into<String>) -> Error {
@@ -106,6 +140,10 @@ impl<'a> TensorFile<'a> {
             values.extend(self.f32(&format!("{name}.bias"), Some(&[outputs]))?);
         }
         Parameters::from_values(mlp, values)
+    }
+
+    pub(crate) fn contains(&self, name: &str) -> bool {
+        self.file.tensor(name).is_ok()
     }
 
     fn bytes(&self, name: &str, dtype: Dtype, shape: Option<&[usize]>) -> Result<&[u8]> {

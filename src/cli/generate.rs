@@ -5,9 +5,14 @@ use serde_json::json;
 
 use super::run_folder::RunFolder;
 use super::samples::scale;
-use super::{Compute, console, on_device};
+use super::{Compute, console, on_device, subject};
 use crate::checkpoint::Checkpoint;
-use crate::run::{VideoJob, conditions_of, generate, own_conditions, video_job};
+use crate::device::Device;
+use crate::personal::{AdaptedGenerator, Personal};
+use crate::run::{
+    AdaptationOptions, Tune, VideoJob, conditions_of, generate, generate_personal, own_conditions, personalise,
+    video_job,
+};
 use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions, Given};
 use crate::video::{ClipFormat, Montage, read_clip, still_names, write_gif, write_npy, write_png_strip};
 use crate::{Error, Result};
@@ -15,8 +20,8 @@ use crate::{Error, Result};
 /// Generate clips with a trained or an adapted checkpoint
 ///
 /// A generator makes clips from conditions of the kind it was trained with: pictures, which it continues (the default), labels,
-/// vectors, texts or sounds. Without any given, an adapted checkpoint takes those of the clips it was adapted with, others
-/// take all labels, or the conditions of held-out tasks. More clips than conditions use each condition again with other noise.
+/// vectors, texts or sounds. Without any given, an adapted checkpoint or a personal file takes those of the clips it was
+/// adapted with, others take all labels, or the conditions of held-out tasks. More clips than conditions use each condition again with other noise.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// A run's folder, or a checkpoint; the newest run when absent
@@ -25,12 +30,18 @@ pub(super) struct Arguments {
     /// Where to write: .gif (an animation), .png (a row of frames for each clip) or .npy (N, F, H, W, C)
     #[arg(long, value_name = "FILE", default_value = "generated.gif")]
     out: PathBuf,
-    /// How many clips
+    /// How many clips; with --personal, of each subject
     #[arg(long, default_value_t = 8)]
     count: usize,
     /// Seed of the noise
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Personal files (see adapt --tune) that belong to the checkpoint: all subjects are generated in one batch
+    #[arg(long, value_name = "FILE", num_args = 1..)]
+    personal: Vec<PathBuf>,
+    /// Folders of a subject's clips to adapt to, one for each personal file that holds a meta-optimizer alone
+    #[arg(long, value_name = "DIR", num_args = 1.., requires = "personal")]
+    clips: Vec<PathBuf>,
     #[command(flatten)]
     conditions: Conditions,
     #[command(flatten)]
@@ -71,7 +82,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let given = arguments.conditions.given(&frames);
     let conditions = if !given.is_empty() {
         conditions_of(&checkpoint, given)?
-    } else if *condition == Condition::None {
+    } else if *condition == Condition::None || !arguments.personal.is_empty() {
         Vec::new()
     } else {
         own_conditions(&checkpoint, arguments.count, || {
@@ -81,12 +92,53 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         })?
     };
     let (count, seed) = (arguments.count, arguments.seed);
-    let clips = on_device!(arguments.compute, device => generate(&device, &checkpoint, &conditions, count, seed))?;
+    let clips = on_device!(arguments.compute, device => if arguments.personal.is_empty() {
+        generate(&device, &checkpoint, &conditions, count, seed)
+    } else {
+        let subjects = arguments.subjects(&device, &checkpoint)?;
+        let subjects: Vec<&AdaptedGenerator> = subjects.iter().collect();
+        generate_personal(&device, &checkpoint, &subjects, &conditions, count, seed)
+    })?;
     let clips: Vec<&[f32]> = clips.chunks_exact(format.values()).collect();
-    write(&arguments.out, &format, &clips)?;
-    console::record(&json!({ "out": arguments.out.to_string_lossy(), "clips": clips.len(), "format": format }))?;
+    write(&arguments.out, &format, &clips, count)?;
+    let out = arguments.out.to_string_lossy();
+    let subjects = arguments.personal.iter().map(|path| path.to_string_lossy()).collect::<Vec<_>>();
+    console::record(&json!({ "out": out, "clips": clips.len(), "format": format, "subjects": subjects }))?;
     say!("{} clips of {format}: {}", clips.len(), arguments.out.display());
     Ok(())
+}
+
+impl Arguments {
+    /// The generators of the personal files; where a file holds a meta-optimizer alone, adapted here.
+    fn subjects<D: Device<f32> + Clone>(&self, device: &D, checkpoint: &Checkpoint) -> Result<Vec<AdaptedGenerator>> {
+        let mut clips = self.clips.iter();
+        let mut subjects = Vec::new();
+        for path in &self.personal {
+            let personal = Personal::read(path, checkpoint)?;
+            subjects.push(match (personal.adapted, personal.phi) {
+                (Some(adapted), _) => adapted,
+                (None, phi) => {
+                    let folder = clips.next().ok_or_else(|| {
+                        let problem = format!("missing for {}, which holds a meta-optimizer alone", path.display());
+                        Error::invalid("--clips", problem, "a folder of clips for each such file")
+                    })?;
+                    let tuned = Checkpoint { phi: phi.unwrap_or_default(), ..checkpoint.clone() };
+                    let source = subject::open(video_job(&tuned)?, folder, None, None)?;
+                    let options =
+                        AdaptationOptions { shots: None, steps: Some(personal.subject.steps), seed: self.seed };
+                    let adapted = personalise(device, &tuned, source, &options, Tune::Weights)?.personal.adapted;
+                    adapted.ok_or_else(|| Error::invalid("--clips", "nothing came of them", "clips to adapt to"))?
+                }
+            });
+        }
+        match clips.next() {
+            Some(folder) => {
+                let problem = format!("{}, which no personal file needs", folder.display());
+                Err(Error::invalid("--clips", problem, "one folder for each file that holds a meta-optimizer alone"))
+            }
+            None => Ok(subjects),
+        }
+    }
 }
 
 impl Conditions {
@@ -100,21 +152,22 @@ impl Conditions {
     }
 }
 
-type Writer = fn(&Path, &ClipFormat, &[&[f32]]) -> Result<()>;
+/// Takes so many clips of each subject.
+type Writer = fn(&Path, &ClipFormat, &[&[f32]], usize) -> Result<()>;
 
 /// The writer that the file's extension asks for.
 fn writer(path: &Path) -> Result<Writer> {
     let extension = path.extension().and_then(|e| e.to_str()).unwrap_or_default().to_ascii_lowercase();
     match extension.as_str() {
-        "gif" => Ok(|path, format, clips| write_gif(path, &montage(format, clips, COLUMNS))),
-        "png" => Ok(|path, format, clips| write_png_strip(path, &montage(format, clips, 1))),
-        "npy" => Ok(|path, format, clips| write_npy(path, format, clips)),
+        "gif" => Ok(|path, format, clips, count| write_gif(path, &montage(format, clips, count, COLUMNS))),
+        "png" => Ok(|path, format, clips, count| write_png_strip(path, &montage(format, clips, count, 1))),
+        "npy" => Ok(|path, format, clips, _| write_npy(path, format, clips)),
         _ => Err(Error::invalid("--out", path.display().to_string(), "a name that ends in .gif, .png or .npy")),
     }
 }
 
-fn montage<'a>(format: &ClipFormat, clips: &[&'a [f32]], columns: usize) -> Montage<'a> {
-    let rows = clips.chunks(columns).map(<[&[f32]]>::to_vec).collect();
+fn montage<'a>(format: &ClipFormat, clips: &[&'a [f32]], count: usize, columns: usize) -> Montage<'a> {
+    let rows = clips.chunks(count).flat_map(|subject| subject.chunks(columns)).map(<[&[f32]]>::to_vec).collect();
     Montage { scale: scale(format), background: 255, ..Montage::new(*format, rows) }
 }
 

@@ -20,6 +20,7 @@ mod reporter;
 mod run_folder;
 mod samples;
 mod setup;
+mod subject;
 mod tensorboard;
 mod train;
 mod transfer;

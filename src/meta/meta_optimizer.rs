@@ -112,6 +112,19 @@ impl<T: Scalar> MetaOptimizer<T> {
         self.kind
     }
 
+    /// The number of inner steps that it is for.
+    pub fn steps(&self) -> usize {
+        self.steps
+    }
+
+    /// The shape of [`MetaOptimizer::values`] in files.
+    pub(crate) fn shape(&self) -> Vec<usize> {
+        match self.kind {
+            RateKind::PerLayerPerStep => vec![self.steps, self.mlp.layers()],
+            _ => vec![self.values.len()],
+        }
+    }
+
     /// All of it, in the order of [`MetaOptimizer::from_values`].
     pub fn values(&self) -> &[T] {
         &self.values

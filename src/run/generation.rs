@@ -4,8 +4,9 @@ use super::adaptation::video_job;
 use super::trainer::stream;
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
-use crate::tasks::{ClipTasks, Condition, Given};
-use crate::{Error, Result, forward};
+use crate::personal::AdaptedGenerator;
+use crate::tasks::{ClipTasks, Condition, Given, Latent};
+use crate::{Error, Result, forward, forward_changed};
 
 /// Generates clips from latent rows, `[count, F*H*W*C]`.
 ///
@@ -21,23 +22,54 @@ pub fn generate<D: Device<f32>>(
     count: usize,
     seed: u64,
 ) -> Result<Vec<f32>> {
-    let job = video_job(checkpoint)?;
-    let width = job.latent.width();
+    let rows = latent_rows(&video_job(checkpoint)?.latent, conditions, count, seed)?;
+    forward(device, &checkpoint.parameters[0], &rows)
+}
+
+/// Generates clips of several subjects from one shared checkpoint, `[subjects, count, F*H*W*C]`: all of them in one pass
+/// through the shared weights, which nobody has a copy of. Each subject's clips are those that [`generate`] makes with an
+/// adapted checkpoint, up to rounding.
+///
+/// Without `conditions` each subject has those of the clips it was adapted with.
+///
+/// # Errors
+/// As [`generate`]; no subjects, or one that was adapted from a generator of another architecture.
+pub fn generate_personal<D: Device<f32>>(
+    device: &D,
+    checkpoint: &Checkpoint,
+    subjects: &[&AdaptedGenerator],
+    conditions: &[f32],
+    count: usize,
+    seed: u64,
+) -> Result<Vec<f32>> {
+    let latent = &video_job(checkpoint)?.latent;
+    let mut rows = Vec::new();
+    for subject in subjects {
+        let conditions = if conditions.is_empty() { &subject.latents } else { conditions };
+        rows.extend(latent_rows(latent, conditions, count, seed)?);
+    }
+    let changes: Vec<_> = subjects.iter().map(|subject| &subject.change).collect();
+    forward_changed(device, &checkpoint.parameters[0], &changes, &rows)
+}
+
+/// `count` latent rows that take turns with the conditions, each with noise of its own.
+fn latent_rows(latent: &Latent, conditions: &[f32], count: usize, seed: u64) -> Result<Vec<f32>> {
+    let width = latent.width();
     if count == 0 {
         return Err(Error::invalid("count", "0", "at least 1"));
     }
     let mut rows = vec![0.0; count * width];
     let mut rng = stream(seed, 0);
     for (index, row) in rows.chunks_exact_mut(width).enumerate() {
-        if job.latent.condition != Condition::None {
+        if latent.condition != Condition::None {
             let Some(last) = (conditions.len() / width).checked_sub(1) else {
-                return Err(Error::invalid("condition", "none is given", job.latent.condition.wanted()));
+                return Err(Error::invalid("condition", "none is given", latent.condition.wanted()));
             };
             row.copy_from_slice(&conditions[index % (last + 1) * width..][..width]);
         }
-        job.latent.renew_noise(&mut rng, row);
+        latent.renew_noise(&mut rng, row);
     }
-    forward(device, &checkpoint.parameters[0], &rows)
+    Ok(rows)
 }
 
 /// The latent rows, `[n, latent]`, without noise yet, that tell the generator what is given.

@@ -10,17 +10,19 @@ mod config;
 mod estimate;
 mod evaluation;
 mod generation;
+mod personal;
 mod session;
 mod trainer;
 mod transfer;
 
-pub use adaptation::{Adaptation, AdaptationOptions, adapt, video_job};
+pub use adaptation::{Adaptation, AdaptationOptions, Course, adapt, video_job};
 pub use baseline::{Baseline, best_uniform_rate, joint_training};
 pub use batches::{SineBatches, Tasks};
 pub use config::{ClipSource, Job, Pools, RunConfig, SineJob, VideoJob};
 pub use estimate::Estimate;
 pub use evaluation::{Evaluation, Score};
-pub use generation::{conditions_of, generate, own_conditions};
+pub use generation::{conditions_of, generate, generate_personal, own_conditions};
+pub use personal::{Personalisation, Tune, Tuning, personalise};
 pub use session::Session;
 pub use trainer::{StepReport, Trainer, TrainingConfig};
 pub use transfer::{

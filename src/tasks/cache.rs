@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::UNIX_EPOCH;
 
-use super::hash::fnv1a;
+use crate::hash::fnv1a;
 use crate::video::{ClipFormat, still_names};
 use crate::{Error, Result, atomic};
 

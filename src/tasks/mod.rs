@@ -7,7 +7,6 @@ mod cache;
 mod clip_folder;
 mod condition;
 mod episodes;
-mod hash;
 mod kinds;
 mod latent;
 mod law;

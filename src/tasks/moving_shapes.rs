@@ -5,10 +5,10 @@ use std::fmt;
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
-use super::hash::mix;
 use super::law::{Arena, Law};
 use super::shape::{Looks, Outline};
 use super::source::ClipTasks;
+use crate::hash::mix;
 use crate::video::ClipFormat;
 use crate::{Error, Result};
 

@@ -5,7 +5,7 @@ use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::{
     Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy as Form,
-    SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+    SupervisedConfig, SupervisedRows, VideoConfig, VideoRows, forward, forward_changed,
 };
 use proptest::collection::vec;
 use proptest::option;
@@ -138,9 +138,57 @@ impl Problem {
             let of_tracer: Vec<_> = tasks.map(|t| tracer.adapted(i, t).unwrap().values().to_vec()).collect();
             let error = distance(&of_learner.concat(), &of_tracer.concat());
             assert!(error <= 1e-12, "a tracer adapts otherwise than a learner: {error:e}");
+            if self.inner().strategy == Some(Form::Dual) {
+                self.check_changes(&learner, i, &of_learner);
+            }
             adapted.push(of_learner);
         }
         Outcome { losses, gradient, rate_gradient, adapted, trace_losses: trace.losses, trace_outputs: trace.outputs }
+    }
+}
+
+impl Problem {
+    /// What the rows of a learner's changes make of the shared parameters, written out and in one forward pass of all tasks,
+    /// must be the adapted ones.
+    fn check_changes<O: innerloop::Objective>(
+        &self,
+        learner: &MetaLearner<f64, CpuDevice, O>,
+        network: usize,
+        adapted: &[Vec<f64>],
+    ) {
+        let shared = &self.parameters[network];
+        let mlp = shared.mlp();
+        let changes: Vec<_> = (0..self.shape.tasks).map(|task| learner.change(network, task).unwrap()).collect();
+        for (change, adapted) in changes.iter().zip(adapted) {
+            let mut written = shared.clone();
+            for (index, layer) in change.layers().iter().enumerate() {
+                let (inputs, outputs) = (mlp.widths()[index], mlp.widths()[index + 1]);
+                for (at, value) in written.values_mut()[mlp.weight_range(index)].iter_mut().enumerate() {
+                    let rows = layer.deltas.chunks_exact(outputs).zip(layer.values.chunks_exact(inputs));
+                    let moved: f64 = rows.map(|(delta, a)| delta[at / inputs] * a[at % inputs]).sum();
+                    *value = layer.share * *value + moved;
+                }
+                let bias = &mut written.values_mut()[mlp.bias_range(index)];
+                bias.iter_mut().zip(&layer.bias).for_each(|(b, moved)| *b = layer.share * *b + moved);
+            }
+            let error = distance(written.values(), adapted);
+            assert!(error <= 1e-12, "a change written out differs from the adapted parameters: {error:e}");
+        }
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let size = 3 * mlp.inputs();
+        let inputs: Vec<f64> = (0..changes.len() * size).map(|_| rng.random_range(-1.0..1.0)).collect();
+        let device = CpuDevice::new(1).unwrap();
+        let together = forward_changed(&device, shared, &changes.iter().collect::<Vec<_>>(), &inputs).unwrap();
+        let apart: Vec<f64> = (adapted.iter().zip(inputs.chunks_exact(size)))
+            .flat_map(|(adapted, inputs)| {
+                forward(&device, &Parameters::from_values(mlp, adapted.clone()).unwrap(), inputs).unwrap()
+            })
+            .collect();
+        let error = distance(&together, &apart);
+        assert!(
+            error <= 1e-12,
+            "a forward pass of all changes differs from those of the adapted parameters: {error:e}"
+        );
     }
 }
 

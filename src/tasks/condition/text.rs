@@ -1,6 +1,6 @@
 //! Texts as hashed bags of character n-grams.
 
-use crate::tasks::hash::{fnv1a, mix};
+use crate::hash::{fnv1a, mix};
 use crate::{Error, Result};
 
 /// Lengths of the n-grams, in characters.
