@@ -256,6 +256,29 @@ fn rates_that_are_not_learned_stay() {
     }
 }
 
+#[test]
+fn phi_alone_is_trained_without_the_gradient_of_the_parameters() {
+    let config = SupervisedConfig { inner: inner(), ..supervised() };
+    let [x, y] = [3, 2].map(|width| (wave(5 * 3 * width, 0.7), wave(5 * 2 * width, 0.4)));
+    let rows = SupervisedRows { support_x: &x.0, support_y: &y.0, query_x: &x.1, query_y: &y.1 };
+    let outer = OuterConfig { trains_parameters: false, ..OuterConfig::adam(0.1) };
+    let mut learners = [(); 2].map(|()| learner(&config, &[&config.mlp]));
+    learners[1].set_trains_parameters(false);
+    let before = learners[0].parameters(0);
+    for learner in &mut learners {
+        learner.run(rows, &mut rng()).unwrap();
+        learner.update(&outer).unwrap();
+    }
+    let [whole, without] = learners;
+    assert!(without.gradient(0).values().iter().all(|g| *g == 0.0));
+    assert!(whole.gradient(0).values().iter().any(|g| *g != 0.0));
+    assert_ne!(without.phi(0), learner(&config, &[&config.mlp]).phi(0));
+    assert_eq!((without.phi(0), without.parameters(0)), (whole.phi(0), before));
+    let mut without = without;
+    let error = without.update(&OuterConfig::adam(0.1)).unwrap_err().to_string();
+    assert!(error.contains("not computed") && error.contains("set_trains_parameters"), "{error}");
+}
+
 /// One linear unit, one task, one row: numbers that overflow just where it is wanted.
 fn overflow<T: Scalar>(steps: usize, rate: f64, [support_x, support_y, query_x, query_y]: [f64; 4], what: &str) {
     for strategy in [Strategy::Dual, Strategy::Materialised] {

@@ -128,7 +128,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     }
     console::record(&record)?;
     say!("truth, before, after: {}", animation.display());
-    say!("{seconds:.2} s without reading and writing files");
+    say!("time: {seconds:.2} s, not counting files read and written");
     Ok(())
 }
 

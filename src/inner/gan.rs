@@ -105,12 +105,9 @@ impl<T: Scalar> GanLoop<T> {
         }
     }
 
-    /// See [`Network::set_query_weights`].
-    pub fn set_query_weights(&mut self, weights: &[f64]) {
-        self.generator.set_query_weights(weights);
-        if let Some(discriminator) = &mut self.discriminator {
-            discriminator.set_query_weights(weights);
-        }
+    /// Both, or the generator alone.
+    pub fn networks_mut(&mut self) -> impl Iterator<Item = &mut Network<T>> {
+        std::iter::once(&mut self.generator).chain(&mut self.discriminator)
     }
 
     /// The discriminator, where it takes part.

@@ -49,6 +49,8 @@ pub struct Network<T> {
     pub parameters: Region,
     /// The meta-gradient, flat.
     pub gradient: Region,
+    /// Whether [`Network::meta_gradient`] computes it.
+    pub wants_gradient: bool,
     transform: Option<Transform<T>>,
     form: Form<T>,
 }
@@ -73,7 +75,7 @@ impl<T: Scalar> Network<T> {
                 Form::Materialised(Box::new(form))
             }
         };
-        Self { spec, tape, parameters, gradient, transform, form }
+        Self { spec, tape, parameters, gradient, wants_gradient: true, transform, form }
     }
 
     /// Takes the weights of the query losses after 1, 2, ... steps; where there is but one, it keeps its own.
@@ -273,8 +275,11 @@ impl<T: Scalar> Network<T> {
         }
     }
 
-    /// The meta-gradient of exact or first-order MAML, a mean over `total_tasks`, to [`Network::gradient`].
+    /// The meta-gradient of exact or first-order MAML, a mean over `total_tasks`, to [`Network::gradient`], where it is wanted.
     pub fn meta_gradient<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+        if !self.wants_gradient {
+            return;
+        }
         match &self.form {
             Form::Dual(dual) => dual.meta_gradient(self, device, arena),
             Form::Materialised(form) => form.meta_gradient(self, device, arena),

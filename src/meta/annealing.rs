@@ -67,7 +67,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             return Err(Error::invalid("query weights", format!("{weights:?}"), expected));
         }
         for lane in &mut self.lanes {
-            O::set_query_weights(&mut lane.inner, weights);
+            O::networks_mut(&mut lane.inner).for_each(|net| net.set_query_weights(weights));
         }
         Ok(())
     }

@@ -260,7 +260,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.read(network, O::network(&self.lanes[0].inner, network).parameters)
     }
 
-    /// A copy of the meta-gradient of one network, after [`MetaLearner::run`].
+    /// A copy of the meta-gradient of one network, after a [`MetaLearner::run`] that computes it.
     pub fn gradient(&self, network: usize) -> Parameters<T> {
         self.read(network, O::network(&self.lanes[0].inner, network).gradient)
     }
@@ -279,6 +279,14 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             for network in (0..self.phi.len()).filter(|n| !O::plays(&lane.inner, *n)) {
                 self.device.fill(&mut lane.arena, O::network(&lane.inner, network).gradient, T::ZERO);
             }
+        }
+    }
+
+    /// Whether the coming runs compute the meta-gradient of the parameters; at first they do. Without it phi alone can be
+    /// trained, at less cost. Reptile, which trains nothing else, computes it all the same.
+    pub fn set_trains_parameters(&mut self, trains: bool) {
+        for lane in &mut self.lanes {
+            O::networks_mut(&mut lane.inner).for_each(|net| net.wants_gradient = trains);
         }
     }
 

@@ -74,8 +74,8 @@ pub(crate) mod sealed {
         fn plays<T: Scalar>(_inner: &Self::Loop<T>, _index: usize) -> bool {
             true
         }
-        /// The weights of the query losses after 1, 2, ... steps.
-        fn set_query_weights<T: Scalar>(inner: &mut Self::Loop<T>, weights: &[f64]);
+        /// All networks, to set them up.
+        fn networks_mut<T: Scalar>(inner: &mut Self::Loop<T>) -> impl Iterator<Item = &mut Network<T>>;
         fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions;
     }
 }
@@ -163,8 +163,8 @@ impl sealed::Build for SupervisedConfig {
     fn network<T: Scalar>(inner: &Self::Loop<T>, _: usize) -> &Network<T> {
         &inner.net
     }
-    fn set_query_weights<T: Scalar>(inner: &mut Self::Loop<T>, weights: &[f64]) {
-        inner.net.set_query_weights(weights);
+    fn networks_mut<T: Scalar>(inner: &mut Self::Loop<T>) -> impl Iterator<Item = &mut Network<T>> {
+        std::iter::once(&mut inner.net)
     }
     fn losses<T: Scalar>(inner: &Self::Loop<T>) -> LossRegions {
         LossRegions {
@@ -257,8 +257,8 @@ impl sealed::Build for VideoConfig {
     fn set_adversarial<T: Scalar>(inner: &mut Self::Loop<T>, plays: bool) {
         inner.plays = plays;
     }
-    fn set_query_weights<T: Scalar>(inner: &mut Self::Loop<T>, weights: &[f64]) {
-        inner.set_query_weights(weights);
+    fn networks_mut<T: Scalar>(inner: &mut Self::Loop<T>) -> impl Iterator<Item = &mut Network<T>> {
+        inner.networks_mut()
     }
     fn plays<T: Scalar>(inner: &Self::Loop<T>, index: usize) -> bool {
         index == 0 || inner.plays

@@ -27,7 +27,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// phi's rates move in their logarithm, so that they stay positive and the learning rate is relative to them.
     ///
     /// # Errors
-    /// A loss or a gradient that is not finite: the parameters are left as they were. Or a device that failed.
+    /// A loss or a gradient that is not finite, or the parameters' gradient not computed
+    /// ([`MetaLearner::set_trains_parameters`]) but asked for: the parameters are left as they were. Or a device that failed.
     pub fn update(&mut self, config: &OuterConfig) -> Result<()> {
         let step = self.steps_done + 1;
         let diverged = |what, value| Err(Error::Diverged { what, value, step });
@@ -43,9 +44,13 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         for (network, factors) in factors.iter_mut().enumerate().take(self.phi.len()) {
             let net = O::network(&self.lanes[0].inner, network);
             let weights = net.phi_weights().filter(|_| learns).map(|[_, gradient]| ("gradient of phi", gradient));
-            for (factor, (what, gradient)) in
-                factors.iter_mut().zip([Some(("gradient", net.gradient)), weights].into_iter().flatten())
-            {
+            if config.trains_parameters && !net.wants_gradient {
+                let expected = "MetaLearner::set_trains_parameters(true) before the run, or phi alone to be trained";
+                return Err(Error::invalid("gradient of the parameters", "not computed", expected));
+            }
+            let parameters = config.trains_parameters.then_some(("gradient", net.gradient));
+            for (factor, gradient) in factors.iter_mut().zip([parameters, weights]) {
+                let Some((what, gradient)) = gradient else { continue };
                 let norm = norm(gradient);
                 if !norm.is_finite() {
                     return diverged(what, norm);

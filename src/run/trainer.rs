@@ -156,6 +156,7 @@ impl<O: Objective, S: Tasks<O>, D: Device<f32> + Clone> Trainer<O, S, D> {
         let done = self.learner.steps_done();
         let plays = done >= self.config.adversarial_from;
         self.learner.set_adversarial(plays);
+        self.learner.set_trains_parameters(self.config.outer.trains_parameters);
         let mut rng = stream(self.config.seed, self.first_stream + done + 1);
         O::clear(&mut self.batch);
         self.tasks.draw(&mut rng, &mut self.batch)?;
