@@ -111,6 +111,8 @@ fn tuned<D: Device<f32> + Clone>(
         // What trained the networks has no gradient for phi.
         objective.inner.algorithm = Algorithm::Maml;
     }
+    // With the last loss alone the earlier steps end up too long: what they harm, the last one mends.
+    objective.inner.multi_step = objective.inner.has_losses_on_the_way();
     let shots = config.shape.shots.min(clips - 1);
     let queries = config.shape.queries.min(clips - shots);
     let shape = Shape { tasks: EPISODES, shots, queries };
@@ -120,7 +122,7 @@ fn tuned<D: Device<f32> + Clone>(
     let outer = OuterConfig {
         phi_learning_rate: tuning.rate * config.outer.phi_learning_rate,
         phi_weight_learning_rate: tuning.rate * config.outer.phi_weight_learning_rate,
-        schedule: Schedule::Constant,
+        schedule: Schedule::Cosine { steps: tuning.steps, floor: 0.02 },
         trains_parameters: false,
         ..config.outer
     };
