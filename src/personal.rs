@@ -8,7 +8,7 @@
 //! | `phi.generator`, `phi.discriminator` | `[1]`, `[steps, layers]` or `[values]` F32 | a tuned meta-optimizer |
 //!
 //! A file has the first three, or the last, or all. The metadata field `innerloop_personal` holds `format`, `subject`, `base`
-//! (a fingerprint of the checkpoint's generator) and `phi_steps` as JSON.
+//! (a fingerprint of the checkpoint's generator) as JSON; phi is for the subject's number of steps.
 
 use std::io::Write;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::checkpoint::{Checkpoint, Subject};
 use crate::hash::fnv1a;
 use crate::model::Parameters;
 use crate::tensors::{TensorFile, Tensors};
-use crate::{Error, LayerChange, LowRankChange, MetaOptimizer, Result};
+use crate::{Error, InnerConfig, LayerChange, LowRankChange, MetaOptimizer, Result};
 
 const FIELD: &str = "innerloop_personal";
 const FORMAT: u32 = 1;
@@ -52,8 +52,6 @@ struct Header {
     subject: Subject,
     /// In hexadecimal: JSON's numbers are not made for 64 bits.
     base: String,
-    #[serde(skip_serializing_if = "Option::is_none", default)]
-    phi_steps: Option<usize>,
 }
 
 /// Tells one network's parameters from another's.
@@ -103,12 +101,7 @@ impl Personal {
         for (phi, role) in self.phi.iter().flatten().zip(["generator", "discriminator"]) {
             tensors.push_f32(format!("phi.{role}"), phi.shape(), phi.values());
         }
-        let header = Header {
-            format: FORMAT,
-            subject: self.subject.clone(),
-            base: format!("{:016x}", self.base),
-            phi_steps: self.phi.iter().flatten().next().map(MetaOptimizer::steps),
-        };
+        let header = Header { format: FORMAT, subject: self.subject.clone(), base: format!("{:016x}", self.base) };
         tensors.serialize_with(FIELD, &header)
     }
 
@@ -119,19 +112,20 @@ impl Personal {
     pub fn decode(path: &Path, bytes: &[u8], checkpoint: &Checkpoint) -> Result<Self> {
         let remedy = "make it anew from this checkpoint, with innerloop adapt --tune";
         let tensors = TensorFile::new(path, bytes, ["personal file", "innerloop adapt --tune", remedy])?;
-        let Header { subject, base, phi_steps, .. } = tensors.header(FIELD, FORMAT)?;
+        let Header { subject, base, .. } = tensors.header(FIELD, FORMAT)?;
+        tensors.fits(InnerConfig::check_steps(subject.steps))?;
         let networks = checkpoint.config.job.networks();
         let [(_, generator), ..] = networks[..] else { return Err(tensors.error("belongs to no network")) };
         let own = fingerprint(&checkpoint.parameters[0]);
         if u64::from_str_radix(&base, 16) != Ok(own) {
             return Err(tensors.error(format!("was made for another checkpoint ({base}) than this ({own:016x})")));
         }
-        let phi = phi_steps.map(|steps| {
+        let phi = tensors.contains("phi.generator").then(|| {
             let rates = checkpoint.config.job.inner().rates;
             (networks.iter())
                 .map(|(role, mlp)| {
                     let values = tensors.f32(&format!("phi.{role}"), None)?;
-                    tensors.fits(MetaOptimizer::from_values(rates, mlp, steps, values))
+                    tensors.fits(MetaOptimizer::from_values(rates, mlp, subject.steps, values))
                 })
                 .collect::<Result<Vec<_>>>()
         });

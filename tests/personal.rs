@@ -17,6 +17,8 @@ use innerloop::run::{
 use innerloop::tasks::{ClipTasks, MovingShapes, Subset};
 use innerloop::video::ClipFormat;
 use innerloop::{LowRankChange, forward_changed};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 
 /// A checkpoint trained for a moment, with these options.
 fn checkpoint(options: &str) -> Checkpoint {
@@ -90,7 +92,7 @@ fn a_file_comes_back_as_it_went_and_fits_its_own_checkpoint_alone() {
         let made = personal(&shared, 1, &OPTIONS, tune).personal;
         assert_eq!(made.adapted.is_some(), !matches!(tune, Tune::Optimizer(_)));
         assert_eq!(made.phi.is_some(), tune != Tune::Weights);
-        assert_eq!(made.subject.clips, 3);
+        assert_eq!((made.subject.clips, made.subject.steps), (3, 2));
         assert_eq!(read_back(&made, &shared), made);
         let bytes = made.encode().unwrap();
         let other = Checkpoint {
@@ -102,6 +104,21 @@ fn a_file_comes_back_as_it_went_and_fits_its_own_checkpoint_alone() {
             assert_error(Personal::decode(Path::new("p"), &bytes[..cut], &shared), &["p:", "personal file"]);
         }
     }
+    // Whatever a byte is changed to, there is a file or an error of one line.
+    let bytes = personal(&shared, 1, &OPTIONS, Tune::Both(Tuning::new(1))).personal.encode().unwrap();
+    let mut rng = ChaCha8Rng::seed_from_u64(3);
+    let mut refused = 0;
+    for _ in 0..2000 {
+        let mut damaged = bytes.clone();
+        // The header is where most can go wrong.
+        let end = if rng.random_range(0..4) > 0 { 1500 } else { bytes.len() };
+        damaged[rng.random_range(0..end)] = rng.random_range(0..=255);
+        if let Err(error) = Personal::decode(Path::new("p"), &damaged, &shared) {
+            assert!(!error.to_string().contains('\n'), "{error}");
+            refused += 1;
+        }
+    }
+    assert!(refused > 200, "{refused}");
     let whole = shared.encode().unwrap();
     assert_error(Personal::decode(Path::new("p"), &whole, &shared), &["not a personal file", "innerloop adapt --tune"]);
     let small = personal(&shared, 1, &OPTIONS, Tune::Weights).personal.encode().unwrap();
@@ -238,7 +255,9 @@ fn from_clips_to_personal_files_to_one_batch_of_all_subjects() {
         succeed(at, &format!("{all} --clips subject2 --out {out}"));
     }
     succeed(at, &format!("{all} --clips subject2 --from subject1 --out from.npy"));
-    succeed(at, "adapt run subject2 --optimizer 2.safetensors --out tuned.safetensors");
+    succeed(at, "adapt run subject2 --tune optimizer --steps 4 --out longer.safetensors");
+    succeed(at, "adapt run subject2 --optimizer longer.safetensors --out tuned.safetensors");
+    succeed(at, "generate tuned.safetensors --out tuned.npy");
     fail(at, "adapt run subject2 --optimizer 0.safetensors", &["--optimizer", "0.safetensors", "no meta-optimizer"]);
     fail(at, "generate run --personal whole.safetensors", &["whole.safetensors", "not a personal file"]);
     fail(at, "generate 0.safetensors", &["0.safetensors", "not a checkpoint"]);

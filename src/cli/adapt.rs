@@ -90,10 +90,13 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let format = job.source.format();
     let clips = subject::open(job, &arguments.clips, arguments.label.as_deref(), arguments.cache.as_deref())?;
     if let Some(path) = &arguments.optimizer {
-        checkpoint.phi = Personal::read(path, &checkpoint)?.phi.ok_or_else(|| {
+        let phi = Personal::read(path, &checkpoint)?.phi.ok_or_else(|| {
             let expected = "a personal file made with --tune optimizer or both";
             Error::invalid("--optimizer", format!("{}, which holds no meta-optimizer", path.display()), expected)
         })?;
+        // The checkpoint that is written says how many steps its phi is for.
+        let steps = checkpoint.config.job.inner().steps;
+        checkpoint.phi = phi.iter().map(|phi| phi.with_steps(steps)).collect();
     }
     arguments.compute.override_strategy(&mut checkpoint.config);
     let begun = Instant::now();

@@ -135,10 +135,15 @@ impl InnerConfig {
         self.steps > 0 && self.algorithm.differentiates_query()
     }
 
-    pub(super) fn check(&self, shots: usize) -> Result<()> {
-        if self.steps > MAX_STEPS {
-            return Err(Error::invalid("inner steps", self.steps.to_string(), format!("at most {MAX_STEPS}")));
+    pub(crate) fn check_steps(steps: usize) -> Result<()> {
+        if steps > MAX_STEPS {
+            return Err(Error::invalid("inner steps", steps.to_string(), format!("at most {MAX_STEPS}")));
         }
+        Ok(())
+    }
+
+    pub(super) fn check(&self, shots: usize) -> Result<()> {
+        Self::check_steps(self.steps)?;
         if self.steps > MAX_DUAL_STEPS && self.strategy == Some(Strategy::Dual) {
             let expected = format!("at most {MAX_DUAL_STEPS} in the dual form; materialised (or auto) takes more");
             return Err(Error::invalid("inner steps", self.steps.to_string(), expected));

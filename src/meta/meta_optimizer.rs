@@ -112,11 +112,6 @@ impl<T: Scalar> MetaOptimizer<T> {
         self.kind
     }
 
-    /// The number of inner steps that it is for.
-    pub fn steps(&self) -> usize {
-        self.steps
-    }
-
     /// The shape of [`MetaOptimizer::values`] in files.
     pub(crate) fn shape(&self) -> Vec<usize> {
         match self.kind {
