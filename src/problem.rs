@@ -12,7 +12,7 @@
 //! and `weight_decay`, or adam with `beta1`, `beta2` and `epsilon`), `query_weights` (of the query losses after 1, 2, ... steps,
 //! separated by commas; absent, the last alone counts); for the GAN `generator_activations`,
 //! `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
-//! `reconstruction_weight`, `motion_weight`, and, where there is a texture term, `texture_weight`, `frame_height`,
+//! `reconstruction_weight`, `motion_weight`, `fresh_noise` (true: `support.z` is `[steps, tasks, shots, width]`), and, where there is a texture term, `texture_weight`, `frame_height`,
 //! `frame_width` and `channels`.
 
 use std::collections::HashMap;
@@ -234,6 +234,7 @@ impl Problem {
             rates: kind,
             learn_rates: kind != RateKind::Shared && algorithm.differentiates_query(),
             multi_step: self.metadata.contains_key("query_weights"),
+            fresh_noise: self.field_or("fresh_noise", false)?,
             strategy,
             ..InnerConfig::new(algorithm, self.field("inner_steps")?)
         })
@@ -329,7 +330,12 @@ impl Problem {
         let (latent, clip) = (generator.mlp().inputs(), generator.mlp().outputs());
         let (tasks, shots, support_x) = self.rows::<T>("support.x", clip)?;
         let (query_tasks, queries, query_x) = self.rows::<T>("query.x", clip)?;
-        let support_z = self.rows_beside::<T>("support.z", "support.x", latent)?;
+        let support_z = if inner.fresh_noise {
+            let values = self.shaped("support.z", &[inner.steps, tasks, shots, latent])?;
+            values.iter().map(|v| T::from_f64(*v)).collect()
+        } else {
+            self.rows_beside::<T>("support.z", "support.x", latent)?
+        };
         let query_z = self.rows_beside::<T>("query.z", "query.x", latent)?;
         let config = VideoConfig {
             generator: generator.mlp().clone(),

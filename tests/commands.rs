@@ -138,6 +138,16 @@ fn sinusoids_and_every_algorithm() {
     for (index, algorithm) in ["fomaml", "reptile"].iter().enumerate() {
         succeed(at, &format!("train {TINY} --steps 4 --algorithm {algorithm} --out run{index}"));
     }
+    succeed(at, &format!("train {TINY} --steps 4 --algorithm reptile --fresh-noise --minibatch 1 --out figr"));
+    succeed(at, "eval figr --episodes 3 --refine");
+    succeed(at, "generate figr --refine --out refined.gif");
+    fail(at, "train --tasks sinusoid --fresh-noise", &["fresh noise", "without latents"]);
+    fail(
+        at,
+        &format!("train {} --fresh-noise", TINY.replace("--noise 2", "--noise 0")),
+        &["fresh noise", "noise of at"],
+    );
+    fail(at, &format!("train {} --fresh-noise", TINY.replace("--inner-steps 2", "--inner-steps 0")), &["fresh noise"]);
     let sinusoid = "train --tasks sinusoid --generator-widths 8 --steps 4";
     for (index, options) in [
         "--algorithm anil",

@@ -236,6 +236,30 @@ fn batches_hold_what_was_drawn() {
 }
 
 #[test]
+fn noise_is_drawn_anew_for_each_inner_step_where_that_is_wanted() {
+    let source: Arc<dyn ClipTasks> = Arc::new(shapes(6, 7));
+    let latent = Latent { noise: 3, condition: Condition::FirstFrame { height: 2, width: 2 } };
+    let episodes = Episodes::new(source, latent.clone(), 4, 2, 3).unwrap();
+    let [mut once, mut anew] = [(); 2].map(|()| VideoBatch::default());
+    // The second draw finds what the first has left behind.
+    for seed in [8, 1] {
+        episodes.draw(&mut rng(seed), &mut once).unwrap();
+        episodes.clone().with_fresh_noise(3).draw(&mut rng(seed), &mut anew).unwrap();
+    }
+    assert_eq!((&once.support_x, &once.query_x, &once.query_z), (&anew.support_x, &anew.query_x, &anew.query_z));
+    assert_eq!(anew.support_z.len(), 3 * once.support_z.len());
+    assert_eq!(anew.support_z[..once.support_z.len()], once.support_z);
+    let mut noise = HashSet::new();
+    for step in anew.support_z.chunks(once.support_z.len()) {
+        for (row, first) in step.chunks(7).zip(once.support_z.chunks(7)) {
+            assert_eq!(row[3..], first[3..], "the condition stays");
+            assert!(noise.insert(row[0].to_bits()) && noise.insert(row[2].to_bits()), "noise is fresh");
+        }
+    }
+    assert!(once.query_z.chunks(7).all(|row| noise.insert(row[0].to_bits())));
+}
+
+#[test]
 fn memory_is_reused_and_odd_counts_work() {
     let source: Arc<dyn ClipTasks> = Arc::new(shapes(3, 4));
     let latent = Latent { noise: 4, condition: Condition::None };

@@ -32,6 +32,9 @@ pub(super) struct Arguments {
     /// Leave the baselines out
     #[arg(long)]
     no_baselines: bool,
+    /// Judge clips after the pass of generate --refine
+    #[arg(long, conflicts_with = "transfer")]
+    refine: bool,
     /// Where the run's clips lie now, if they have moved
     #[arg(long, value_name = "DIR")]
     clips: Option<PathBuf>,
@@ -62,6 +65,7 @@ struct Report<'a> {
     episodes: usize,
     shots: usize,
     queries: usize,
+    refined: bool,
     contestants: &'a [Contestant],
     config: &'a RunConfig,
 }
@@ -96,6 +100,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         episodes: arguments.episodes,
         shots: config.shape.shots,
         queries: config.shape.queries,
+        refined: arguments.refine,
         contestants: &contestants,
         config,
     };
@@ -161,6 +166,7 @@ fn contestants<D: Device<f32> + Clone>(
     let config = &checkpoint.config;
     let steps = arguments.steps.unwrap_or(config.job.inner().steps);
     let evaluation = Evaluation::draw(config, pools, arguments.episodes)?;
+    let evaluation = if arguments.refine { evaluation.refined() } else { evaluation };
     let plays = config.adversarial_at(checkpoint.step);
     let trace = evaluation.trace(device, &checkpoint.parameters, &checkpoint.phi, steps, plays)?;
     let mut all = vec![Contestant { name: "meta-learned".into(), rate: None, scores: evaluation.scores(&trace)? }];

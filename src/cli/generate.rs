@@ -14,7 +14,7 @@ use crate::run::{
     video_job,
 };
 use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions, Given};
-use crate::video::{ClipFormat, Montage, read_clip, still_names, write_gif, write_npy, write_png_strip};
+use crate::video::{ClipFormat, Montage, read_clip, refine, still_names, write_gif, write_npy, write_png_strip};
 use crate::{Error, Result};
 
 /// Generate clips with a trained or an adapted checkpoint
@@ -42,6 +42,9 @@ pub(super) struct Arguments {
     /// Folders of a subject's clips to adapt to, one for each personal file that holds a meta-optimizer alone
     #[arg(long, value_name = "DIR", num_args = 1.., requires = "personal")]
     clips: Vec<PathBuf>,
+    /// Smooth the clips in time; what changes much from frame to frame stays as it is
+    #[arg(long)]
+    refine: bool,
     #[command(flatten)]
     conditions: Conditions,
     #[command(flatten)]
@@ -92,13 +95,16 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         })?
     };
     let (count, seed) = (arguments.count, arguments.seed);
-    let clips = on_device!(arguments.compute, device => if arguments.personal.is_empty() {
+    let mut clips = on_device!(arguments.compute, device => if arguments.personal.is_empty() {
         generate(&device, &checkpoint, &conditions, count, seed)
     } else {
         let subjects = arguments.subjects(&device, &checkpoint)?;
         let subjects: Vec<&AdaptedGenerator> = subjects.iter().collect();
         generate_personal(&device, &checkpoint, &subjects, &conditions, count, seed)
     })?;
+    if arguments.refine {
+        refine(&mut clips, &format)?;
+    }
     let clips: Vec<&[f32]> = clips.chunks_exact(format.values()).collect();
     write(&arguments.out, &format, &clips, count)?;
     let out = arguments.out.to_string_lossy();

@@ -199,6 +199,9 @@ pub(super) struct Setup {
     /// Momentum of the inner steps; with sgd
     #[arg(long, default_value_t = 0.0, help_heading = "Inner loop")]
     momentum: f64,
+    /// Draw the generator's noise anew for each inner step, as FIGR does (Clouâtre & Demers 2019); for clips
+    #[arg(long, help_heading = "Inner loop")]
+    fresh_noise: bool,
     /// Weight decay of the inner optimizer
     #[arg(long, default_value_t = 0.0, help_heading = "Inner loop")]
     weight_decay: f64,
@@ -283,6 +286,7 @@ impl Setup {
                 MetaOptimizerKind::Network => RateKind::Network { rank: self.rank },
             },
             learn_rates: self.trains_phi()?,
+            fresh_noise: self.fresh_noise,
             ..InnerConfig::new(self.algorithm, self.inner_steps)
         };
         let shape = Shape { tasks: self.meta_batch, shots: self.shots, queries: self.queries };

@@ -15,8 +15,7 @@ use crate::checkpoint::Checkpoint;
 use crate::device::Device;
 use crate::model::Parameters;
 use crate::run::{Evaluation, Job, Pools, RunConfig, Session, SineBatches, Tasks, joint_training};
-use crate::tasks::Episodes;
-use crate::{Error, Objective, Result, Shape};
+use crate::{Error, Objective, Result};
 
 /// Meta-train on a folder of clips, or on built-in tasks
 ///
@@ -109,8 +108,7 @@ pub(super) fn run(arguments: &Arguments, mut effective: Effective) -> Result<Exi
             let pools =
                 video.source.open(&video.latent.condition, config.seed, min_clips, console::shows_progress())?;
             console::notes(&pools.notes);
-            let Shape { tasks, shots, queries } = shape;
-            let batches = Episodes::new(pools.training.clone(), video.latent.clone(), tasks, shots, queries)?;
+            let batches = video.episodes(pools.training.clone(), shape)?;
             let start = Start { arguments, effective, config, resumed, pools: Some(pools) };
             on_device!(arguments.compute, device => train(device, start, video.objective.clone(), batches))
         }

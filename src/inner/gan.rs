@@ -57,7 +57,7 @@ pub struct GanLoop<T> {
     pub discriminator: Option<Network<T>>,
     /// Whether the discriminator, if there is one, takes part in the next run.
     pub plays: bool,
-    spec: GanSpec,
+    pub spec: GanSpec,
     support_x: Region,
     support_z: Region,
     /// Clips without a discriminator to hold them: the steps', then the query's.
@@ -133,7 +133,6 @@ impl<T: Scalar> GanLoop<T> {
         }
         if self.spec.config.inner.minibatch.is_some() {
             device.upload(arena, self.support_x, rows.support[1]);
-            device.upload(arena, self.support_z, rows.support[0]);
         }
         for query in self.generator.spec.queries() {
             device.upload(arena, self.generator.tape.values(0, query), rows.query[0]);
@@ -169,12 +168,16 @@ impl<T: Scalar> GanLoop<T> {
     fn load<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize, rows: &LoopRows<'_, T>) {
         let slot = Slot::Step(step);
         let (z, clip) = (self.generator.tape.values(0, slot), self.clip(slot));
+        let latents = &rows.support[0][step * rows.steps_apart..];
         if self.spec.config.inner.minibatch.is_some() {
             let indices = &rows.indices[step * z.rows..][..z.rows];
+            if step == 0 || rows.steps_apart > 0 {
+                device.upload(arena, self.support_z, &latents[..self.support_z.len()]);
+            }
             device.gather(arena, self.support_z, indices, z);
             device.gather(arena, self.support_x, indices, clip);
         } else {
-            device.upload(arena, z, rows.support[0]);
+            device.upload(arena, z, &latents[..z.len()]);
             device.upload(arena, clip, rows.support[1]);
         }
     }

@@ -33,6 +33,8 @@ pub struct LoopRows<'a, T> {
     pub query: [&'a [T]; 2],
     /// With minibatches: the support rows of each step, task by task, counted within this lane.
     pub indices: &'a [u32],
+    /// Where each step has support inputs of its own: how many numbers they lie apart, for as many steps; otherwise 0.
+    pub steps_apart: usize,
 }
 
 /// How the adapted weights are represented.

@@ -64,7 +64,8 @@ impl<T: Copy> SupervisedBatch<T> {
 pub struct VideoRows<'a, T> {
     /// Support clips, `[tasks, shots, clip]`, in [-1, 1].
     pub support_x: &'a [T],
-    /// The generator's inputs for them, `[tasks, shots, latent]`: noise, then the condition.
+    /// The generator's inputs for them, `[tasks, shots, latent]`: noise, then the condition. With
+    /// [`InnerConfig::fresh_noise`](crate::InnerConfig::fresh_noise) one such array for each inner step, `[steps, tasks, shots, latent]`.
     pub support_z: &'a [T],
     /// Query clips, `[tasks, queries, clip]`.
     pub query_x: &'a [T],

@@ -1,6 +1,6 @@
 use serde::{Deserialize, Deserializer, Serialize};
 
-use super::{Algorithm, RateKind};
+use super::{Algorithm, RateKind, Shape};
 use crate::inner::{MAX_DUAL_STEPS, Strategy};
 use crate::model::Mlp;
 use crate::objective::{FrameShape, Loss, VideoWeights};
@@ -110,6 +110,10 @@ pub struct InnerConfig {
     /// Antoniou et al. 2019, section 4): their mean, until [`crate::MetaLearner::set_query_weights`]. Means nothing to reptile.
     #[serde(default)]
     pub multi_step: bool,
+    /// Whether the video GAN's generator is given other latents in each inner step (Clouâtre & Demers 2019, FIGR): see
+    /// [`crate::VideoRows::support_z`].
+    #[serde(default)]
+    pub fresh_noise: bool,
     /// The representation of adapted weights; chosen by the cost model when absent.
     pub strategy: Option<Strategy>,
 }
@@ -126,6 +130,7 @@ impl InnerConfig {
             rates: RateKind::PerLayerPerStep,
             learn_rates: false,
             multi_step: false,
+            fresh_noise: false,
             strategy: None,
         }
     }
@@ -205,6 +210,15 @@ pub struct SupervisedConfig {
     pub inner: InnerConfig,
 }
 
+impl SupervisedConfig {
+    pub(super) fn check(&self, shape: &Shape) -> Result<()> {
+        if self.inner.fresh_noise {
+            return Err(Error::invalid("fresh noise", "given for a network without latents", "a video GAN, or none"));
+        }
+        self.inner.check(shape.shots)
+    }
+}
+
 /// Meta-learning of the video GAN.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct VideoConfig {
@@ -261,6 +275,9 @@ impl VideoConfig {
         if self.inner.algorithm == Algorithm::Anil {
             // "The last layer" means nothing for two players: refused rather than run as MAML.
             return Err(Error::invalid("algorithm", "anil", "maml, fomaml or reptile for the video GAN"));
+        }
+        if self.inner.fresh_noise && self.inner.steps == 0 {
+            return Err(Error::invalid("fresh noise", "given without inner steps", "at least one inner step"));
         }
         if self.inner.rates == RateKind::PerParameter {
             let expected = "per_layer_per_step or one rate for the video GAN";

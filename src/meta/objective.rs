@@ -123,7 +123,7 @@ impl sealed::Build for SupervisedConfig {
         &mut self.inner
     }
     fn check(&self, shape: &Shape) -> Result<()> {
-        self.inner.check(shape.shots)
+        SupervisedConfig::check(self, shape)
     }
     fn networks(&self) -> Vec<(&'static str, &Mlp)> {
         vec![("network", &self.mlp)]
@@ -157,6 +157,7 @@ impl sealed::Build for SupervisedConfig {
             support: [of(rows.support_x), of(rows.support_y)],
             query: [of(rows.query_x), of(rows.query_y)],
             indices,
+            steps_apart: 0,
         };
         inner.run(device, arena, &rates[0], &rows);
     }
@@ -178,6 +179,11 @@ impl sealed::Build for SupervisedConfig {
 }
 
 impl VideoConfig {
+    /// Numbers in the support latents of the whole meta-batch for one inner step.
+    fn latents_of_a_step(&self, shape: &Shape) -> usize {
+        shape.tasks * shape.shots * self.generator.inputs()
+    }
+
     fn spec(&self, lane: &LaneShape) -> GanSpec {
         GanSpec {
             config: self.clone(),
@@ -224,9 +230,10 @@ impl sealed::Build for VideoConfig {
     fn check_rows<T: Scalar>(&self, shape: &Shape, rows: Self::Rows<'_, T>) -> Result<()> {
         let (support, query) = (shape.tasks * shape.shots, shape.tasks * shape.queries);
         let (latent, clip) = (self.generator.inputs(), self.generator.outputs());
+        let sets = if self.inner.fresh_noise { self.inner.steps } else { 1 };
         check_lengths(&[
             ("support.x", rows.support_x.len(), support * clip),
-            ("support.z", rows.support_z.len(), support * latent),
+            ("support.z", rows.support_z.len(), self.latents_of_a_step(shape) * sets),
             ("query.x", rows.query_x.len(), query * clip),
             ("query.z", rows.query_z.len(), query * latent),
         ])
@@ -241,10 +248,15 @@ impl sealed::Build for VideoConfig {
         indices: &[u32],
     ) {
         let of = |values| part(values, lane.shape.tasks, &lane.tasks);
+        // Up to the end where there are more than one step's latents: the lane's rows of each lie that far apart.
+        let config = &inner.spec.config;
+        let (latents, fresh) = (config.latents_of_a_step(&lane.shape), config.inner.fresh_noise);
+        let first = latents / lane.shape.tasks * lane.tasks.start;
         let rows = LoopRows {
-            support: [of(rows.support_z), of(rows.support_x)],
+            support: [&rows.support_z[first..], of(rows.support_x)],
             query: [of(rows.query_z), of(rows.query_x)],
             indices,
+            steps_apart: if fresh { latents } else { 0 },
         };
         inner.run(device, arena, rates, &rows);
     }

@@ -84,7 +84,7 @@ pub fn joint_training<D: Device<f32> + Clone>(
         job.adversarial_from += steps.saturating_sub(config.steps);
     }
     let inner = joint.job.inner_mut();
-    (inner.steps, inner.minibatch, inner.learn_rates) = (0, None, false);
+    (inner.steps, inner.minibatch, inner.learn_rates, inner.fresh_noise) = (0, None, false, false);
     inner.algorithm = crate::Algorithm::FirstOrderMaml;
     inner.rates = RateKind::PerLayerPerStep;
     inner.optimizer = InnerOptimizer::Sgd { momentum: 0.0 };

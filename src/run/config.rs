@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::meta::sealed::Build;
 use crate::model::Mlp;
 use crate::objective::FrameShape;
-use crate::tasks::{ClipFolder, ClipTasks, Condition, FolderOptions, Latent, MovingShapes, Sinusoids, split};
+use crate::tasks::{ClipFolder, ClipTasks, Condition, Episodes, FolderOptions, Latent, MovingShapes, Sinusoids, split};
 use crate::video::ClipFormat;
 use crate::{Algorithm, Error, InnerConfig, OuterConfig, Result, Shape, SupervisedConfig, VideoConfig};
 
@@ -168,6 +168,19 @@ fn unseen_labels(condition: &Condition, training: &dyn ClipTasks, held_out: &dyn
     })
 }
 
+impl VideoJob {
+    /// Meta-batches of these clips for training, of that shape.
+    ///
+    /// # Errors
+    /// As [`Episodes::new`].
+    pub fn episodes(&self, clips: Arc<dyn ClipTasks>, shape: Shape) -> Result<Episodes> {
+        let Shape { tasks, shots, queries } = shape;
+        let episodes = Episodes::new(clips, self.latent.clone(), tasks, shots, queries)?;
+        let inner = &self.objective.inner;
+        Ok(if inner.fresh_noise { episodes.with_fresh_noise(inner.steps) } else { episodes })
+    }
+}
+
 impl Job {
     /// The inner loop.
     pub fn inner(&self) -> &InnerConfig {
@@ -242,6 +255,13 @@ impl RunConfig {
             && frame != (FrameShape { height, width, channels })
         {
             return Err(Error::invalid("frame shape", frame.to_string(), format!("that of clips of {format}")));
+        }
+        if job.objective.inner.fresh_noise && job.latent.noise == 0 {
+            return Err(Error::invalid(
+                "fresh noise",
+                "given without noise in the latent",
+                "noise of at least 1 value",
+            ));
         }
         if job.latent.condition == Condition::None {
             let weights = &job.objective.weights;

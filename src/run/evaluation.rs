@@ -6,7 +6,7 @@ use super::trainer::stream;
 use crate::device::Device;
 use crate::model::Parameters;
 use crate::tasks::{Episodes, VideoBatch};
-use crate::video::{ClipFormat, FrechetReference, flicker, motion_error, psnr, ssim, texture_error};
+use crate::video::{ClipFormat, FrechetReference, flicker, motion_error, psnr, refine, ssim, texture_error};
 use crate::{Error, Losses, MetaLearner, MetaOptimizer, Objective, Result, Shape, SupervisedBatch, Trace};
 
 /// How the query sets of all episodes come out after some inner steps.
@@ -46,6 +46,7 @@ pub struct Evaluation {
     config: RunConfig,
     shape: Shape,
     episodes: Drawn,
+    refines: bool,
 }
 
 enum Drawn {
@@ -84,7 +85,13 @@ impl Evaluation {
                 Drawn::Sinusoids(batch)
             }
         };
-        Ok(Self { config: config.clone(), shape, episodes })
+        Ok(Self { config: config.clone(), shape, episodes, refines: false })
+    }
+
+    /// Judges clips after the pass of [`refine`].
+    #[must_use]
+    pub fn refined(self) -> Self {
+        Self { refines: true, ..self }
     }
 
     /// The episodes' shape.
@@ -123,7 +130,12 @@ impl Evaluation {
         match (&job, &self.episodes) {
             (Job::Video(job), Drawn::Clips(batch, _)) => {
                 let mut learner = tracer(device, job.objective.clone(), self.shape, phi, parameters, adversarial)?;
-                learner.trace(batch.rows(), &mut rng)
+                let mut trace = learner.trace(batch.rows(), &mut rng)?;
+                if self.refines {
+                    let format = job.source.format();
+                    trace.outputs.iter_mut().try_for_each(|clips| refine(clips, &format))?;
+                }
+                Ok(trace)
             }
             (Job::Sinusoid(job), Drawn::Sinusoids(batch)) => {
                 let mut learner = tracer(device, job.objective.clone(), self.shape, phi, parameters, false)?;
@@ -223,15 +235,16 @@ fn mean_of_clips(
     Ok(pairs.map(|(generated, truth)| figure(generated, truth)).sum::<Result<f64>>()? / count)
 }
 
-/// A learner that only adapts, with its parameters set.
+/// A learner that only adapts, with its parameters set, and with one latent for each clip.
 pub(crate) fn tracer<D: Device<f32> + Clone, O: Objective>(
     device: &D,
-    objective: O,
+    mut objective: O,
     shape: Shape,
     phi: Vec<MetaOptimizer<f32>>,
     parameters: &[Parameters<f32>],
     adversarial: bool,
 ) -> Result<MetaLearner<f32, D, O>> {
+    objective.inner_mut().fresh_noise = false;
     let mut learner = MetaLearner::tracer(device.clone(), objective, shape, phi)?;
     for (network, parameters) in parameters.iter().enumerate() {
         learner.set_parameters(network, parameters)?;

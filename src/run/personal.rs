@@ -107,6 +107,7 @@ fn tuned<D: Device<f32> + Clone>(
     let mut objective = job.objective.clone();
     objective.inner.steps = drawn.subject.steps;
     objective.inner.learn_rates = true;
+    objective.inner.fresh_noise = false;
     if !objective.inner.algorithm.differentiates_query() {
         // What trained the networks has no gradient for phi.
         objective.inner.algorithm = Algorithm::Maml;

@@ -12,7 +12,7 @@ use super::evaluation::Evaluation;
 use super::session::Session;
 use crate::device::Device;
 use crate::model::Parameters;
-use crate::tasks::{ClipTasks, Episodes, HeldOutKinds, MovingShapes, Subset};
+use crate::tasks::{ClipTasks, HeldOutKinds, MovingShapes, Subset};
 use crate::{Algorithm, Error, MetaOptimizer, RateKind, Result, Shape};
 
 /// A way to come to a starting point and to adapt from it.
@@ -341,10 +341,9 @@ fn train<D: Device<f32> + Clone>(
         return Ok(Trained { parameters: joint(config.pretraining + config.steps)?, phi: None });
     }
     let pretrained = if config.pretraining > 0 { Some(joint(config.pretraining)?) } else { None };
-    let (job, Shape { tasks, shots, queries }) = (plan.job()?, config.shape);
-    let episodes = Episodes::new(pools.training.clone(), job.latent.clone(), tasks, shots, queries)?;
     let run = method.configure(config, plan.rank);
     let Job::Video(video) = &run.job else { return Err(Error::invalid("transfer", "of sinusoids", "clips")) };
+    let episodes = video.episodes(pools.training.clone(), config.shape)?;
     let mut session = Session::new(device.clone(), run.clone(), video.objective.clone(), episodes)?;
     if let Some(parameters) = pretrained {
         session.set_parameters(&parameters)?;

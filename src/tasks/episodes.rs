@@ -24,7 +24,7 @@ pub struct VideoBatch {
     pub queries: usize,
     /// Support clips, [T, K, F*H*W*C].
     pub support_x: Vec<f32>,
-    /// Support latents, [T, K, latent width].
+    /// Support latents, [T, K, latent width]; of [`Episodes::with_fresh_noise`] [steps, T, K, latent width].
     pub support_z: Vec<f32>,
     /// Query clips, [T, Kq, F*H*W*C].
     pub query_x: Vec<f32>,
@@ -59,6 +59,8 @@ pub struct Episodes {
     tasks_per_batch: usize,
     shots: usize,
     queries: usize,
+    /// Support latents a clip.
+    noises: usize,
 }
 
 impl Episodes {
@@ -93,7 +95,14 @@ impl Episodes {
                 "at most as many as each task has clips; add clips or lower shots or queries",
             ));
         }
-        Ok(Self { source, latent, tasks_per_batch, shots, queries })
+        Ok(Self { source, latent, tasks_per_batch, shots, queries, noises: 1 })
+    }
+
+    /// Draws the noise of the support latents anew for each of `steps` inner steps, as
+    /// [`InnerConfig::fresh_noise`](crate::InnerConfig::fresh_noise) asks for; the first step has the noise that it has without.
+    #[must_use]
+    pub fn with_fresh_noise(self, steps: usize) -> Self {
+        Self { noises: steps.max(1), ..self }
     }
 
     /// The format of the clips.
@@ -161,6 +170,7 @@ impl Episodes {
         let VideoBatch { chosen, clips, seeds, support_x, support_z, query_x, query_z, .. } = batch;
         let plan = Plan { episodes: self, chosen, clips, seeds };
         plan.fill_rows(0, self.shots, support_x, support_z);
+        plan.renew_noise(support_z);
         plan.fill_rows(self.shots, self.queries, query_x, query_z);
     }
 }
@@ -195,6 +205,24 @@ impl Plan<'_> {
                 latent.write(&mut rng, source, (task, clip), x, z);
             }
         });
+    }
+}
+
+impl Plan<'_> {
+    /// Appends the latents with other noise, as often as they are wanted.
+    fn renew_noise(&self, z: &mut Vec<f32>) {
+        let Episodes { latent, noises, .. } = self.episodes;
+        let len = z.len();
+        for noise in 1..*noises {
+            z.extend_from_within(..len);
+            let rows = z[noise * len..].chunks_exact_mut(len / self.chosen.len());
+            for (rows, &seed) in rows.zip(self.seeds) {
+                let mut rng = ChaCha8Rng::seed_from_u64(seed);
+                // Those below are the support and query clips'.
+                rng.set_stream((noise as u64) << 32);
+                rows.chunks_exact_mut(latent.width()).for_each(|row| latent.renew_noise(&mut rng, row));
+            }
+        }
     }
 }
 

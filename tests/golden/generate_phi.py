@@ -177,7 +177,8 @@ def weights_field(query_weights):
     return {} if query_weights is None else {"query_weights": ",".join(map(str, query_weights))}
 
 
-def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0.0, decay=0.0, query_weights=None):
+def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0.0, decay=0.0, query_weights=None,
+        fresh_noise=False):
     rng = np.random.default_rng(seed)
     tasks, shots, queries, frames, clip, latent = 3, 3, 2, 3, 15, 6
     adversarial, reconstruction, motion = 0.7, 1.3, 0.4
@@ -191,6 +192,8 @@ def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0
         for s, n in (("support", shots), ("query", queries))
         for k, width in (("x", clip), ("z", latent))
     }
+    if fresh_noise:
+        rows["support.z"] = rng.uniform(-1, 1, (steps, tasks, shots, latent))
 
     def difference(f):
         return jnp.diff(f.reshape(f.shape[0], frames, -1), axis=1)
@@ -215,7 +218,8 @@ def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0
             moved = {}
             for k, loss in losses.items():
                 taps = zero_taps(theta[k], len(x) * (2 if k == "discriminator" else 1))
-                deltas, inputs = jax.grad(lambda taps: loss(theta, x, z, taps), has_aux=True)(taps)
+                own = z[step] if fresh_noise else z
+                deltas, inputs = jax.grad(lambda taps: loss(theta, x, own, taps), has_aux=True)(taps)
                 gradient = row_gradients(phi[k], step, deltas, inputs, algorithm == "fomaml")
                 moved[k], velocity[k] = descend(phi[k], step, theta[k], gradient, velocity[k], momentum, decay)
             theta = moved
@@ -233,24 +237,28 @@ def gan(name, seed, kind, algorithm, hidden, steps, rank=3, rate=0.2, momentum=0
 
     def weighted(*arguments):
         values, total = pulled_back(*arguments, steps)
+        if algorithm == "reptile":
+            theta, phi, sx, sz = arguments[:4]
+            total = (jax.tree.map(lambda a, b: a - b, theta, adapt(theta, phi, sx, sz)), {})
         if query_weights is not None:
             each = [pulled_back(*arguments, s + 1)[1] for s in range(steps)]
             total = jax.tree.map(lambda *g: sum(w * x for w, x in zip(query_weights, g)), *each)
         return values, total
 
     batch = [rows[k] for k in ("support.x", "support.z", "query.x", "query.z")]
-    values, gradients = jax.jit(jax.vmap(weighted, (None, None, 0, 0, 0, 0)))(theta, phi, *batch)
+    values, gradients = jax.jit(jax.vmap(weighted, (None, None, 0, int(fresh_noise), 0, 0)))(theta, phi, *batch)
     gradient, phi_gradient = jax.tree.map(lambda g: g.mean(0), gradients)
     tensors = dict(rows)
     for k in losses:
         tensors |= named(k, theta[k]) | named(f"expected.{k}.grad", gradient[k])
         tensors |= {f"phi.{k}.{n}": v for n, v in phi[k].items()}
-        tensors |= {f"expected.phi_grad.{k}.{n}": v for n, v in phi_gradient[k].items()}
+        tensors |= {f"expected.phi_grad.{k}.{n}": v for n, v in phi_gradient.get(k, {}).items()}
         tensors[f"expected.{k}_loss"] = values[k]
     metadata = dict(problem="gan", algorithm=algorithm, inner_steps=steps, rates=kind, rank=rank, momentum=momentum,
                     weight_decay=decay, frames=frames, adversarial_weight=adversarial,
                     reconstruction_weight=reconstruction, motion_weight=motion)
     metadata |= {f"{k}_activations": ",".join(a) for k, a in acts.items()}
+    metadata |= {"fresh_noise": "true"} if fresh_noise else {}
     write(name, tensors, metadata | weights_field(query_weights))
 
 
@@ -293,7 +301,14 @@ def multi_step_problems():
     gan("multi_step_gan_relu_fomaml", 36, "network", "fomaml", "relu", 2, rank=2, query_weights=weights[1:])
 
 
+def fresh_noise_problems():
+    gan("fresh_noise_gan", 41, "network", "maml", "tanh", 3, rank=2, momentum=0.3, fresh_noise=True)
+    gan("fresh_noise_gan_relu_fomaml", 42, "row_column", "fomaml", "relu", 2, fresh_noise=True)
+    gan("fresh_noise_gan_reptile", 43, "row_column", "reptile", "tanh", 4, decay=0.1, fresh_noise=True)
+
+
 if __name__ == "__main__":
     phi_problems()
     decay_problems()
     multi_step_problems()
+    fresh_noise_problems()

@@ -6,7 +6,7 @@ use innerloop::{
     Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy,
     SupervisedConfig, VideoConfig,
 };
-use proptest::prelude::{ProptestConfig, TestCaseError, prop_assert, prop_assert_eq, proptest};
+use proptest::prelude::{ProptestConfig, TestCaseError, any, prop_assert, prop_assert_eq, proptest};
 
 use crate::problems::{ALL, Kind, Outcome, Problem, VIDEO, distance, supervised, video};
 
@@ -65,8 +65,8 @@ proptest! {
     }
 
     #[test]
-    fn video_forms_agree(problem in video(16, 4, false, VIDEO)) {
-        check(&problem)?;
+    fn video_forms_agree(problem in video(16, 4, false, VIDEO), fresh_noise in any::<bool>()) {
+        check(&if fresh_noise { problem.with_fresh_noise() } else { problem })?;
     }
 }
 

@@ -72,6 +72,18 @@ impl Problem {
         weights
     }
 
+    /// The same with latents of their own for each inner step, where there are any.
+    pub fn with_fresh_noise(mut self) -> Self {
+        let steps = self.inner().steps;
+        if steps > 0 {
+            self.inner_mut().fresh_noise = true;
+            let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+            let more = self.rows[0].len() * (steps - 1);
+            self.rows[0].extend((0..more).map(|_| rng.random_range(-1.5..1.5)));
+        }
+        self
+    }
+
     /// The forms that exist for it.
     pub fn forms(&self) -> &'static [Form] {
         let full_rank = self.inner().rates == RateKind::PerParameter
