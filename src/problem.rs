@@ -4,7 +4,7 @@
 //! Tensors: `layers.L.weight|bias` (or `generator.…` and `discriminator.…`), `support.x|y|z` and `query.x|y|z` as
 //! `[tasks, rows, width]`, and `rates` where they are learned (`[steps, layers]`, or `rates.L.weight|bias` for one a
 //! parameter). A phi that transforms rows (see [`RateKind`]) has `phi.rates` and `phi.bias`, `[steps, layers]` each, and by
-//! layer and side (`delta` or `values`) `phi.L.SIDE.factors` `[steps, width]` (row_column), or `phi.L.SIDE.down` `[rank,
+//! layer and side (`delta` or `values`) `phi.L.SIDE.factors` `[steps, width]`, and, where it is a network, `phi.L.SIDE.down` `[rank,
 //! width]`, `.down_bias` `[rank]`, `.scale` `[steps, rank]`, `.up` `[width, rank]` and `.up_bias` `[width]` (network; biases
 //! on the values' side only); for the GAN with `phi.generator` and `phi.discriminator` in place of `phi`. Metadata:
 //! `problem` (supervised or gan), `algorithm`, `activations`, `loss`, `inner_steps`, `inner_lr`, `rates` (shared,

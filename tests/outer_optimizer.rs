@@ -115,6 +115,8 @@ fn follow<O: Objective>(
             parameters[i].values.iter_mut().zip(changes).for_each(|(p, c)| *p -= c);
             // Rates move in their logarithm: d/d(log rate) = rate * d/d(rate). What follows them moves as it is.
             let rates = if kind.transforms_rows() { 2 * 2 * mlps[i].layers() } else { phi[i].values.len() };
+            let widths: usize = mlps[i].widths().windows(2).map(|pair| pair[0] + pair[1]).sum();
+            let factors = if kind.transforms_rows() { 2 * widths } else { 0 };
             let mut gradient = learner.phi_gradient(i);
             gradient.iter_mut().zip(&phi[i].values).take(rates).for_each(|(g, rate)| *g *= rate);
             assert!(gradient[..rates].iter().any(|g| *g != 0.0));
@@ -128,6 +130,8 @@ fn follow<O: Objective>(
             for (k, (p, c)) in phi[i].values.iter_mut().zip(changes).enumerate() {
                 *p = if k < rates {
                     (p.ln() - config.phi_learning_rate * c).exp()
+                } else if k < rates + factors {
+                    *p - config.phi_factor_learning_rate * c
                 } else {
                     *p - config.phi_weight_learning_rate * c
                 };
@@ -184,7 +188,13 @@ fn weights_of_phi_follow_their_rules() {
         let config = SupervisedConfig { inner: inner.clone(), ..config.clone() };
         let gan = VideoConfig { inner, ..gan.clone() };
         for clip in [None, Some(1e-3)] {
-            let outer = OuterConfig { kind: ADAM, phi_weight_learning_rate: 0.07, clip, ..OuterConfig::adam(0.05) };
+            let outer = OuterConfig {
+                kind: ADAM,
+                phi_factor_learning_rate: 0.03,
+                phi_weight_learning_rate: 0.07,
+                clip,
+                ..OuterConfig::adam(0.05)
+            };
             follow(kind, &config, &[&config.mlp], rows, &outer);
             follow(kind, &gan, &[&gan.generator, &gan.discriminator], videos, &outer);
         }

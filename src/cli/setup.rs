@@ -238,9 +238,11 @@ pub(super) struct Setup {
     /// The outer learning rate of the inner rates' logarithms
     #[arg(long, default_value_t = 0.03, help_heading = "Outer loop")]
     phi_lr: f64,
-    /// The outer learning rate of the meta-optimizer's weights, where it is row-column or a network [default: 0.01 or 0.001]
-    #[arg(long, help_heading = "Outer loop")]
-    #[arg(hide_default_value = true, default_value = "0.01", default_value_if("meta_optimizer", "network", "0.001"))]
+    /// The outer learning rate of the meta-optimizer's factors, where it is row-column or a network
+    #[arg(long, default_value_t = 0.01, help_heading = "Outer loop")]
+    phi_factor_lr: f64,
+    /// The outer learning rate of the meta-optimizer's weights, where it is a network
+    #[arg(long, default_value_t = 0.001, help_heading = "Outer loop")]
     phi_weight_lr: f64,
     /// The largest norm a network's gradient may have [default: 10, or none]
     #[arg(long, help_heading = "Outer loop")]
@@ -311,6 +313,7 @@ impl Setup {
             },
             clip: self.clip,
             trains_parameters: self.train.contains(&Part::Theta),
+            phi_factor_learning_rate: self.phi_factor_lr,
             phi_weight_learning_rate: self.phi_weight_lr,
         };
         let pretraining = self.pretraining.unwrap_or(steps / 4);

@@ -28,6 +28,8 @@ pub(super) struct Transform<T> {
     /// The identity, `[K, K]`: the coefficients of rows that are added as they are.
     identity: Region,
     ones: Vec<T>,
+    /// Network: what it adds to the rows of one layer's side.
+    added: Region,
     /// The biases that do not exist, and room for what would be their gradient.
     no_bias: Region,
     no_bias_gradient: Region,
@@ -75,6 +77,7 @@ impl<T: Scalar> Transform<T> {
             gradient: plan.take(1, if spec.rate_gradient { layout.len() } else { 0 }),
             sides,
             identity: plan.take(k, k),
+            added: plan.take(if rank.is_some() { rows } else { 0 }, widest),
             ones,
             no_bias: plan.take(1, widest),
             no_bias_gradient: plan.take(1, widest),
@@ -144,21 +147,21 @@ impl<T: Scalar> Transform<T> {
             for side in Side::BOTH {
                 let (from, to) = (tape.gradient_rows(layer, slot, side), tape.descended(layer, slot, side));
                 let at = self.layout.of(layer, side);
-                let Some(rank) = self.rank else {
-                    device.column_scale(arena, &self.row_column(spec, at, step, from, to));
-                    continue;
-                };
+                device.column_scale(arena, &self.scaled(spec, at, step, from, to));
+                let Some(rank) = self.rank else { continue };
                 let [down, up] = self.layers(at, self.weights, self.no_bias, from.width, rank);
                 let activation = self.activation(spec, layer, side, step);
                 device.linear_forward(arena, &linear_forward(spec, from, down, activation.from));
                 device.column_scale(arena, &activation);
-                device.linear_forward(arena, &linear_forward(spec, activation.to, up, to));
-                device.add_scaled(arena, from, T::ONE, to);
+                let added = Region { rows: to.rows, width: to.width, ..self.added };
+                device.linear_forward(arena, &linear_forward(spec, activation.to, up, added));
+                device.add_scaled(arena, added, T::ONE, to);
             }
         }
     }
 
-    fn row_column(&self, spec: &NetworkSpec, at: &SideLayout, step: usize, from: Region, to: Region) -> ColumnScale {
+    /// The rows times their units' factors.
+    fn scaled(&self, spec: &NetworkSpec, at: &SideLayout, step: usize, from: Region, to: Region) -> ColumnScale {
         let scale = self.factors(&at.factors, spec, step, self.weights);
         ColumnScale { from, scale, activation: Activation::Linear, to }
     }
@@ -188,12 +191,11 @@ impl<T: Scalar> Transform<T> {
         let (at, rows) = (self.layout.of(layer, side), &self.sides[layer][side as usize]);
         let weight = T::from_f64(spec.task_weight());
         let gradient = |range| spec.rate_gradient.then(|| self.factors(range, spec, step, self.gradient));
-        let Some(rank) = self.rank else {
-            let of = self.row_column(spec, at, step, from, to);
-            let gradient = gradient(&at.factors);
+        let scaled = |device: &D, arena: &mut D::Arena| {
+            let (of, gradient) = (self.scaled(spec, at, step, from, to), gradient(&at.factors));
             device.column_scale_adjoint(arena, &ColumnScaleAdjoint { of, cotangent: rows.cotangent, gradient, weight });
-            return;
         };
+        let Some(rank) = self.rank else { return scaled(device, arena) };
         let [down, up] = self.layers(at, self.weights, self.no_bias, from.width, rank);
         let of = self.activation(spec, layer, side, step);
         let learns = |device: &D, arena: &mut D::Arena, which: usize, p: Region, q: Region| {
@@ -219,6 +221,7 @@ impl<T: Scalar> Transform<T> {
         let (cotangent, gradient) = (rows.hidden_cotangent, gradient(&at.scale));
         device.column_scale_adjoint(arena, &ColumnScaleAdjoint { of, cotangent, gradient, weight });
         learns(device, arena, 0, rows.hidden_cotangent, from);
+        scaled(device, arena);
         if spec.second_order {
             let operation = AdjointBackward {
                 tasks: spec.tasks,

@@ -22,10 +22,10 @@ pub enum RateKind {
     /// A rate for each output unit times one for each input unit, by layer and step: `delta' = delta diag(r)`,
     /// `a' = a diag(c)`, and b is the bias's c (the diagonal case of Park & Oliva 2019, Meta-Curvature).
     RowColumn,
-    /// A small residual network on the rows of each side, by layer (after Mitchell et al. 2022, MEND):
-    /// `x' = x + leaky_relu(scale * (x down^T + down_bias)) up^T + up_bias`, with a scale for each step and hidden unit, and
-    /// biases on the values' side only, so that the map of the deltas is positively homogeneous. It begins as the identity:
-    /// `up` begins with zero.
+    /// The factors of [`RateKind::RowColumn`] and a small residual network on the rows of each side, by layer (after Mitchell
+    /// et al. 2022, MEND): `x' = factors * x + leaky_relu(scale * (x down^T + down_bias)) up^T + up_bias`, with factors and
+    /// scales for each step, and biases on the values' side only, so that the map of the deltas is positively homogeneous. It
+    /// begins as the identity: `up` begins with zero.
     Network {
         /// Hidden units.
         rank: usize,
@@ -86,9 +86,9 @@ impl<T: Scalar> MetaOptimizer<T> {
     }
 
     /// From the values, in the order of the kind: one; `[steps, layers]`; the network's flat layout; or, where rows are
-    /// transformed, the rates `[steps, layers]`, the values of the bias's column `[steps, layers]` and the weights, layer
-    /// by layer, the deltas' side before the values': `factors` `[steps, width]`; or `down`, `down_bias`, `scale`, `up` and
-    /// `up_bias`.
+    /// transformed, the rates `[steps, layers]`, the values of the bias's column `[steps, layers]` and the weights: layer by
+    /// layer, the deltas' side before the values', `factors` `[steps, width]`; then of a network, in the same order, `down`,
+    /// `down_bias`, `scale`, `up` and `up_bias`.
     ///
     /// # Errors
     /// Another number of values than the kind has, or one that is not finite.
@@ -133,6 +133,15 @@ impl<T: Scalar> MetaOptimizer<T> {
     /// How many of the values are rates, which are positive and trained in their logarithm; the others are weights.
     pub(crate) fn rate_count(&self) -> usize {
         rates(self.kind, &self.mlp, self.steps)
+    }
+
+    /// How many of the weights are factors of units; they come first.
+    pub(crate) fn factor_count(&self) -> usize {
+        if !self.kind.transforms_rows() {
+            return 0;
+        }
+        let widths = self.mlp.widths();
+        self.steps * widths.windows(2).map(|pair| pair[0] + pair[1]).sum::<usize>()
     }
 
     /// The rates alone, to change.

@@ -46,7 +46,10 @@ pub struct OuterConfig {
     pub trains_parameters: bool,
     /// The learning rate of phi's rates, which are trained in their logarithm; used when their gradient is computed.
     pub phi_learning_rate: f64,
-    /// The learning rate of phi's weights, where it transforms rows.
+    /// The learning rate of phi's factors, where it transforms rows.
+    #[serde(default = "default_factor_rate")]
+    pub phi_factor_learning_rate: f64,
+    /// The learning rate of phi's weights, where it is a network.
     #[serde(default = "default_weight_rate")]
     pub phi_weight_learning_rate: f64,
     /// The schedule of all rates.
@@ -57,6 +60,10 @@ pub struct OuterConfig {
 
 fn yes() -> bool {
     true
+}
+
+fn default_factor_rate() -> f64 {
+    0.01
 }
 
 fn default_weight_rate() -> f64 {
@@ -71,6 +78,7 @@ impl OuterConfig {
             learning_rate,
             trains_parameters: true,
             phi_learning_rate: 0.01,
+            phi_factor_learning_rate: default_factor_rate(),
             phi_weight_learning_rate: default_weight_rate(),
             schedule: Schedule::Constant,
             clip: None,
@@ -105,6 +113,7 @@ impl OuterConfig {
         };
         positive("outer learning rate", self.learning_rate)?;
         positive("phi learning rate", self.phi_learning_rate)?;
+        positive("phi factor learning rate", self.phi_factor_learning_rate)?;
         positive("phi weight learning rate", self.phi_weight_learning_rate)?;
         self.clip.map_or(Ok(()), |clip| positive("clip", clip))
     }

@@ -88,9 +88,14 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
                 self.device.outer_step(&mut first.arena, &step);
             }
             if let Some(weights) = net.phi_weights().filter(|_| learns) {
-                let rate = config.phi_weight_learning_rate * scale;
-                let step = change(weights, self.weight_moments[network], rate, weight_factor);
-                self.device.outer_step(&mut first.arena, &step);
+                let factors = self.phi[network].factor_count();
+                let rates = [config.phi_factor_learning_rate, config.phi_weight_learning_rate];
+                for (part, rate) in [0..factors, factors..weights[0].len()].into_iter().zip(rates) {
+                    let of = |region: Region| region.elements(part.start, part.len());
+                    let moments = self.weight_moments[network].map(of);
+                    let step = change(weights.map(of), moments, rate * scale, weight_factor);
+                    self.device.outer_step(&mut first.arena, &step);
+                }
             }
             if learns {
                 let rate = config.phi_learning_rate * scale;

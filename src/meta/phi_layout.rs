@@ -46,7 +46,7 @@ pub enum Beginning {
 /// The arrays of one layer's side; which of them exist depends on the kind.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SideLayout {
-    /// Row-column rates: a factor for each unit, `[steps, width]`.
+    /// A factor for each unit, `[steps, width]`.
     pub factors: Range<usize>,
     /// Network: `[rank, width]`, and its bias `[rank]` (values only).
     pub down: Range<usize>,
@@ -58,7 +58,8 @@ pub struct SideLayout {
     pub up_bias: Option<Range<usize>>,
 }
 
-/// The layout of the weights of one network's phi, layer by layer, the deltas' side before the values'.
+/// The layout of the weights of one network's phi: the factors of all layers, then the networks of all layers; the deltas'
+/// side of a layer before the values'.
 #[derive(Clone, Debug, PartialEq)]
 pub struct PhiLayout {
     tensors: Vec<PhiTensor>,
@@ -68,47 +69,47 @@ pub struct PhiLayout {
 impl PhiLayout {
     /// Nothing for a phi that does not transform rows.
     pub fn new(kind: RateKind, mlp: &Mlp, steps: usize) -> Self {
-        let mut layout = Self { tensors: Vec::new(), sides: Vec::new() };
-        for layer in 0..mlp.layers() {
-            let widths = [mlp.widths()[layer + 1], mlp.widths()[layer]];
-            let sides = [(Side::Delta, "delta"), (Side::Values, "values")];
-            let of = |(width, (side, name)): (usize, (Side, &str))| {
-                layout.side(kind, &format!("{layer}.{name}"), side, width, steps)
-            };
-            let mut both = widths.into_iter().zip(sides).map(of);
-            let both = [both.next().unwrap_or_default(), both.next().unwrap_or_default()];
-            layout.sides.push(both);
+        let sides = vec![Default::default(); mlp.layers()];
+        let mut layout = Self { tensors: Vec::new(), sides };
+        let of_layer = |layer: usize| {
+            [(Side::Delta, "delta", mlp.widths()[layer + 1]), (Side::Values, "values", mlp.widths()[layer])]
+        };
+        let all = || (0..mlp.layers()).flat_map(|l| of_layer(l).map(|(side, name, width)| (l, side, name, width)));
+        if kind.transforms_rows() {
+            for (layer, side, name, width) in all() {
+                let shape = [steps, width];
+                let factors = layout.add(format!("{layer}.{name}.factors"), &shape, true, Beginning::One);
+                layout.sides[layer][side as usize].factors = factors;
+            }
+        }
+        if let RateKind::Network { rank } = kind {
+            for (layer, side, name, width) in all() {
+                layout.network(layer, side, name, [width, rank, steps]);
+            }
         }
         layout
     }
 
-    fn side(&mut self, kind: RateKind, name: &str, side: Side, width: usize, steps: usize) -> SideLayout {
+    fn add(&mut self, name: String, shape: &[usize], per_step: bool, begins: Beginning) -> Range<usize> {
+        let range = self.len()..self.len() + shape.iter().product::<usize>();
+        self.tensors.push(PhiTensor { name, shape: shape.to_vec(), range: range.clone(), per_step, begins });
+        range
+    }
+
+    fn network(&mut self, layer: usize, side: Side, name: &str, [width, rank, steps]: [usize; 3]) {
         let mut add = |what: &str, shape: &[usize], per_step, begins| {
-            let start = self.len();
-            let range = start..start + shape.iter().product::<usize>();
-            let name = format!("{name}.{what}");
-            self.tensors.push(PhiTensor { name, shape: shape.to_vec(), range: range.clone(), per_step, begins });
-            range
+            self.add(format!("{layer}.{name}.{what}"), shape, per_step, begins)
         };
-        match kind {
-            RateKind::Shared | RateKind::PerLayerPerStep | RateKind::PerParameter => SideLayout::default(),
-            RateKind::RowColumn => {
-                SideLayout { factors: add("factors", &[steps, width], true, Beginning::One), ..SideLayout::default() }
-            }
-            RateKind::Network { rank } => {
-                let bound = Beginning::Uniform(1.0 / (width as f64).sqrt());
-                // The deltas' scale is the loss's: without biases the map of the deltas keeps to any scale.
-                let biased = side == Side::Values;
-                SideLayout {
-                    down: add("down", &[rank, width], false, bound),
-                    down_bias: biased.then(|| add("down_bias", &[rank], false, bound)),
-                    scale: add("scale", &[steps, rank], true, Beginning::One),
-                    up: add("up", &[width, rank], false, Beginning::Zero),
-                    up_bias: biased.then(|| add("up_bias", &[width], false, Beginning::Zero)),
-                    ..SideLayout::default()
-                }
-            }
-        }
+        let bound = Beginning::Uniform(1.0 / (width as f64).sqrt());
+        // The deltas' scale is the loss's: without biases the map of the deltas keeps to any scale.
+        let biased = side == Side::Values;
+        let down = add("down", &[rank, width], false, bound);
+        let down_bias = biased.then(|| add("down_bias", &[rank], false, bound));
+        let scale = add("scale", &[steps, rank], true, Beginning::One);
+        let up = add("up", &[width, rank], false, Beginning::Zero);
+        let up_bias = biased.then(|| add("up_bias", &[width], false, Beginning::Zero));
+        let of = &mut self.sides[layer][side as usize];
+        *of = SideLayout { factors: of.factors.clone(), down, down_bias, scale, up, up_bias };
     }
 
     /// Number of weights.

@@ -122,6 +122,7 @@ fn tuned<D: Device<f32> + Clone>(
     let plays = config.adversarial_at(checkpoint.step);
     let outer = OuterConfig {
         phi_learning_rate: tuning.rate * config.outer.phi_learning_rate,
+        phi_factor_learning_rate: tuning.rate * config.outer.phi_factor_learning_rate,
         phi_weight_learning_rate: tuning.rate * config.outer.phi_weight_learning_rate,
         schedule: Schedule::Cosine { steps: tuning.steps, floor: 0.02 },
         trains_parameters: false,

@@ -85,8 +85,6 @@ impl Method {
             (config.first_order, config.multi_step) = (0, 0);
         }
         config.outer.trains_parameters = true;
-        // As `train` has them.
-        config.outer.phi_weight_learning_rate = if self == Self::Network { 1e-3 } else { 1e-2 };
         config
     }
 }

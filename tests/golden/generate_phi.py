@@ -53,8 +53,8 @@ def draw_phi(rng, kind, widths, steps, rank, rate):
     for l in range(layers):
         for side, width in (("delta", widths[l + 1]), ("values", widths[l])):
             name = f"{l}.{side}"
+            phi[f"{name}.factors"] = rng.uniform(0.5, 1.5, (steps, width))
             if kind == "row_column":
-                phi[f"{name}.factors"] = rng.uniform(0.5, 1.5, (steps, width))
                 continue
             phi[f"{name}.down"] = rng.normal(0, 1 / np.sqrt(width), (rank, width))
             phi[f"{name}.scale"] = rng.uniform(0.5, 1.5, (steps, rank))
@@ -67,11 +67,12 @@ def draw_phi(rng, kind, widths, steps, rank, rate):
 
 def transform(phi, l, side, step, rows):
     name = f"{l}.{side}"
-    if f"{name}.factors" in phi:
-        return rows * phi[f"{name}.factors"][step]
+    scaled = rows * phi[f"{name}.factors"][step]
+    if f"{name}.down" not in phi:
+        return scaled
     hidden = rows @ phi[f"{name}.down"].T + phi.get(f"{name}.down_bias", 0.0)
     hidden = ACTIVATIONS["leaky_relu"](hidden * phi[f"{name}.scale"][step])
-    return rows + hidden @ phi[f"{name}.up"].T + phi.get(f"{name}.up_bias", 0.0)
+    return scaled + hidden @ phi[f"{name}.up"].T + phi.get(f"{name}.up_bias", 0.0)
 
 
 def row_gradients(phi, step, deltas, inputs, constant):
