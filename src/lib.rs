@@ -47,6 +47,7 @@
 #![deny(missing_docs)]
 
 mod atomic;
+pub mod chart;
 pub mod checkpoint;
 #[doc(hidden)]
 pub mod cli;
