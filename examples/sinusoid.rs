@@ -7,7 +7,6 @@
 
 use std::f32::consts::TAU;
 use std::ops::ControlFlow;
-use std::time::Instant;
 
 use clap::Parser;
 use innerloop::chart::{Chart, Line};
@@ -42,15 +41,12 @@ struct Arguments {
     threads: usize,
 }
 
-const TRAINING: Shape = Shape { tasks: 25, shots: 10, queries: 10 };
 /// New tasks to judge on, each by so many points.
 const JUDGED: usize = 600;
 const POINTS: usize = 100;
-/// The columns of the table.
-const STEPS: [usize; 5] = [0, 1, 5, 10, 32];
 
 /// How one network does on new tasks: `errors` after 0, 1, ... inner steps.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Row {
     label: String,
     rate: f64,
@@ -68,27 +64,19 @@ fn small_weights(mlp: &Mlp, rng: &mut ChaCha8Rng) -> Parameters<f32> {
     parameters
 }
 
-/// Trains, and says how far it is; begins with `from`, or with PyTorch's initialisation.
+/// Trains from these parameters on; says how far it is.
 fn train(
     (name, device): (&str, &CpuDevice),
-    (mlp, inner): (&Mlp, InnerConfig),
-    config: TrainingConfig,
-    steps: u64,
-    from: Option<&Parameters<f32>>,
+    (from, inner): (&Parameters<f32>, InnerConfig),
+    (config, steps): (TrainingConfig, u64),
     tasks: impl Tasks<SupervisedConfig>,
 ) -> Result<Parameters<f32>> {
-    let (begun, mut sum) = (Instant::now(), 0.0);
-    let objective = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+    let objective = SupervisedConfig { mlp: from.mlp().clone(), loss: Loss::Mse, inner };
     let mut trainer = Trainer::new(device.clone(), objective, config, tasks)?;
-    if let Some(parameters) = from {
-        trainer.set_parameters(std::slice::from_ref(parameters))?;
-    }
+    trainer.set_parameters(std::slice::from_ref(from))?;
     trainer.train(steps, |step| {
-        sum += step.loss;
-        if step.step.is_multiple_of(10_000) || step.step == steps {
-            let (mean, seconds) = (sum / ((step.step - 1) % 10_000 + 1) as f64, begun.elapsed().as_secs_f64());
-            eprintln!("{name}: step {}, query loss {mean:.3}, {seconds:.0} s", step.step);
-            sum = 0.0;
+        if step.step.is_multiple_of(10_000) {
+            eprintln!("{name}: step {} of {steps}, query loss {:.3}", step.step, step.loss);
         }
         ControlFlow::Continue(())
     })?;
@@ -119,27 +107,26 @@ fn judge(
 }
 
 fn run(device: &CpuDevice, meta_steps: u64, seed: u64) -> Result<Vec<Row>> {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
     let family = Sinusoids::default();
-    let mlp = Mlp::with_hidden(1, &[40, 40], 1, Activation::Relu, Activation::Linear)?;
-    let random = small_weights(&mlp, &mut ChaCha8Rng::seed_from_u64(seed));
-    let begin = Some(&random);
-    let Shape { tasks, shots, queries } = TRAINING;
-    let seeded = |shape, rate: f64| TrainingConfig { seed, ..TrainingConfig::new(shape, &[rate]) };
+    let relu = Mlp::with_hidden(1, &[40, 40], 1, Activation::Relu, Activation::Linear)?;
+    let random = small_weights(&relu, &mut rng);
+    let seeded = |tasks, shots, queries, rate: f64| TrainingConfig {
+        seed,
+        ..TrainingConfig::new(Shape { tasks, shots, queries }, &[rate])
+    };
 
-    let batches =
-        |rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch| family.draw_batch(rng, tasks, shots, queries, batch);
-    let inner = InnerConfig::new(Algorithm::Maml, 1);
-    let maml = train(("MAML", device), (&mlp, inner), seeded(TRAINING, 0.01), meta_steps, begin, batches)?;
+    let batches = |rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch| family.draw_batch(rng, 25, 10, 10, batch);
+    let (config, inner) = (seeded(25, 10, 10, 0.01), InnerConfig::new(Algorithm::Maml, 1));
+    let maml = train(("MAML", device), (&random, inner), (config, meta_steps), batches)?;
 
-    // No inner step: the query rows are all there is, and no one looks at the support row.
-    let batches = |rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch| family.draw_batch(rng, tasks, 1, shots, batch);
-    let (inner, shape) =
-        (InnerConfig::new(Algorithm::FirstOrderMaml, 0), Shape { shots: 1, queries: shots, ..TRAINING });
-    let joint = train(("joint training", device), (&mlp, inner), seeded(shape, 0.01), meta_steps, begin, batches)?;
+    // Without an inner step the query rows are all that counts.
+    let batches = |rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch| family.draw_batch(rng, 25, 1, 10, batch);
+    let (config, inner) = (seeded(25, 1, 10, 0.01), InnerConfig::new(Algorithm::FirstOrderMaml, 0));
+    let joint = train(("joint training", device), (&random, inner), (config, meta_steps), batches)?;
 
+    // One task a step, known at 50 points; each of 5 inner steps sees 10 of them.
     let all_phases = Sinusoids { phase: (0.0, TAU), ..family };
-    let tanh = Mlp::with_hidden(1, &[64, 64], 1, Activation::Tanh, Activation::Linear)?;
-    // One task a step, known at 50 points, gone through in minibatches of 10.
     let x: [f32; 50] = std::array::from_fn(|i| -5.0 + 10.0 * i as f32 / 49.0);
     let batches = |rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch| {
         let wave = all_phases.task(rng)?;
@@ -147,11 +134,13 @@ fn run(device: &CpuDevice, meta_steps: u64, seed: u64) -> Result<Vec<Row>> {
         batch.push_task((&x, &y), (&x[..1], &y[..1]));
         Ok(())
     };
+    let tanh = Mlp::with_hidden(1, &[64, 64], 1, Activation::Tanh, Activation::Linear)?;
+    let initial = Parameters::initialise(&tanh, &mut rng);
     let inner = InnerConfig { minibatch: Some(10), ..InnerConfig::new(Algorithm::Reptile, 5) };
     let steps = meta_steps * 3 / 7;
     let outer = OuterConfig { schedule: Schedule::Linear { steps, floor: 0.0 }, ..OuterConfig::sgd(0.1) };
-    let config = TrainingConfig { outer, ..seeded(Shape { tasks: 1, shots: 50, queries: 1 }, 0.02) };
-    let reptile = train(("Reptile", device), (&tanh, inner), config, steps, None, batches)?;
+    let config = TrainingConfig { outer, ..seeded(1, 50, 1, 0.02) };
+    let reptile = train(("Reptile", device), (&initial, inner), (config, steps), batches)?;
 
     // The rates of the joint network are those in the captions of the paper's figures.
     [
@@ -168,28 +157,20 @@ fn run(device: &CpuDevice, meta_steps: u64, seed: u64) -> Result<Vec<Row>> {
 }
 
 fn print(title: &str, rows: &[Row]) {
-    println!(
-        "\n{title}\n\n| | rate | {} |\n|---|---|{}",
-        STEPS.map(|s| s.to_string()).join(" | "),
-        "---|".repeat(STEPS.len())
-    );
+    println!("\n{title}\n\n| inner steps | rate | 0 | 1 | 5 | 10 | 32 |\n|---|---|---|---|---|---|---|");
     for row in rows {
-        let cell = |e: &Estimate| format!("{:.3} ±{:.3}", e.mean, e.margin);
-        let cells = STEPS.map(|step| row.errors.get(step).map_or(String::new(), cell));
+        let cell = |error: &Estimate| format!("{:.3} ±{:.3}", error.mean, error.margin);
+        let cells = [0, 1, 5, 10, 32].map(|step| row.errors.get(step).map_or(String::new(), cell));
         println!("| {} | {} | {} |", row.label, row.rate, cells.join(" | "));
     }
 }
 
 /// The means over the runs, with Student's intervals; of a single run, its own.
-fn over_runs(mut runs: Vec<Vec<Row>>) -> Vec<Row> {
-    let mut rows = runs.pop().unwrap_or_default();
-    if !runs.is_empty() {
-        for (i, row) in rows.iter_mut().enumerate() {
-            for (step, error) in row.errors.iter_mut().enumerate() {
-                let others = runs.iter().map(|run| run[i].errors[step].mean);
-                *error = Estimate::of_few(&others.chain([error.mean]).collect::<Vec<_>>());
-            }
-        }
+fn over_runs(runs: &[Vec<Row>]) -> Vec<Row> {
+    let means = |i: usize, step: usize| runs.iter().map(|run| run[i].errors[step].mean).collect::<Vec<_>>();
+    let mut rows = runs.first().cloned().unwrap_or_default();
+    for (i, row) in rows.iter_mut().enumerate().filter(|_| runs.len() > 1) {
+        row.errors = (0..row.errors.len()).map(|step| Estimate::of_few(&means(i, step))).collect();
     }
     rows
 }
@@ -197,19 +178,17 @@ fn over_runs(mut runs: Vec<Vec<Row>>) -> Vec<Row> {
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let device = CpuDevice::new(arguments.threads)?;
-    let runs: Vec<_> =
-        arguments.seed.iter().map(|seed| run(&device, arguments.meta_steps, *seed)).collect::<Result<_>>()?;
-    for (seed, rows) in arguments.seed.iter().zip(&runs) {
-        print(&format!("Seed {seed}: mean squared error, ± 95 % over {JUDGED} tasks, by inner steps"), rows);
+    let mut runs = Vec::new();
+    for seed in &arguments.seed {
+        runs.push(run(&device, arguments.meta_steps, *seed)?);
+        print(&format!("Seed {seed}: mean squared error, ± 95 % over {JUDGED} tasks"), &runs[runs.len() - 1]);
     }
-    let seeds: Vec<_> =
-        arguments.seed.iter().zip(&runs).map(|(seed, rows)| json!({"seed": seed, "rows": rows})).collect();
-    let mut record = json!({"meta_steps": arguments.meta_steps, "tasks_judged": JUDGED, "runs": seeds});
-    let rows = over_runs(runs);
-    if arguments.seed.len() > 1 {
-        print(&format!("Means over {} seeds, ± 95 % over the seeds", arguments.seed.len()), &rows);
+    let rows = over_runs(&runs);
+    if runs.len() > 1 {
+        print(&format!("Means over {} seeds, ± 95 % over the seeds", runs.len()), &rows);
     }
-    record["mean"] = json!(rows);
+    let Arguments { meta_steps, seed, .. } = &arguments;
+    let record = json!({"meta_steps": meta_steps, "seeds": seed, "tasks_judged": JUDGED, "runs": runs, "mean": rows});
     let path = format!("{}.json", arguments.out);
     std::fs::write(&path, format!("{record:#}\n")).map_err(|e| Error::io(&path, "write", e))?;
 

@@ -34,6 +34,11 @@ def parser(description):
     return parser
 
 
+def cores():
+    """Those that this process may run on."""
+    return sorted(os.sched_getaffinity(0))
+
+
 def activations(args):
     return args.activations.split(",") if args.activations else ["relu"] * (len(args.widths) - 2) + ["tanh"]
 
@@ -67,10 +72,11 @@ def random_data(args, networks=()):
 
 def timed(step, seconds, before):
     """The times of `step`, which returns when all is computed, after two that warm up; at least three, or as many as fit
-    into ten times the seconds wanted. `before`: the memory held before the first."""
+    into ten times the seconds wanted, and so do the two. `before`: the memory held before the first."""
     start = time.perf_counter()
     for _ in range(2 if seconds else 0):
-        step()
+        if time.perf_counter() - start < 10 * seconds:
+            step()
     warm_up = time.perf_counter() - start
     times = []
     begun = time.perf_counter()
@@ -90,7 +96,7 @@ def timed(step, seconds, before):
 def shape_of(args):
     return {
         "tasks": args.tasks[0], "steps": args.steps[0], "shots": args.shots, "queries": args.queries,
-        "widths": args.widths, "precision": args.precision, "threads": len(os.sched_getaffinity(0)),
+        "widths": args.widths, "precision": args.precision, "threads": len(cores()),
     }
 
 
@@ -152,7 +158,7 @@ def main(args, measure, check):
     """`measure()` gives one measurement as a dictionary, in this process."""
     if args.threads:
         # Thread pools are sized by the cores a process may run on.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
+        os.sched_setaffinity(0, cores()[: args.threads])
     if args.check:
         return check_all(args, check)
     if args.one:
