@@ -1,9 +1,8 @@
 //! Sinusoid regression as published: `cargo run --release --example sinusoid -- [--seed 0,1,2] [--out sinusoid]`
 //!
-//! MAML as Finn, Abbeel & Levine (2017, section 5.1) and their code train it, beside what they compare it with, a network
-//! trained on all tasks at once; and Reptile as Nichol, Achiam & Schulman (2018) and their code train it, which have another
-//! network and another family of sinusoids. Mean squared error after 0, 1, 5 and 10 inner steps on 600 new tasks, as a table,
-//! OUT.json and OUT.svg. Shown: parameters of one's own to begin with, minibatches, a schedule, curves over inner steps.
+//! MAML as Finn, Abbeel & Levine (2017, section 5.1) train it, beside a network trained on all tasks at once; Reptile as the
+//! code of Nichol, Achiam & Schulman (2018) does, with another network and another family. Mean squared error on new tasks,
+//! as a table, OUT.json and OUT.svg. Shown: parameters to begin with, minibatches, a schedule, curves over inner steps.
 
 use std::f32::consts::TAU;
 use std::ops::ControlFlow;
@@ -15,16 +14,13 @@ use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::Loss;
 use innerloop::rand::{RngExt, SeedableRng};
 use innerloop::rand_chacha::ChaCha8Rng;
-use innerloop::run::Estimate;
-use innerloop::tasks::Sinusoids;
 use innerloop::{
-    Algorithm, Error, InnerConfig, MetaLearner, MetaOptimizer, OuterConfig, RateKind, Result, Schedule, Shape,
-    SupervisedBatch, SupervisedConfig, Tasks, Trainer, TrainingConfig,
+    Algorithm, Error, InnerConfig, Losses, MetaLearner, MetaOptimizer, OuterConfig, RateKind, Result, Schedule, Shape,
+    SupervisedBatch, SupervisedConfig, Tasks, Trainer, TrainingConfig, run::Estimate, tasks::Sinusoids,
 };
 use serde::Serialize;
 use serde_json::json;
 
-/// Reproduces the sinusoid regression of Finn et al. (2017) and of Nichol et al. (2018)
 #[derive(Parser)]
 struct Arguments {
     /// Meta-steps of MAML, and steps of joint training; Reptile takes 3 for each 7
@@ -36,21 +32,21 @@ struct Arguments {
     /// Writes OUT.json and OUT.svg
     #[arg(long, default_value = "sinusoid")]
     out: String,
-    /// 0 for all cores
-    #[arg(long, default_value_t = 0)]
-    threads: usize,
 }
 
 /// New tasks to judge on, each by so many points.
 const JUDGED: usize = 600;
 const POINTS: usize = 100;
+/// Beyond this error, four times the largest square there is to predict, an adaptation has diverged.
+const DIVERGED: f64 = 100.0;
 
-/// How one network does on new tasks: `errors` after 0, 1, ... inner steps.
+/// After 0, 1, ... inner steps the error on new tasks that have not diverged, and how many have after the last.
 #[derive(Clone, Serialize)]
 struct Row {
     label: String,
     rate: f64,
     errors: Vec<Estimate>,
+    diverged: usize,
 }
 
 /// As the authors' code begins: weights normal with deviation 0.01, cut off at two of them, biases 0.
@@ -102,8 +98,10 @@ fn judge(
     let mut learner = MetaLearner::tracer(device.clone(), objective, shape, vec![phi])?;
     learner.set_parameters(0, parameters)?;
     let trace = learner.trace(batch.rows(), &mut rng)?;
-    let errors = trace.losses.iter().map(|l| Estimate::of(&l.task.iter().map(|e| f64::from(*e)).collect::<Vec<_>>()));
-    Ok(Row { label: format!("{name}, {shots} points"), rate, errors: errors.collect() })
+    let sound = |l: &Losses<f32>| l.task.iter().map(|e| f64::from(*e)).filter(|e| *e < DIVERGED).collect();
+    let sound: Vec<Vec<f64>> = trace.losses.iter().map(sound).collect();
+    let (errors, diverged) = (sound.iter().map(|e| Estimate::of(e)).collect(), JUDGED - sound[steps].len());
+    Ok(Row { label: format!("{name}, {shots} points"), rate, errors, diverged })
 }
 
 fn run(device: &CpuDevice, meta_steps: u64, seed: u64) -> Result<Vec<Row>> {
@@ -111,18 +109,16 @@ fn run(device: &CpuDevice, meta_steps: u64, seed: u64) -> Result<Vec<Row>> {
     let family = Sinusoids::default();
     let relu = Mlp::with_hidden(1, &[40, 40], 1, Activation::Relu, Activation::Linear)?;
     let random = small_weights(&relu, &mut rng);
-    let seeded = |tasks, shots, queries, rate: f64| TrainingConfig {
-        seed,
-        ..TrainingConfig::new(Shape { tasks, shots, queries }, &[rate])
-    };
+    let shape = |tasks, shots, queries| Shape { tasks, shots, queries };
+    let seeded = |shape, rate: f64| TrainingConfig { seed, ..TrainingConfig::new(shape, &[rate]) };
 
     let batches = |rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch| family.draw_batch(rng, 25, 10, 10, batch);
-    let (config, inner) = (seeded(25, 10, 10, 0.01), InnerConfig::new(Algorithm::Maml, 1));
+    let (config, inner) = (seeded(shape(25, 10, 10), 0.01), InnerConfig::new(Algorithm::Maml, 1));
     let maml = train(("MAML", device), (&random, inner), (config, meta_steps), batches)?;
 
     // Without an inner step the query rows are all that counts.
     let batches = |rng: &mut ChaCha8Rng, batch: &mut SupervisedBatch| family.draw_batch(rng, 25, 1, 10, batch);
-    let (config, inner) = (seeded(25, 1, 10, 0.01), InnerConfig::new(Algorithm::FirstOrderMaml, 0));
+    let (config, inner) = (seeded(shape(25, 1, 10), 0.01), InnerConfig::new(Algorithm::FirstOrderMaml, 0));
     let joint = train(("joint training", device), (&random, inner), (config, meta_steps), batches)?;
 
     // One task a step, known at 50 points; each of 5 inner steps sees 10 of them.
@@ -139,7 +135,7 @@ fn run(device: &CpuDevice, meta_steps: u64, seed: u64) -> Result<Vec<Row>> {
     let inner = InnerConfig { minibatch: Some(10), ..InnerConfig::new(Algorithm::Reptile, 5) };
     let steps = meta_steps * 3 / 7;
     let outer = OuterConfig { schedule: Schedule::Linear { steps, floor: 0.0 }, ..OuterConfig::sgd(0.1) };
-    let config = TrainingConfig { outer, ..seeded(1, 50, 1, 0.02) };
+    let config = TrainingConfig { outer, ..seeded(shape(1, 50, 1), 0.02) };
     let reptile = train(("Reptile", device), (&initial, inner), (config, steps), batches)?;
 
     // The rates of the joint network are those in the captions of the paper's figures.
@@ -151,33 +147,34 @@ fn run(device: &CpuDevice, meta_steps: u64, seed: u64) -> Result<Vec<Row>> {
         (("random", &random), &family, (10, 0.01, 10)),
         (("Reptile, phases to 2 pi", &reptile), &all_phases, (10, 0.02, 32)),
     ]
-    .map(|(network, family, adapting)| judge(device, network, family, adapting, seed))
     .into_iter()
+    .map(|(network, family, adapting)| judge(device, network, family, adapting, seed))
     .collect()
 }
 
 fn print(title: &str, rows: &[Row]) {
-    println!("\n{title}\n\n| inner steps | rate | 0 | 1 | 5 | 10 | 32 |\n|---|---|---|---|---|---|---|");
+    println!("\n{title}\n\n| inner steps | rate | 0 | 1 | 5 | 10 | 32 | diverged |\n|---|---|---|---|---|---|---|---|");
     for row in rows {
         let cell = |error: &Estimate| format!("{:.3} ±{:.3}", error.mean, error.margin);
-        let cells = [0, 1, 5, 10, 32].map(|step| row.errors.get(step).map_or(String::new(), cell));
-        println!("| {} | {} | {} |", row.label, row.rate, cells.join(" | "));
+        let cells = [0, 1, 5, 10, 32].map(|step| row.errors.get(step).map(cell).unwrap_or_default());
+        println!("| {} | {} | {} | {} |", row.label, row.rate, cells.join(" | "), row.diverged);
     }
 }
 
-/// The means over the runs, with Student's intervals; of a single run, its own.
+/// The means over the runs, with Student's intervals, and all that diverged; of a single run, its own.
 fn over_runs(runs: &[Vec<Row>]) -> Vec<Row> {
     let means = |i: usize, step: usize| runs.iter().map(|run| run[i].errors[step].mean).collect::<Vec<_>>();
     let mut rows = runs.first().cloned().unwrap_or_default();
     for (i, row) in rows.iter_mut().enumerate().filter(|_| runs.len() > 1) {
         row.errors = (0..row.errors.len()).map(|step| Estimate::of_few(&means(i, step))).collect();
+        row.diverged = runs.iter().map(|run| run[i].diverged).sum();
     }
     rows
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    let device = CpuDevice::new(arguments.threads)?;
+    let device = CpuDevice::new(0)?;
     let mut runs = Vec::new();
     for seed in &arguments.seed {
         runs.push(run(&device, arguments.meta_steps, *seed)?);
@@ -193,8 +190,8 @@ fn main() -> Result<()> {
     std::fs::write(&path, format!("{record:#}\n")).map_err(|e| Error::io(&path, "write", e))?;
 
     let lines = rows.iter().map(|row| {
-        let shown = row.errors.iter().take(11).enumerate();
-        let (points, margins) = shown.map(|(step, error)| ((step as f64, error.mean), error.margin)).unzip();
+        let shown = row.errors.iter().take(11).zip(0..).map(|(e, step)| ((f64::from(step), e.mean), e.margin));
+        let (points, margins) = shown.unzip();
         Line { label: &row.label, points, margins }
     });
     let (title, x, y) = ("Sinusoid regression, new tasks", "inner steps", "mean squared error");

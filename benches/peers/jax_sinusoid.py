@@ -12,7 +12,7 @@ from jax_maml import model
 
 NAMES = ["relu", "relu", "linear"]
 WIDTHS = [1, 40, 40, 1]
-JUDGED, POINTS = 600, 100
+JUDGED, POINTS, DIVERGED = 600, 100, 100.0
 
 
 def arguments():
@@ -23,7 +23,7 @@ def arguments():
 
 
 def experiment(jax, jnp, supervised, meta_steps):
-    """seed -> mean squared error over the judged tasks and its margin, by shots and inner steps."""
+    """seed -> by shots and inner steps: mean error of the tasks that have not diverged, its margin, how many have."""
 
     def draw(key, tasks, shots, queries):
         """Support x and y, query x and y: [tasks, rows, 1]."""
@@ -65,7 +65,9 @@ def experiment(jax, jnp, supervised, meta_steps):
             rows = draw(judged, JUDGED, shots, POINTS)
             for steps in (0, 1, 5, 10):
                 (_, losses), _ = supervised(NAMES, "mse", steps)(state[0], rates(steps), *rows)
-                errors[shots, steps] = float(losses.mean()), 1.96 * float(losses.std(ddof=1)) / JUDGED**0.5
+                sound = losses[losses < DIVERGED]
+                margin = 1.96 * float(sound.std(ddof=1)) / len(sound) ** 0.5
+                errors[shots, steps] = float(sound.mean()), margin, JUDGED - len(sound)
         return errors
 
     return run
@@ -75,12 +77,12 @@ def main():
     args = arguments()
     jax, jnp, supervised, _ = model("f32")
     run = experiment(jax, jnp, supervised, args.meta_steps)
-    print("| seed | shots | 0 | 1 | 5 | 10 |\n|---|---|---|---|---|---|")
+    print("| seed | shots | 0 | 1 | 5 | 10 | diverged |\n|---|---|---|---|---|---|---|")
     for seed in args.seed:
         errors = run(seed)
         for shots in (5, 10):
-            cells = ["{:.3f} ±{:.3f}".format(*errors[shots, steps]) for steps in (0, 1, 5, 10)]
-            print(f"| {seed} | {shots} | {' | '.join(cells)} |", flush=True)
+            cells = ["{:.3f} ±{:.3f}".format(*errors[shots, steps][:2]) for steps in (0, 1, 5, 10)]
+            print(f"| {seed} | {shots} | {' | '.join(cells)} | {errors[shots, 10][2]} |", flush=True)
 
 
 if __name__ == "__main__":
