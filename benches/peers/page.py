@@ -8,6 +8,7 @@ import json
 import math
 import pathlib
 import sys
+import textwrap
 
 from running import HERE
 
@@ -29,7 +30,7 @@ def powers(low, high, base):
 def panel(title, y_name, lines):
     """Lines over T, both axes logarithmic: `lines` are names and points (T, value)."""
     points = [point for _, points in lines for point in points]
-    x_ticks, y_ticks = powers(min(p[0] for p in points), max(p[0] for p in points), 4), None
+    x_ticks = powers(min(p[0] for p in points), max(p[0] for p in points), 2)
     y_ticks = powers(min(p[1] for p in points), max(p[1] for p in points), 10)
     place = lambda value, ticks, start, end: start + (end - start) * math.log(value / ticks[0]) / math.log(ticks[-1] / ticks[0])
     at_x = lambda value: place(value, x_ticks, LEFT, WIDTH - RIGHT)
@@ -62,6 +63,10 @@ def write_picture(path, panels):
         f'<svg xmlns="http://www.w3.org/2000/svg" class="chart" viewBox="{size}"><style>{style}</style>'
         f'<rect class="paper" width="{WIDTH * len(panels)}" height="{HEIGHT}"/>{"".join(parts)}</svg>\n'
     )
+
+
+def prose(text):
+    return textwrap.fill(text, 124, break_on_hyphens=False, break_long_words=False)
 
 
 def number(value):
@@ -111,7 +116,7 @@ def network_section(network, rows, programs, result, picture):
     heads = ["K", "S", "T", *programs]
     return [
         f"## Network {title}", "", f"![Time and memory over the number of tasks]({picture})", "",
-        "Meta-steps a second; in brackets how many times our time the program takes:", "",
+        "Meta-steps a second; in brackets how many times our time a meta-step takes:", "",
         *table(heads, [shape(row) + cells(row, speed) for row in rows]),
         "Peak memory of the whole process, MB:", "",
         *table(heads, [shape(row) + cells(row, memory) for row in rows]),
@@ -123,8 +128,7 @@ def largest_section(result, limit):
         return []
     first = result["largest"][0]
     why = {
-        "memory": "memory", "time": f"time: over {result['patience_seconds']:g} s, the memory was not full",
-        "not tried": "not tried",
+        "memory": "memory", "time": f"time: over {result['patience_seconds']:g} s", "not tried": "not tried",
     }
     rows = [
         [m["program"], str(m["tasks"]), f"{m['peak_memory_mb']:.0f}", why.get(m["next_stopped_by"], m["next_stopped_by"])]
@@ -132,9 +136,10 @@ def largest_section(result, limit):
     ]
     return [
         f"## The largest T in {limit:g} GB", "",
-        f"Network {first['network']['widths'].replace(',', '-')}, S = {first['steps']}, K = {first['shots']}; T is doubled "
-        "until a process goes beyond the limit, by its peak memory, and is stopped. Programs that go backwards after each "
-        "task hold one task at a time, and are stopped by time rather than memory.", "",
+        prose(f"Network {first['network']['widths'].replace(',', '-')}, S = {first['steps']}, K = {first['shots']}; T is "
+              f"doubled until a process goes beyond the limit, by its peak memory (VmHWM), or beyond "
+              f"{result['patience_seconds']:g} s, and is stopped. learn2learn and higher go backwards after each task and hold "
+              "one at a time: time stops them, not memory."), "",
         *table(["program", "largest T", "its peak, MB", "what stopped twice as many"], rows),
     ]
 
@@ -146,16 +151,19 @@ def page(result, name):
     known = {"jax": "JAX", "torch": "PyTorch", "learn2learn": "learn2learn", "higher": "higher", "torchopt": "TorchOpt"}
     listed = ", ".join(f"{known[k]} {versions[k]}" for k in known if versions.get(k))
     note = f" {result['note']}" if result["note"] else ""
+    threads = f"{result['threads']} thread{'s' if result['threads'] > 1 else ''}"
     lines = [
         "# Benchmarks: beside other programs", "",
-        f"{result['date']}, {m['cpu']}, {m['cores']} cores, {result['threads']} threads for every program, f32; commit "
-        f"{result['commit']}; innerloop {versions['innerloop']}, Python {versions['python']}, {listed}.{note}", "",
-        "One second-order MAML meta-step, losses and exact meta-gradient, by SGD of one fixed rate, mean squared error, K "
-        "support and K query rows for each of T tasks, S inner steps; no outer optimizer. A measurement is a process of its "
-        "own: two meta-steps warm up, then the median of at least three, or of as many as ten times "
-        f"{result['seconds']:g} s allow. The programs take turns. JAX is `jit(value_and_grad(mean(vmap(inner loop))))` with an "
-        "unrolled loop, torch.func the same in eager PyTorch; learn2learn, higher and TorchOpt take task after task, as in "
-        "their own examples.", "",
+        prose(f"{result['date']}, {m['cpu']}, {m['cores']} cores, {threads} for every program, f32; commit {result['commit']}; "
+              f"innerloop {versions['innerloop']}, Python {versions['python']}, {listed}.{note}"), "",
+        prose(
+            "One second-order MAML meta-step, losses and exact meta-gradient, by SGD of one fixed rate, mean squared error, K "
+            "support and K query rows for each of T tasks, S inner steps; no outer optimizer. A measurement is a process of its "
+            "own: two meta-steps warm up, then the median of at least three, or of as many as ten times "
+            f"{result['seconds']:g} s allow. The programs take turns, shape by shape, on the same cores. JAX is "
+            "`jit(value_and_grad(mean(vmap(inner loop))))` with an unrolled loop, torch.func the same in eager PyTorch; "
+            "learn2learn, higher and TorchOpt take task after task, as in their own examples."
+        ), "",
     ]
     networks = []
     for row in result["rows"]:
@@ -165,22 +173,26 @@ def page(result, name):
         rows = [row for row in result["rows"] if row["network"] == network]
         lines += network_section(network, rows, programs, result, f"benchmarks-{index + 1}.svg")
     lines += largest_section(result, limit)
-    lines += ["## The same results", "",
-              "Before it is timed each program's meta-gradient, in f32, is held against ours in double precision (`innerloop "
-              "grad`) on a problem of each network, S and K. The largest relative error of each:", ""]
+    lines += ["## The same results", "", prose(
+        "Before it is timed each program's losses and meta-gradient, in f32, are held against ours in double precision "
+        "(`innerloop grad`) on a problem of each network, S and K. The largest relative error of each:"), ""]
     errors = [(p, e) for p, e in result["relative_errors"].items() if e]
     lines += table(["program", "problems", "relative error"], [[p, str(len(e)), f"{max(e.values()):.1e}"] for p, e in errors])
     if result["absent"]:
-        lines += ["Left out: " + "; ".join(f"{p} ({reason})" for p, reason in result["absent"].items()) + ".", ""]
+        lines += [prose("Left out: " + "; ".join(f"{p} ({reason})" for p, reason in result["absent"].items()) + "."), ""]
     lines += [
         "## To make this page", "",
         "    cargo build --release",
         "    python3 -m venv VENV && VENV/bin/pip install numpy safetensors jax torch learn2learn higher torchopt",
         "    VENV/bin/python benches/peers/grid.py --innerloop target/release/innerloop --out benches/results/DATE-peers.json",
         f"    python3 benches/peers/page.py benches/results/DATE-peers.json    # here: {name}", "",
-        "`--networks`, `--tasks`, `--steps` and `--shots` set the grid, `--memory-limit` the limit. A library that does not "
-        "install or whose results differ is left out, and named. The comparison with JAX alone (`benches/peers/compare.py`) is "
-        "another one: more rounds, the video GAN too, on a machine that does nothing else.", "",
+        prose(
+            "`--networks`, `--tasks`, `--steps` and `--shots` set the grid, `--threads` and `--memory-limit` what a program may "
+            "use. A library that is not there or whose results differ is left out, and named. learn2learn 0.2.0 brings C files "
+            "that do not compile with Python 3.11: `cython -3 learn2learn/data/*.pyx` (with `cython<3`) in its unpacked source "
+            "makes new ones. The comparison with JAX alone (`benches/peers/compare.py`) is another one: more rounds, the "
+            "video GAN too, on a machine that does nothing else."
+        ), "",
     ]
     return "\n".join(lines)
 
