@@ -39,14 +39,16 @@
 //! | to a video generator and its discriminator | [`VideoConfig`], with [`tasks::Episodes`] of your own [`tasks::ClipTasks`] |
 //! | the loop itself | [`MetaLearner`]: one meta-step at a time, single or double precision, gradients to look at |
 //!
-//! `examples/` has one program for each of: regression, classification, the video GAN, PyTorch weights in and out. [`run`]
-//! is what the command line does: configuration, [`checkpoint`]s, evaluation against baselines.
+//! `examples/` has one program for each of: regression, classification, the video GAN, PyTorch weights in and out, the
+//! published sinusoid regression. [`run`] is what the command line does: configuration, [`checkpoint`]s, evaluation against
+//! baselines. [`chart`] draws curves.
 //!
 //! The exact second-order meta-gradient comes in the dual form, in which no task's weights are ever stored; `docs/` explains
 //! it.
 #![deny(missing_docs)]
 
 mod atomic;
+pub mod chart;
 pub mod checkpoint;
 #[doc(hidden)]
 pub mod cli;

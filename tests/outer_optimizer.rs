@@ -103,6 +103,7 @@ fn follow<O: Objective>(
                 let progress = (f64::from(t - 1) / steps as f64).min(1.0);
                 floor + (1.0 - floor) * (1.0 + (std::f64::consts::PI * progress).cos()) / 2.0
             }
+            Schedule::Linear { steps, floor } => floor.max(1.0 - (1.0 - floor) * f64::from(t - 1) / steps as f64),
         };
         for i in 0..mlps.len() {
             let mut gradient = learner.gradient(i).values().to_vec();
@@ -157,7 +158,8 @@ fn updates_follow_their_rules() {
     for kind in [OuterKind::Sgd, ADAM] {
         for clip in [None, Some(0.05)] {
             // The run is longer than the schedule: the rate stays at the floor.
-            for schedule in [Schedule::Constant, Schedule::Cosine { steps: 4, floor: 0.1 }] {
+            let falling = [Schedule::Cosine { steps: 4, floor: 0.1 }, Schedule::Linear { steps: 4, floor: 0.1 }];
+            for schedule in falling.into_iter().chain([Schedule::Constant]) {
                 let outer = OuterConfig {
                     kind,
                     learning_rate: 0.05,

@@ -9,12 +9,13 @@ Standard library only. Writes a JSON file and prints a Markdown table (benches/r
 import argparse
 import datetime
 import json
-import os
 import pathlib
 import platform
 import statistics
 import subprocess
 import sys
+
+from running import commit, last_json, machine
 
 HERE = pathlib.Path(__file__).resolve().parent
 
@@ -49,15 +50,6 @@ def arguments():
     parser.add_argument("--only", help="shapes whose name holds this word")
     parser.add_argument("--out", help="DATE-cpu: writes DATE-cpu.json and DATE-cpu.md")
     return parser.parse_args()
-
-
-def last_json(command):
-    """The last line of a program's output that is a JSON object."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("OPENBLAS_", "OMP_", "MKL_", "XLA_"))}
-    done = subprocess.run([str(c) for c in command], env=environment, stdout=subprocess.PIPE, text=True)
-    if done.returncode:
-        sys.exit(f"error: {command[0]} {command[1]} failed; its message is above")
-    return json.loads([line for line in done.stdout.splitlines() if line.startswith("{")][-1])
 
 
 def options(shape, args, seconds=None):
@@ -128,22 +120,6 @@ def scaling(args):
             row["copies_of_the_weights_a_task"] = round(grown / weights, 3)
         rows.append(row)
     return rows
-
-
-def machine():
-    model = platform.processor() or platform.machine()
-    try:
-        with open("/proc/cpuinfo") as file:
-            model = next(line.split(":", 1)[1].strip() for line in file if line.startswith("model name"))
-    except (OSError, StopIteration):
-        pass
-    return {"cpu": model, "cores": len(os.sched_getaffinity(0)), "system": f"{platform.system()} {platform.machine()}"}
-
-
-def commit():
-    git = lambda *words: subprocess.run(["git", "-C", HERE, *words], stdout=subprocess.PIPE, text=True).stdout.strip()
-    changed = git("status", "--porcelain", "--untracked-files=no", "--", "../../src", "../../Cargo.lock")
-    return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
 
 
 def markdown(result):

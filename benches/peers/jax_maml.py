@@ -10,39 +10,19 @@ own, so that its peak memory (VmHWM) is its own.
     python jax_maml.py --check tests/golden/maml_mse_5step.safetensors
 """
 
-import argparse
-import json
-import os
-import statistics
-import subprocess
 import sys
-import time
 
-
-def numbers(text):
-    return [int(part) for part in text.split(",")]
+import measuring
 
 
 def arguments():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--widths", type=numbers, default=[128, 256, 512, 4096], help="inputs, hidden, outputs")
-    parser.add_argument("--activations", help="one a layer; relu, and tanh at the end when absent")
-    parser.add_argument("--discriminator-widths", type=numbers, help="makes it the video GAN: its hidden widths")
+    parser = measuring.parser(__doc__)
+    parser.add_argument("--discriminator-widths", type=measuring.numbers, help="makes it the video GAN: its hidden widths")
     parser.add_argument("--frames", type=int, default=8, help="frames in a clip, for the video GAN")
     parser.add_argument("--algorithm", choices=["maml", "fomaml", "anil"], default="maml")
     parser.add_argument("--loss", choices=["mse", "bce_with_logits", "cross_entropy"], default="mse")
-    parser.add_argument("--tasks", type=numbers, default=[16, 64])
-    parser.add_argument("--steps", type=numbers, default=[1, 5])
-    parser.add_argument("--shots", type=int, default=5)
-    parser.add_argument("--queries", type=int, default=5)
     parser.add_argument("--learn-rates", action="store_true", help="also the gradient of the [steps, layers] rates")
     parser.add_argument("--loop", choices=["unroll", "scan"], default="unroll", help="how the inner loop is written")
-    parser.add_argument("--precision", choices=["f32", "f64"], default="f32")
-    parser.add_argument("--seconds", type=float, default=1.0, help="a measurement takes at least so long")
-    parser.add_argument("--threads", type=int, default=0, help="cores the process may use; 0 for all")
-    parser.add_argument("--json", action="store_true", help="also print one JSON object a measurement")
-    parser.add_argument("--check", metavar="PROBLEM", nargs="+", help="compare with the answers in problem files")
-    parser.add_argument("--one", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
 
 
@@ -157,33 +137,14 @@ def model(precision):
     return jax, jnp, supervised, video
 
 
-def peak_memory_mb():
-    with open("/proc/self/status") as status:
-        for line in status:
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) / 1024
-
-
 def measure(args):
     """One measurement, in this process: a dictionary."""
-    if args.threads:
-        # XLA sizes its thread pool by the cores it may run on.
-        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     jax, jnp, supervised, video = model(args.precision)
     import numpy as np
 
     kind = np.float32 if args.precision == "f32" else np.float64
-    random = np.random.default_rng(0)
-    tasks, steps = args.tasks[0], args.steps[0]
-    uniform = lambda *shape: jnp.asarray(random.uniform(-1, 1, shape).astype(kind))
-
-    def network(widths):
-        shapes = list(zip(widths, widths[1:]))
-        return [(uniform(o, i) / np.sqrt(i).astype(kind), uniform(o) / np.sqrt(i).astype(kind)) for i, o in shapes]
-
-    names = args.activations.split(",") if args.activations else ["relu"] * (len(args.widths) - 2) + ["tanh"]
-    inputs = lambda rows: uniform(tasks, rows, args.widths[0])
-    outputs = lambda rows: uniform(tasks, rows, args.widths[-1])
+    steps = args.steps[0]
+    names = measuring.activations(args)
     networks = [args.widths]
     if args.discriminator_widths:
         networks.append([args.widths[-1], *args.discriminator_widths, 1])
@@ -192,58 +153,27 @@ def measure(args):
         step = video(names, critic, args.frames, weights, steps, args.algorithm, args.loop, args.learn_rates)
     else:
         step = supervised(names, args.loss, steps, args.algorithm, args.loop, args.learn_rates)
-    parameters = [network(widths) for widths in networks]
+    parameters, rows = jax.tree.map(jnp.asarray, measuring.random_data(args, networks))
     rates = [jnp.full((steps, len(widths) - 1), 0.01, kind) for widths in networks]
-    rows = (inputs(args.shots), outputs(args.shots), inputs(args.queries), outputs(args.queries))
-    before = peak_memory_mb()
-    start = time.perf_counter()
-    for _ in range(2):
-        jax.block_until_ready(step(parameters, rates, *rows))
-    warm_up = time.perf_counter() - start
-    times = []
-    begun = time.perf_counter()
-    while len(times) < 3 or time.perf_counter() - begun < args.seconds:
-        start = time.perf_counter()
-        jax.block_until_ready(step(parameters, rates, *rows))
-        times.append((time.perf_counter() - start) * 1e3)
-    median = statistics.median(times)
+    before = measuring.peak_memory_mb()
+    measured = measuring.timed(lambda: jax.block_until_ready(step(parameters, rates, *rows)), args.seconds, before)
     return {
-        "tasks": tasks, "steps": steps, "shots": args.shots, "queries": args.queries, "widths": args.widths,
         "discriminator_widths": args.discriminator_widths, "algorithm": args.algorithm, "loop": args.loop,
-        "learn_rates": args.learn_rates, "precision": args.precision, "threads": len(os.sched_getaffinity(0)),
-        "median_ms": median, "min_ms": min(times), "repeats": len(times), "tasks_per_second": tasks / median * 1e3,
-        "warm_up_seconds": warm_up, "idle_memory_mb": before, "peak_memory_mb": peak_memory_mb(),
-        "device": jax.devices()[0].device_kind, "jax": jax.__version__,
+        "learn_rates": args.learn_rates, **measured, "device": jax.devices()[0].device_kind, "jax": jax.__version__,
     }
 
 
-def measure_all(args):
-    print(f"{'tasks':>6} {'steps':>5} {'ms':>10} {'tasks/s':>9} {'peak MB':>8}", flush=True)
-    for tasks in args.tasks:
-        for steps in args.steps:
-            command = [sys.executable, __file__, *sys.argv[1:], f"--tasks={tasks}", f"--steps={steps}", "--one"]
-            line = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.splitlines()[-1]
-            m = json.loads(line)
-            rate, peak = m["tasks_per_second"], m["peak_memory_mb"]
-            print(f"{tasks:>6} {steps:>5} {m['median_ms']:>10.3f} {rate:>9.0f} {peak:>8.0f}", flush=True)
-            if args.json:
-                print(line, flush=True)
-
-
-def check(path, args):
-    """The largest relative error against the answers in a problem file, over the groups of tensors."""
-    from safetensors import safe_open
-
+def check(args, fields, tensors):
+    """The answers to a problem file, by name; None for what is not done here."""
     jax, jnp, supervised, video = model(args.precision)
     import numpy as np
 
     kind = np.float32 if args.precision == "f32" else np.float64
-    with safe_open(path, "numpy") as file:
-        fields = file.metadata()
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
-    if fields["algorithm"] == "reptile" or fields.get("rates") == "per_parameter":
+    if fields["algorithm"] == "reptile" or fields.get("rates", "shared") not in ("shared", "per_layer_per_step"):
         return None
-    if fields.get("inner_optimizer", "sgd") != "sgd":
+    if fields.get("inner_optimizer", "sgd") != "sgd" or {"query_weights", "texture_weight"} & fields.keys():
+        return None
+    if float(fields.get("weight_decay", 0)):
         return None
     of = lambda name: jnp.asarray(tensors[name].astype(kind))
     steps = int(fields["inner_steps"])
@@ -281,39 +211,12 @@ def check(path, args):
     for prefix, gradient in zip(prefixes, gradients):
         for i, (w, b) in enumerate(gradient):
             answers[f"{prefix}.{i}.weight"], answers[f"{prefix}.{i}.bias"] = w, b
-    groups = {}
-    for name, value in answers.items():
-        expected = tensors[f"expected.{name}"].astype(np.float64)
-        sums = groups.setdefault(name.split(".grad.")[0].split("grad.")[0], [0.0, 0.0])
-        sums[0] += np.sum((np.asarray(value, np.float64) - expected) ** 2)
-        sums[1] += np.sum(expected**2)
-    return max(float(np.sqrt(difference / norm)) for difference, norm in groups.values())
-
-
-def check_all(args):
-    tolerance = 2e-5 if args.precision == "f32" else 1e-9
-    wrong = 0
-    for path in args.check:
-        error = check(path, args)
-        name = os.path.basename(path)
-        if error is None:
-            print(f"{name}: not done here")
-            continue
-        met = error <= tolerance
-        wrong += not met
-        print(f"{name}: relative error {error:.1e}, {'within' if met else 'BEYOND'} {tolerance:.0e}")
-    return 1 if wrong else 0
+    return answers
 
 
 def main():
     args = arguments()
-    if args.check:
-        return check_all(args)
-    if args.one:
-        print(json.dumps(measure(args)))
-    else:
-        measure_all(args)
-    return 0
+    return measuring.main(args, lambda: measure(args), lambda *problem: check(args, *problem))
 
 
 if __name__ == "__main__":

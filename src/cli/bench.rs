@@ -54,7 +54,7 @@ pub(super) struct Arguments {
     update: bool,
     #[arg(long, default_value = "f32")]
     precision: Precision,
-    /// Seconds a measurement takes at least
+    /// Seconds a measurement takes at least; 0 for a single meta-step, to see what memory it takes
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
     #[command(flatten)]
@@ -174,7 +174,7 @@ fn measure<T: Scalar, D: Device<T>>(
     }
 }
 
-/// Repeats the meta-step after two that warm up, and takes the median.
+/// Repeats the meta-step after two that warm up, and takes the median; of no time at all, one step.
 fn time<T: Scalar, D: Device<T>, O: Objective>(
     arguments: &Arguments,
     device: D,
@@ -198,11 +198,13 @@ fn time<T: Scalar, D: Device<T>, O: Objective>(
         }
         Ok(start.elapsed())
     };
-    step()?;
-    step()?;
+    let (warm_ups, repeats) = if arguments.seconds > 0.0 { (2, 3) } else { (0, 1) };
+    for _ in 0..warm_ups {
+        step()?;
+    }
     let begun = Instant::now();
     let mut times = Vec::new();
-    while times.len() < 3 || begun.elapsed().as_secs_f64() < arguments.seconds {
+    while times.len() < repeats || begun.elapsed().as_secs_f64() < arguments.seconds {
         times.push(step()?);
     }
     times.sort_unstable();

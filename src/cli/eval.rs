@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use clap::Args;
 use serde::{Deserialize, Serialize};
 
-use super::chart::{Chart, Line};
 use super::run_folder::RunFolder;
 use super::{Compute, console, on_device, transfer};
+use crate::chart::{Chart, Line};
 use crate::checkpoint::{Checkpoint, Stage};
 use crate::device::Device;
 use crate::run::{ClipSource, Estimate, Evaluation, Job, Pools, RunConfig, Score, best_uniform_rate, joint_training};

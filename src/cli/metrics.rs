@@ -7,8 +7,8 @@ use std::time::{Instant, SystemTime};
 
 use serde::{Deserialize, Serialize};
 
-use super::chart::{Chart, Line};
 use super::tensorboard;
+use crate::chart::{Chart, Line};
 use crate::run::{RunConfig, StepReport};
 use crate::{Error, Result};
 

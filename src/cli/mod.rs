@@ -7,7 +7,6 @@ macro_rules! say {
 
 mod adapt;
 mod bench;
-mod chart;
 mod config_file;
 mod console;
 mod documents;

@@ -10,12 +10,12 @@ use clap::Args;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
-use super::chart::{self, Chart, escape};
 use super::console;
 use super::eval::{Contestant, chart as evaluation_chart, figures as figures_of};
 use super::metrics::{Metric, Metrics, curve, loss_curve};
 use super::reporter::Summary;
 use super::run_folder::RunFolder;
+use crate::chart::{self, Chart, escape};
 use crate::checkpoint::Checkpoint;
 use crate::run::{Job, RunConfig, Score};
 use crate::{Error, Result};

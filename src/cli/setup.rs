@@ -51,6 +51,8 @@ pub(super) enum Outer {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Course {
     Cosine,
+    /// Falls evenly to 0, as Reptile's
+    Linear,
     Constant,
 }
 
@@ -310,6 +312,7 @@ impl Setup {
             schedule: match self.schedule {
                 Course::Constant => Schedule::Constant,
                 Course::Cosine => Schedule::Cosine { steps, floor: 0.02 },
+                Course::Linear => Schedule::Linear { steps, floor: 0.0 },
             },
             clip: self.clip,
             trains_parameters: self.train.contains(&Part::Theta),

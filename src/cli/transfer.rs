@@ -7,9 +7,9 @@ use clap::{Args, Parser};
 use serde::{Deserialize, Serialize};
 use serde_json::json;
 
-use super::chart::{Chart, Line, write_sheet};
 use super::setup::{RANK, Setup};
 use super::{Compute, console, on_device};
+use crate::chart::{Chart, Line, write_sheet};
 use crate::run::{
     ClipSource, Estimate, Job, Method, RunConfig, TransferCurves, TransferOutcome, TransferPlan, TransferProgress,
     TransferSummary, transfer, transfer_summary,

@@ -32,6 +32,13 @@ pub enum Schedule {
         /// The fraction at the end.
         floor: f64,
     },
+    /// `floor + (1 - floor) * (1 - step / steps)`, as a fraction of the rate (Reptile's, Nichol et al. 2018, with floor 0).
+    Linear {
+        /// Length of the run, in meta-steps.
+        steps: u64,
+        /// The fraction at the end.
+        floor: f64,
+    },
 }
 
 /// The outer optimizer.
@@ -92,12 +99,13 @@ impl OuterConfig {
 
     /// The fraction of the learning rates that step `step`, counted from 0, uses.
     pub fn factor(&self, step: u64) -> f64 {
+        let progress = |steps: u64| (step as f64 / steps.max(1) as f64).min(1.0);
         match self.schedule {
             Schedule::Constant => 1.0,
             Schedule::Cosine { steps, floor } => {
-                let progress = (step as f64 / steps.max(1) as f64).min(1.0);
-                floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress).cos())
+                floor + (1.0 - floor) * 0.5 * (1.0 + (std::f64::consts::PI * progress(steps)).cos())
             }
+            Schedule::Linear { steps, floor } => floor + (1.0 - floor) * (1.0 - progress(steps)),
         }
     }
 

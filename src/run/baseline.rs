@@ -76,7 +76,7 @@ pub fn joint_training<D: Device<f32> + Clone>(
 ) -> Result<Vec<Parameters<f32>>> {
     let mut joint = RunConfig { steps, first_order: 0, multi_step: 0, ..config.clone() };
     joint.outer.trains_parameters = true;
-    if let Schedule::Cosine { steps: length, .. } = &mut joint.outer.schedule {
+    if let Schedule::Cosine { steps: length, .. } | Schedule::Linear { steps: length, .. } = &mut joint.outer.schedule {
         *length = steps;
     }
     if let Job::Video(job) = &mut joint.job {

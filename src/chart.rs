@@ -1,4 +1,13 @@
 //! Line charts as SVG, for light and dark backgrounds.
+//!
+//! ```
+//! use innerloop::chart::{Chart, Line};
+//!
+//! let adapted = Line { label: "MAML", points: vec![(0.0, 3.1), (1.0, 0.4), (5.0, 0.2)], margins: vec![0.3, 0.05, 0.03] };
+//! let (title, x, y) = ("Sinusoids", "inner steps", "mean squared error");
+//! let chart = Chart { title, x, y, lines: vec![adapted], marks: true, logarithmic: true };
+//! assert!(chart.svg((760.0, 420.0), true).is_some_and(|svg| svg.ends_with("</svg>")));
+//! ```
 
 use std::fmt::Write as _;
 use std::io::Write as _;
@@ -8,26 +17,35 @@ use std::path::Path;
 use crate::Result;
 
 /// One line of a chart.
-pub(super) struct Line<'a> {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Line<'a> {
+    /// Its name in the legend, which is there if there are several lines.
     pub label: &'a str,
+    /// x and y of each point; those whose y is not finite are left out.
     pub points: Vec<(f64, f64)>,
     /// Half the height of each point's confidence interval; none where there are none.
     pub margins: Vec<f64>,
 }
 
 /// What a chart shows.
-pub(super) struct Chart<'a> {
+#[derive(Clone, Debug, PartialEq)]
+pub struct Chart<'a> {
+    /// What stands above it.
     pub title: &'a str,
+    /// The name of the horizontal axis.
     pub x: &'a str,
+    /// The name of the vertical axis.
     pub y: &'a str,
+    /// Its lines; each has a colour of its own, up to eight.
     pub lines: Vec<Line<'a>>,
     /// Whether each point is marked.
     pub marks: bool,
+    /// Whether the vertical axis is logarithmic, if all values are positive and span more than a factor of three.
     pub logarithmic: bool,
 }
 
 /// What a page that holds charts needs; a chart in a file of its own brings it along.
-pub(super) const STYLE: &str = include_str!("chart.css");
+pub(crate) const STYLE: &str = include_str!("chart.css");
 
 /// Lines differ in colour as far as there are colours.
 const COLOURS: usize = 8;
@@ -39,7 +57,7 @@ const TEXT: f64 = 18.0;
 const SIZE: (f64, f64) = (760.0, 420.0);
 
 /// Writes charts as one file, so many side by side; those without a point are left out.
-pub(super) fn write_sheet(charts: &[Chart<'_>], columns: usize, path: &Path) -> Result<()> {
+pub(crate) fn write_sheet(charts: &[Chart<'_>], columns: usize, path: &Path) -> Result<()> {
     let parts: Vec<String> = charts.iter().filter_map(|chart| chart.svg(SIZE, true)).collect();
     let (width, height) = (SIZE.0 * columns as f64, SIZE.1 * parts.len().div_ceil(columns) as f64);
     crate::atomic::write(path, |out| {
@@ -60,16 +78,20 @@ impl Line<'_> {
 }
 
 impl Chart<'_> {
-    /// Writes the chart as a file, if it has a point at all.
-    pub(super) fn write(&self, path: &Path) -> Result<()> {
+    /// Writes the chart as an SVG file of its own, if it has a point at all.
+    ///
+    /// # Errors
+    /// A place that cannot be written to.
+    pub fn write(&self, path: &Path) -> Result<()> {
         match self.svg(SIZE, true) {
             Some(svg) => crate::atomic::write(path, |out| writeln!(out, "{svg}")),
             None => Ok(()),
         }
     }
 
-    /// The chart of that width and height, if it has a point at all; `alone`: as a file rather than part of a page.
-    pub(super) fn svg(&self, (width, height): (f64, f64), alone: bool) -> Option<String> {
+    /// The chart of that width and height in the chart's units (a letter is about 7 wide), if it has a point at all; `alone`:
+    /// with colours and background, as a file, rather than as part of a page.
+    pub fn svg(&self, (width, height): (f64, f64), alone: bool) -> Option<String> {
         let intervals = || self.lines.iter().flat_map(Line::intervals);
         let ends = || intervals().flat_map(|((x, y), margin)| [(x, y - margin), (x, y + margin)]);
         let bounds = |value: fn((f64, f64)) -> f64| {
@@ -166,7 +188,7 @@ fn text(svg: &mut String, class: &str, (x, y): (f64, f64), content: &str) {
 }
 
 /// Text as HTML and SVG hold it.
-pub(super) fn escape(text: &str) -> String {
+pub(crate) fn escape(text: &str) -> String {
     text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;").replace('"', "&quot;")
 }
 
