@@ -244,7 +244,7 @@ pub(super) struct Setup {
     #[arg(long, default_value_t = 0.01, help_heading = "Outer loop")]
     phi_factor_lr: f64,
     /// The outer learning rate of the meta-optimizer's weights, where it is a network
-    #[arg(long, default_value_t = 0.001, help_heading = "Outer loop")]
+    #[arg(long, default_value_t = 3e-4, help_heading = "Outer loop")]
     phi_weight_lr: f64,
     /// The largest norm a network's gradient may have [default: 10, or none]
     #[arg(long, help_heading = "Outer loop")]

@@ -74,7 +74,7 @@ fn default_factor_rate() -> f64 {
 }
 
 fn default_weight_rate() -> f64 {
-    1e-3
+    3e-4
 }
 
 impl OuterConfig {
