@@ -1,4 +1,4 @@
-// Matrix products by tiles in shared memory, and reductions over warps and blocks.
+// Matrix products in f32 by tiles in shared memory, and reductions over warps and blocks.
 //
 // A block computes 64 x 64 outputs, 16 of the inner dimension at a time; a thread holds 8 x 4 of them. The next tiles are
 // fetched into registers while the present ones are multiplied, so one barrier a step is enough with two stages. Whatever
@@ -79,9 +79,22 @@ struct Columns {
 __device__ inline int micro_row() { return threadIdx.x / (TILE / MICRO_N) * MICRO_M; }
 __device__ inline int micro_column() { return threadIdx.x % (TILE / MICRO_N) * MICRO_N; }
 
-// sum += left right^T over the whole inner dimension; `stage` goes on from one product of a block to its next.
+// What one thread holds of a tile of outputs.
+struct Micro {
+    static constexpr int TILE_ROWS = TILE, TILE_COLUMNS = TILE;
+    static constexpr int ROWS = MICRO_M, COLUMNS = MICRO_N;
+
+    float part[ROWS][COLUMNS] = {};
+
+    // Place in the tile, and value, of the thread's output (i, j).
+    __device__ static int row(int i) { return micro_row() + i; }
+    __device__ static int column(int j) { return micro_column() + j; }
+    __device__ float sum(int i, int j) const { return part[i][j]; }
+};
+
+// held += left right^T over the whole inner dimension; `stage` goes on from one product of a block to its next.
 template <class Left, class Right>
-__device__ inline void multiply(float (&sum)[MICRO_M][MICRO_N], Tiles& tiles, int& stage, Left& left, Right& right) {
+__device__ inline void multiply(Micro& held, Tiles& tiles, int& stage, Left& left, Right& right) {
     float held_left[SHARE], held_right[SHARE];
     left.fetch(held_left, 0);
     right.fetch(held_right, 0);
@@ -103,7 +116,7 @@ __device__ inline void multiply(float (&sum)[MICRO_M][MICRO_N], Tiles& tiles, in
             for (int m = 0; m < MICRO_M; ++m) {
 #pragma unroll
                 for (int n = 0; n < MICRO_N; ++n) {
-                    sum[m][n] += a[m] * b[n];
+                    held.part[m][n] += a[m] * b[n];
                 }
             }
         }

@@ -30,6 +30,14 @@ fn main() {
         })
     });
     let mut trials: Vec<Trial> = checks.collect();
+    trials.extend(device::on_tensor_cores::<CudaDevice<EmulatedDriver>>().into_iter().map(
+        |(name, precision, check)| {
+            Trial::test(name, move || {
+                check(&|seed| CudaDevice::emulated(seed).with_precision(precision), precision);
+                Ok(())
+            })
+        },
+    ));
     let own: [(&str, fn()); 3] = [
         ("failures_are_told", failures_are_told),
         ("every_kernel_is_named", every_kernel_is_named),

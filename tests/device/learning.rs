@@ -1,7 +1,7 @@
 //! Whole meta-steps: the golden problems, and short trainings that must end where the CPU's end.
 
-use innerloop::device::Device;
 use innerloop::device::cpu::CpuDevice;
+use innerloop::device::{Device, MatrixPrecision};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::problem::Problem;
@@ -12,17 +12,22 @@ use innerloop::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::scene::tolerance;
 use super::{Make, golden};
 
 pub fn golden_dual<D: Device<f32>>(make: Make<'_, D>) {
-    golden(make, Strategy::Dual);
+    golden(make, Strategy::Dual, MatrixPrecision::F32);
 }
 
 pub fn golden_materialised<D: Device<f32>>(make: Make<'_, D>) {
-    golden(make, Strategy::Materialised);
+    golden(make, Strategy::Materialised, MatrixPrecision::F32);
 }
 
-fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy) {
+pub fn golden_rounded<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    golden(make, Strategy::Dual, precision);
+}
+
+fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy, precision: MatrixPrecision) {
     for path in golden::problems() {
         if strategy == Strategy::Dual && !golden::has_dual_form(&path) {
             continue;
@@ -30,7 +35,8 @@ fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy) {
         let problem = Problem::read(&path).unwrap();
         let answer = problem.solve::<f32>(make(7), Some(strategy)).unwrap();
         let errors = golden::errors(&answer, &problem);
-        assert!(errors.iter().all(|(_, e)| *e <= 2e-5), "{} {strategy}: {errors:?}", path.display());
+        let tolerance = tolerance(precision);
+        assert!(errors.iter().all(|(_, e)| *e <= tolerance), "{} {strategy} {precision}: {errors:?}", path.display());
     }
 }
 
