@@ -56,11 +56,10 @@ inline u32 to_f16(float value) {
 }
 
 inline float from_f16(u32 bits) {
-    int exponent = bits >> 10 & 31;
-    float fraction = bits & 1023;
-    float size = exponent == 0 ? fraction * 0x1p-24f : std::ldexp(1024.0f + fraction, exponent - 25);
-    if (exponent == 31) size = fraction == 0.0f ? INFINITY : NAN;
-    return bits & 0x8000 ? -size : size;
+    u32 sign = (bits & 0x8000) << 16, size = (bits & 0x7fff) << 13;
+    // The exponent of f32 begins 112 lower.
+    if ((bits & 0x7c00) != 0x7c00) return float_of(sign | bits_of(float_of(size) * 0x1p112f));
+    return float_of(sign | 0x7f800000 | size);
 }
 
 // The product of one instruction; PER is numbers in a register.
@@ -71,19 +70,21 @@ void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], Decode decode
     std::memcpy(&mine.word[0], a, sizeof a);
     std::memcpy(&mine.word[2], b, sizeof b);
     hand(mine, file, line);
-    auto number = [&](int row, int k, int first, int tall) {
+    // Number `k` of a row: `registers` of them lie between those of successive halves of the inner dimension.
+    auto number = [&](int row, int k, int first, int registers) {
         const Words& words = handed(row % 8 * 4 + k % (4 * PER) / PER);
-        int index = first + row / 8 + tall * (k / (4 * PER));
-        u32 held = (u32)(words.word[index / 2] >> index % 2 * 32);
-        return (double)decode((u32)((uint64_t)held >> k % PER * BITS & ((1ull << BITS) - 1)));
+        int index = first + row / 8 + registers * (k / (4 * PER));
+        uint64_t held = (u32)(words.word[index / 2] >> index % 2 * 32);
+        return decode((u32)(held >> k % PER * BITS & ((1ull << BITS) - 1)));
     };
-    int lane = current->thread.x % 32;
-    for (int i = 0; i < 4; ++i) {
-        int row = lane / 4 + i / 2 * 8, column = lane % 4 * 2 + i % 2;
-        double sum = d[i];
-        for (int k = 0; k < DEPTH; ++k) sum += number(row, k, 0, 2) * number(column, k, 4, 1);
-        d[i] = (float)sum;
+    int lane = current->thread.x % 32, row = lane / 4, column = lane % 4 * 2;
+    double sum[4] = {d[0], d[1], d[2], d[3]};
+    for (int k = 0; k < DEPTH; ++k) {
+        double left[2] = {number(row, k, 0, 2), number(row + 8, k, 0, 2)};
+        double right[2] = {number(column, k, 4, 1), number(column + 1, k, 4, 1)};
+        for (int i = 0; i < 4; ++i) sum[i] += left[i / 2] * right[i % 2];
     }
+    for (int i = 0; i < 4; ++i) d[i] = (float)sum[i];
 }
 
 }  // namespace emulation

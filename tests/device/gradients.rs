@@ -11,7 +11,7 @@ fn tensor_shapes() -> impl Iterator<Item = (usize, usize, usize)> {
         let outputs = [1, 5, 17, 130].into_iter();
         outputs.flat_map(move |outputs| [1, 15, 100].into_iter().map(move |rows| (inputs, outputs, rows)))
     });
-    around.chain([(132, 20, 100), (5377, 257, 15), (5380, 260, 20)])
+    around.chain([(132, 20, 100), (5377, 257, 15), (5380, 260, 52)])
 }
 
 pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
@@ -58,7 +58,7 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
     }
     if precision != MatrixPrecision::F32 {
         for (i, (inputs, outputs, rows)) in tensor_shapes().enumerate() {
-            check((inputs, outputs), (1, rows, 1 + i % 3), (true, i % 2 == 0), inputs % 4 == 0);
+            check((inputs, outputs), (1, rows, 1 + i % 2), (true, i % 3 == 0), inputs % 4 == 0);
         }
     }
 }
