@@ -217,7 +217,10 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     type Arena = CudaArena<D>;
 
     fn label(&self) -> String {
-        self.name()
+        match self.precision {
+            MatrixPrecision::F32 => self.name(),
+            rounded => format!("{}, large products in {rounded}", self.name()),
+        }
     }
 
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
