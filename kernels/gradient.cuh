@@ -64,19 +64,16 @@ struct GradientTile {
 
     // Hands the gradient over, an element a call: `take(at, value)`, `at` counted from the weight's first element; the bias
     // begins at `bias_at`, and each of the first threads has one row's.
-    template <class Take>
-    __device__ void finish(u64 bias_at, float bias, Take take) const {
-#pragma unroll
-        for (int i = 0; i < Held::ROWS; ++i) {
-            u32 row = first_row + Held::row(i);
-            if (row >= outputs) continue;
-#pragma unroll
-            for (int j = 0; j < Held::COLUMNS; ++j) {
-                u32 column = first_column + Held::column(j);
-                if (column >= inputs) continue;
-                take((u64)row * inputs + column, held.sum(i, j));
-            }
-        }
+    template <class Take, class... Shared>
+    __device__ void finish(u64 bias_at, float bias, Take take, Shared&... shared) const {
+        held.each_row(shared..., [&](int m, auto values) {
+            u32 row = first_row + m;
+            if (row >= outputs) return;
+            values([&](int n, float sum) {
+                u32 column = first_column + n;
+                if (column < inputs) take((u64)row * inputs + column, sum);
+            });
+        });
         u32 row = first_row + threadIdx.x;
         if (has_bias() && threadIdx.x < Held::TILE_ROWS && row < outputs) take(bias_at + row, bias);
     }

@@ -42,7 +42,7 @@ struct Product {
     u32 gated;
     // The share of weights and biases that is taken.
     float share;
-    // `Operands`; of the kernels for tensor cores.
+    // `Rounding`; of the kernels for tensor cores.
     u32 operands;
     u32 unused;
 };
@@ -141,19 +141,18 @@ struct Adjoint {
     }
 };
 
-template <class End, class Held>
-__device__ inline void finish(const Held& held, float* arena, const Product& op, const Place<Held>& place) {
-#pragma unroll
-    for (int i = 0; i < Held::ROWS; ++i) {
-        int row = place.output_row(op, Held::row(i));
-        if (row < 0) continue;
+template <class End, class Held, class... Shared>
+__device__ inline void finish(const Held& held, float* arena, const Product& op, const Place<Held>& place,
+                              Shared&... shared) {
+    held.each_row(shared..., [&](int m, auto values) {
+        int row = place.output_row(op, m);
+        if (row < 0) return;
         End end = {arena, op, place.group, row};
-#pragma unroll
-        for (int j = 0; j < Held::COLUMNS; ++j) {
-            u32 column = place.column + Held::column(j);
-            if (column < op.width) end.finish(column, held.sum(i, j));
-        }
-    }
+        values([&](int n, float sum) {
+            u32 column = place.column + n;
+            if (column < op.width) end.finish(column, sum);
+        });
+    });
 }
 
 // In f32.
@@ -227,7 +226,7 @@ struct SharedProduct {
 
 // On tensor cores: one group, and so one source. The first input row's place in the output may lie within or behind the tile.
 template <class End, class Tile>
-__device__ inline void tensor_product(float* arena, const Product& op, typename Tile::Stages& shared) {
+__device__ inline void tensor_product(float* arena, const Product& op, typename Tile::Shared& shared) {
     Place<Tile> place(op);
     Tile tile;
     const Source& source = op.sources[0];
@@ -237,14 +236,14 @@ __device__ inline void tensor_product(float* arena, const Product& op, typename 
         SharedProduct<Left, Right> work = {
             Left(arena + source.input, source.inner, (int)place.row - (int)source.first, source.rows),
             Right(arena + source.weight, source.inner, place.column, op.width)};
-        multiply_stages_as(op.operands, tile, shared, work);
+        multiply_stages_as(op.operands, tile, shared.operands, work);
     }
-    finish<End>(tile, arena, op, place);
+    finish<End>(tile, arena, op, place, shared);
 }
 
 #define TENSOR_PRODUCT(name, End, Tile)                    \
     KERNEL(name, Product) {                                \
-        SHARED(Tile::Stages, shared);                      \
+        SHARED(Tile::Shared, shared);                      \
         tensor_product<End, Tile>(arena, op, shared);      \
     }
 

@@ -30,7 +30,7 @@ struct OuterProduct {
     u32 outputs;
     // Whether to add to what is there.
     u32 begun;
-    // `Operands`; of the kernels for tensor cores.
+    // `Rounding`; of the kernels for tensor cores.
     u32 operands;
 };
 static_assert(sizeof(OuterProduct) == 2096, "mirrored in Rust");
@@ -108,19 +108,19 @@ struct SharedTerms {
 };
 
 template <class Tile>
-__device__ inline void tensor_outer_product(float* arena, const OuterProduct& op, typename Tile::Stages& shared) {
+__device__ inline void tensor_outer_product(float* arena, const OuterProduct& op, typename Tile::Shared& shared) {
     GradientTile<Tile> gradient(op.inputs, op.outputs);
     SharedTerms<Tile> work = {arena, op, gradient};
-    multiply_stages_as(op.operands, gradient.held, shared, work);
-    gradient.finish(op.bias - op.weight, work.bias, writer(arena, op, gradient));
+    multiply_stages_as(op.operands, gradient.held, shared.operands, work);
+    gradient.finish(op.bias - op.weight, work.bias, writer(arena, op, gradient), shared);
 }
 
 KERNEL(outer_product_64x64, OuterProduct) {
-    SHARED(Tile64x64::Stages, shared);
+    SHARED(Tile64x64::Shared, shared);
     tensor_outer_product<Tile64x64>(arena, op, shared);
 }
 
 KERNEL(outer_product_128x128, OuterProduct) {
-    SHARED(Tile128x128::Stages, shared);
+    SHARED(Tile128x128::Shared, shared);
     tensor_outer_product<Tile128x128>(arena, op, shared);
 }

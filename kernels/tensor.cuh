@@ -13,7 +13,7 @@
 #include "tile.cuh"
 
 // What operands are rounded to: `MatrixPrecision` in src/device/cuda/tensor.rs.
-enum Operands : u32 { AS_F32, AS_TF32, AS_BF16, AS_F16 };
+enum Rounding : u32 { AS_F32, AS_TF32, AS_BF16, AS_F16 };
 
 // Whether rows of `stride` numbers from `base` on can be copied by 16 bytes.
 __device__ inline bool by_16_bytes(const float* base, u32 stride) { return (u64)base % 16 == 0 && stride % 4 == 0; }
@@ -134,32 +134,35 @@ struct Fragments {
     static constexpr int ACROSS = WARPS / DOWN;
     // Products of a warp in each dimension, and the outputs that a thread holds of them.
     static constexpr int SLABS = TILE_ROWS / DOWN / 16, STRIPS = TILE_COLUMNS / ACROSS / 8;
-    static constexpr int ROWS = 2 * SLABS, COLUMNS = 2 * STRIPS;
     static_assert(SLABS * 16 * DOWN == TILE_ROWS && STRIPS * 8 * ACROSS == TILE_COLUMNS, "whole products");
 
-    struct alignas(16) Stages {
+    // The tile is handed over by so many of its slabs at once; the padding spreads the stores of a warp over the banks.
+    static constexpr int PASS = TILE_ROWS < 128 ? SLABS : SLABS / 2, PITCH = TILE_COLUMNS + 8;
+
+    struct Operands {
         float left[STAGES][TILE_ROWS * DEPTH];
         float right[STAGES][TILE_COLUMNS * DEPTH];
     };
+    union alignas(16) Shared {
+        Operands operands;
+        float outputs[DOWN * PASS * 16][PITCH];
+    };
+    static_assert(sizeof(Shared) <= 48 << 10, "more is there only for who asks the driver");
 
     float part[SLABS][STRIPS][4] = {};
 
-    __device__ static int first_row() { return threadIdx.x / 32 / ACROSS * SLABS * 16 + threadIdx.x % 32 / 4; }
+    // Of the warp.
+    __device__ static int first_row() { return threadIdx.x / 32 / ACROSS * SLABS * 16; }
     __device__ static int first_column() { return threadIdx.x / 32 % ACROSS * STRIPS * 8; }
-
-    // Place in the tile, and value, of the thread's output (i, j).
-    __device__ static int row(int i) { return first_row() + i * 8; }
-    __device__ static int column(int j) { return first_column() + j / 2 * 8 + threadIdx.x % 4 * 2 + j % 2; }
-    __device__ float sum(int i, int j) const { return part[i / 2][j / 2][i % 2 * 2 + j % 2]; }
 
     // Adds the product of one stage's tiles.
     template <class Numbers, class Left, class Right>
     __device__ void add(const float* left, const float* right, float scale) {
         int lane_row = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-        Numbers rows[ROWS];
+        Numbers rows[2 * SLABS];
 #pragma unroll
-        for (int i = 0; i < ROWS; ++i) {
-            float4 v = Left::four(left, row(i), t);
+        for (int i = 0; i < 2 * SLABS; ++i) {
+            float4 v = Left::four(left, first_row() + i * 8 + lane_row, t);
             rows[i] = Numbers(float4{scale * v.x, scale * v.y, scale * v.z, scale * v.w});
         }
 #pragma unroll
@@ -168,6 +171,38 @@ struct Fragments {
 #pragma unroll
             for (int slab = 0; slab < SLABS; ++slab) {
                 Numbers::multiply(part[slab][strip], rows[2 * slab], rows[2 * slab + 1], columns);
+            }
+        }
+    }
+
+    // As that of `Micro`, whole rows to a warp, by way of shared memory: so that their accesses are of successive numbers.
+    template <class Take>
+    __device__ void each_row(Shared& shared, Take take) const {
+        int warp_row = threadIdx.x / 32 / ACROSS * PASS * 16 + threadIdx.x % 32 / 4;
+        int column = first_column() + threadIdx.x % 4 * 2;
+#pragma unroll
+        for (int pass = 0; pass < SLABS; pass += PASS) {
+            __syncthreads();
+#pragma unroll
+            for (int slab = 0; slab < PASS; ++slab) {
+#pragma unroll
+                for (int strip = 0; strip < STRIPS; ++strip) {
+#pragma unroll
+                    for (int i = 0; i < 4; ++i) {
+                        float* to = &shared.outputs[warp_row + slab * 16 + i / 2 * 8][column + strip * 8 + i % 2];
+                        *to = part[pass + slab][strip][i];
+                    }
+                }
+            }
+            __syncthreads();
+#pragma unroll 1
+            for (int row = threadIdx.x / 32; row < DOWN * PASS * 16; row += WARPS) {
+                take(row / (PASS * 16) * SLABS * 16 + pass * 16 + row % (PASS * 16), [&](auto take) {
+#pragma unroll
+                    for (int n = 0; n < TILE_COLUMNS; n += 32) {
+                        take(n + threadIdx.x % 32, shared.outputs[row][n + threadIdx.x % 32]);
+                    }
+                });
             }
         }
     }
@@ -180,7 +215,7 @@ using Tile128x128 = Fragments<128, 128, 2, 3>;
 
 // Adds a sequence of stages: `work.stages()` of them, each fetched and then, in the same order, multiplied.
 template <class Numbers, class Tile, class Work>
-__device__ inline void multiply_stages(Tile& tile, typename Tile::Stages& shared, Work& work) {
+__device__ inline void multiply_stages(Tile& tile, typename Tile::Operands& shared, Work& work) {
     constexpr int AHEAD = Tile::STAGES - 1;
     int stages = work.stages();
     int fetching = 0, multiplying = 0;
@@ -204,7 +239,7 @@ __device__ inline void multiply_stages(Tile& tile, typename Tile::Stages& shared
 }
 
 template <class Tile, class Work>
-__device__ inline void multiply_stages_as(u32 operands, Tile& tile, typename Tile::Stages& shared, Work& work) {
+__device__ inline void multiply_stages_as(u32 operands, Tile& tile, typename Tile::Operands& shared, Work& work) {
     switch (operands) {
     case AS_TF32:
         return multiply_stages<Tf32>(tile, shared, work);

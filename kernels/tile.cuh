@@ -82,14 +82,21 @@ __device__ inline int micro_column() { return threadIdx.x % (TILE / MICRO_N) * M
 // What one thread holds of a tile of outputs.
 struct Micro {
     static constexpr int TILE_ROWS = TILE, TILE_COLUMNS = TILE;
-    static constexpr int ROWS = MICRO_M, COLUMNS = MICRO_N;
 
-    float part[ROWS][COLUMNS] = {};
+    float part[MICRO_M][MICRO_N] = {};
 
-    // Place in the tile, and value, of the thread's output (i, j).
-    __device__ static int row(int i) { return micro_row() + i; }
-    __device__ static int column(int j) { return micro_column() + j; }
-    __device__ float sum(int i, int j) const { return part[i][j]; }
+    // Hands the tile over, to each thread some columns of some rows: `take(row, values)`, where `values` hands over those of a
+    // row, `take(column, sum)`.
+    template <class Take>
+    __device__ void each_row(Take take) const {
+#pragma unroll
+        for (int m = 0; m < MICRO_M; ++m) {
+            take(micro_row() + m, [&](auto take) {
+#pragma unroll
+                for (int n = 0; n < MICRO_N; ++n) take(micro_column() + n, part[m][n]);
+            });
+        }
+    }
 };
 
 // held += left right^T over the whole inner dimension; `stage` goes on from one product of a block to its next.

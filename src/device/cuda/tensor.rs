@@ -48,7 +48,7 @@ impl Kernels {
     }
 }
 
-/// The precision as kernels take it: `Operands` in `kernels/tensor.cuh`.
+/// The precision as kernels take it: `Rounding` in `kernels/tensor.cuh`.
 pub(super) fn operands(precision: MatrixPrecision) -> u32 {
     match precision {
         MatrixPrecision::F32 => 0,
