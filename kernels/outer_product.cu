@@ -39,7 +39,7 @@ static_assert(sizeof(OuterProduct) == 2096, "mirrored in Rust");
 template <class Gradient>
 __device__ inline auto writer(float* arena, const OuterProduct& op, const Gradient& gradient) {
     float* weight = arena + op.weight + gradient.group * op.group_stride;
-    return [weight, begun = op.begun](u64 at, float value) { weight[at] = begun ? weight[at] + value : value; };
+    return [weight, &op](u64 at, float value) { weight[at] = op.begun ? weight[at] + value : value; };
 }
 
 // Grid: that of `GradientTile`.
