@@ -91,7 +91,9 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     };
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;
     let pools = open(&mut checkpoint.config, arguments.clips.as_deref())?;
-    let contestants = on_device!(arguments.compute, precision, device => contestants(&device, &checkpoint, pools.as_ref(), arguments))?;
+    let pools = pools.as_ref();
+    let contestants =
+        on_device!(arguments.compute, precision, device => contestants(&device, &checkpoint, pools, arguments))?;
     print_table(&contestants);
     let config = &checkpoint.config;
     let report = Report {

@@ -9,7 +9,7 @@ use crate::device::{AdjointBackward, AdjointForward, Linear, LinearBackward, Lin
 /// Rows and columns of a block's tile in f32: `TILE` in `kernels/tile.cuh`.
 pub(super) const TILE: usize = 64;
 
-pub(super) const FORWARD: Kernels = Kernels {
+const FORWARD: Kernels = Kernels {
     plain: Kernel::LinearForward,
     tensor: [Some(Kernel::LinearForward16x64), Some(Kernel::LinearForward64x64), Some(Kernel::LinearForward128x128)],
 };

@@ -8,7 +8,7 @@ use crate::device::{self, Linear, MatrixPrecision, Region};
 /// Terms of one launch: `TERMS` in `kernels/outer_product.cu`.
 const TERMS: usize = 64;
 
-pub(super) const OUTER_PRODUCT: Kernels = Kernels {
+const OUTER_PRODUCT: Kernels = Kernels {
     plain: Kernel::OuterProduct,
     tensor: [None, Some(Kernel::OuterProduct64x64), Some(Kernel::OuterProduct128x128)],
 };

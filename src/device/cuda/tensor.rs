@@ -57,32 +57,3 @@ pub(super) fn operands(precision: MatrixPrecision) -> u32 {
         MatrixPrecision::F16 => 3,
     }
 }
-
-#[cfg(test)]
-mod tests {
-    use super::super::linear::FORWARD;
-    use super::super::outer_product::OUTER_PRODUCT;
-    use super::*;
-
-    #[test]
-    fn tiles_fit_the_shape() {
-        for (rows, columns, kernel, grid) in [
-            (1, 1, Kernel::LinearForward16x64, (1, 1)),
-            (5, 100_000, Kernel::LinearForward16x64, (1, 1563)),
-            (80, 256, Kernel::LinearForward16x64, (5, 4)),
-            (80, 4096, Kernel::LinearForward64x64, (2, 64)),
-            (320, 4096, Kernel::LinearForward64x64, (5, 64)),
-            (1024, 4096, Kernel::LinearForward128x128, (8, 32)),
-            (65_536, 128, Kernel::LinearForward128x128, (512, 1)),
-        ] {
-            let choice = FORWARD.choose(MatrixPrecision::Bf16, rows, columns);
-            assert_eq!((choice.kernel, (choice.down, choice.across)), (kernel, grid), "{rows} x {columns}");
-        }
-        let choice = FORWARD.choose(MatrixPrecision::F32, 65_536, 100);
-        assert_eq!((choice.kernel, choice.down, choice.across), (Kernel::LinearForward, 1024, 2));
-        let small = OUTER_PRODUCT.choose(MatrixPrecision::Tf32, 1, 40);
-        assert_eq!((small.kernel, small.down, small.across), (Kernel::OuterProduct64x64, 1, 1));
-        let large = OUTER_PRODUCT.choose(MatrixPrecision::Tf32, 4096, 512);
-        assert_eq!((large.kernel, large.down, large.across), (Kernel::OuterProduct128x128, 32, 4));
-    }
-}
