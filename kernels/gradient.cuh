@@ -42,30 +42,57 @@ struct alignas(16) GradientTiles {
     float bias[TILE];
 };
 
-// What one thread holds of its block's tile. Grid: x the tiles of outputs of every group of rows, y the tiles of inputs.
-struct Gradient {
+// A block's tile of a gradient, and where it is. Grid: x the tiles of outputs of every group of rows, y the tiles of inputs.
+template <class Held>
+struct GradientTile {
     u32 inputs;
     u32 outputs;
     u32 group;
     u32 first_row;
     u32 first_column;
-    int stage = 0;
-    float bias = 0.0f;
-    float sum[MICRO_M][MICRO_N] = {};
+    Held held;
 
-    __device__ Gradient(u32 inputs, u32 outputs) : inputs(inputs), outputs(outputs) {
-        u32 tiles = (outputs + TILE - 1) / TILE;
+    __device__ GradientTile(u32 inputs, u32 outputs) : inputs(inputs), outputs(outputs) {
+        u32 tiles = (outputs + Held::TILE_ROWS - 1) / Held::TILE_ROWS;
         group = blockIdx.x / tiles;
-        first_row = blockIdx.x % tiles * TILE;
-        first_column = blockIdx.y * TILE;
+        first_row = blockIdx.x % tiles * Held::TILE_ROWS;
+        first_column = blockIdx.y * Held::TILE_COLUMNS;
     }
+
+    // Whether this block's is the bias of its rows.
+    __device__ bool has_bias() const { return blockIdx.y == 0; }
+
+    // Hands the gradient over, an element a call: `take(at, value)`, `at` counted from the weight's first element; the bias
+    // begins at `bias_at`, and each of the first threads has one row's.
+    template <class Take, class... Shared>
+    __device__ void finish(u64 bias_at, float bias, Take take, Shared&... shared) const {
+        held.each_row(shared..., [&](int m, auto values) {
+            u32 row = first_row + m;
+            if (row >= outputs) return;
+            values([&](int n, float sum) {
+                u32 column = first_column + n;
+                if (column < inputs) take((u64)row * inputs + column, sum);
+            });
+        });
+        u32 row = first_row + threadIdx.x;
+        if (has_bias() && threadIdx.x < Held::TILE_ROWS && row < outputs) take(bias_at + row, bias);
+    }
+};
+
+// Its sum in f32.
+struct Gradient : GradientTile<Micro> {
+    int stage = 0;
+    // Of the thread's share of a row's bias.
+    float bias = 0.0f;
+
+    using GradientTile::GradientTile;
 
     // Adds scale * p^T [q, column] over `rows` rows: `column` is the value of the column that stands for the bias.
     __device__ void add(Tiles& tiles, const float* p, const float* q, u32 rows, float scale, float column) {
         u32 lane = threadIdx.x % TILE;
         Columns left = {p, outputs, rows, first_row + lane, outputs, scale, 0.0f};
         Columns right = {q, inputs, rows, first_column + lane, inputs, 1.0f, 0.0f};
-        multiply(sum, tiles, stage, left, right);
+        multiply(held, tiles, stage, left, right);
         bias += column * left.total;
     }
 
@@ -78,26 +105,13 @@ struct Gradient {
         }
     }
 
-    // Hands the gradient over, an element a call: `take(at, value)`, `at` counted from the weight's first element; the bias
-    // begins at `bias_at`.
+    // As that of the tile, with the two shares of each row's bias.
     template <class Take>
     __device__ void finish(float (&shared)[TILE], u64 bias_at, Take take) const {
-#pragma unroll
-        for (int m = 0; m < MICRO_M; ++m) {
-            u32 row = first_row + micro_row() + m;
-            if (row >= outputs) continue;
-#pragma unroll
-            for (int n = 0; n < MICRO_N; ++n) {
-                u32 column = first_column + micro_column() + n;
-                if (column >= inputs) continue;
-                take((u64)row * inputs + column, sum[m][n]);
-            }
-        }
-        if (blockIdx.y != 0) return;
         if (threadIdx.x >= TILE) shared[threadIdx.x - TILE] = bias;
         __syncthreads();
-        u32 row = first_row + threadIdx.x;
-        if (threadIdx.x < TILE && row < outputs) take(bias_at + row, bias + shared[threadIdx.x]);
+        float other = threadIdx.x < TILE ? shared[threadIdx.x] : 0.0f;
+        GradientTile::finish(bias_at, bias + other, take);
     }
 };
 

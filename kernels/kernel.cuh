@@ -4,6 +4,8 @@
 // a twin in src/device/cuda/ with the same fields in the same order; the size is asserted on both sides.
 #pragma once
 
+#include <type_traits>
+
 #ifdef INNERLOOP_EMULATE
 #include "emulation/cuda.h"
 #else

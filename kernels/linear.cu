@@ -5,7 +5,7 @@
 // whose rows are the task's rows of every block. The dual form's corrections are in the output already (low_rank.cu).
 
 #include "activation.cuh"
-#include "tile.cuh"
+#include "tensor.cuh"
 
 // One product that is added to the output rows `first..first + rows`.
 struct Source {
@@ -42,18 +42,22 @@ struct Product {
     u32 gated;
     // The share of weights and biases that is taken.
     float share;
+    // `Rounding`; of the kernels for tensor cores.
+    u32 operands;
+    u32 unused;
 };
-static_assert(sizeof(Product) == 184, "mirrored in Rust");
+static_assert(sizeof(Product) == 192, "mirrored in Rust");
 
 // The block's tile: its group, and its first row (within the group) and column.
+template <class Held>
 struct Place {
     u32 group, row, column;
 
     __device__ explicit Place(const Product& op) {
-        u32 tiles = (op.group_rows * op.blocks + TILE - 1) / TILE;
+        u32 tiles = (op.group_rows * op.blocks + Held::TILE_ROWS - 1) / Held::TILE_ROWS;
         group = blockIdx.x / tiles;
-        row = blockIdx.x % tiles * TILE;
-        column = blockIdx.y * TILE;
+        row = blockIdx.x % tiles * Held::TILE_ROWS;
+        column = blockIdx.y * Held::TILE_COLUMNS;
     }
 
     // The output row of row `m` of the tile, or -1.
@@ -65,10 +69,97 @@ struct Place {
     }
 };
 
-// The thread's part of the sum over the sources, without biases.
-template <bool TRANSPOSED>
-__device__ inline void products(float (&sum)[MICRO_M][MICRO_N], float* arena, const Product& op, const Place& place,
-                                Tiles& tiles) {
+// The biases of the sources that reach output row `row`.
+__device__ inline float biases(const float* arena, const Product& op, u32 group, int row, u32 column) {
+    float sum = 0.0f;
+    for (int s = 0; s < 2; ++s) {
+        const Source& source = op.sources[s];
+        bool inside = row >= (int)source.first && row < (int)(source.first + source.rows);
+        if (inside && source.bias != NOWHERE) sum += arena[source.bias + group * source.group_stride + column];
+    }
+    return sum;
+}
+
+// What becomes of the sum of the products, in one output row.
+
+// output = act(input W^T + b [+ output])
+struct Forward {
+    static constexpr bool TRANSPOSED = true;
+    float* arena;
+    const Product& op;
+    u32 group;
+    int row;
+
+    __device__ void finish(u32 column, float sum) const {
+        float* out = arena + op.output + (u64)row * op.width + column;
+        float z = op.share * (sum + biases(arena, op, group, row, column));
+        *out = act(op.activation, z + (op.begun ? *out : 0.0f));
+    }
+};
+
+// output = [output +] (sum of the products) * act'(gate): the backward pass, and the adjoint pass downwards.
+struct Backward {
+    static constexpr bool TRANSPOSED = false;
+    float* arena;
+    const Product& op;
+    u32 group;
+    int row;
+    const float* values = arena + op.gate.values + (op.gated ? op.gate.row(row) * op.width : 0);
+
+    __device__ void finish(u32 column, float sum) const {
+        float* out = arena + op.output + (u64)row * op.width + column;
+        float value = op.share * sum;
+        if (op.gated) value *= act_derivative(op.gate.activation, values[column]);
+        *out = op.begun ? *out + value : value;
+    }
+};
+
+// g = sum of the products and biases [+ output];  z = g * delta * curvature(gate);  output = g * act'(gate)
+//
+// Only where no two output blocks share a gate block; otherwise this leaves g in the output (`delta` is NOWHERE) and
+// `adjoint_gate` does the rest.
+struct Adjoint {
+    static constexpr bool TRANSPOSED = true;
+    float* arena;
+    const Product& op;
+    u32 group;
+    int row;
+    u64 gate_row = op.gate.row(row) * op.width;
+
+    __device__ void finish(u32 column, float sum) const {
+        u64 at = (u64)row * op.width + column;
+        float* out = arena + op.output + at;
+        float g = op.share * (sum + biases(arena, op, group, row, column)) + (op.begun ? *out : 0.0f);
+        if (op.delta != NOWHERE) {
+            float a = arena[op.gate.values + gate_row + column];
+            if (op.z != NOWHERE) {
+                arena[op.z + gate_row + column] = g * arena[op.delta + at] * act_curvature(op.gate.activation, a);
+            }
+            g *= act_derivative(op.gate.activation, a);
+        }
+        *out = g;
+    }
+};
+
+template <class End, class Held, class... Shared>
+__device__ inline void finish(const Held& held, float* arena, const Product& op, const Place<Held>& place,
+                              Shared&... shared) {
+    held.each_row(shared..., [&](int m, auto values) {
+        int row = place.output_row(op, m);
+        if (row < 0) return;
+        End end = {arena, op, place.group, row};
+        values([&](int n, float sum) {
+            u32 column = place.column + n;
+            if (column < op.width) end.finish(column, sum);
+        });
+    });
+}
+
+// In f32.
+template <class End>
+__device__ inline void product(float* arena, const Product& op, Tiles& tiles) {
+    Place<Micro> place(op);
+    Micro held;
     int stage = 0;
 #pragma unroll 1
     for (int s = 0; s < 2; ++s) {
@@ -82,109 +173,89 @@ __device__ inline void products(float (&sum)[MICRO_M][MICRO_N], float* arena, co
             left.row[i] = inside ? row - (int)source.first : -1;
         }
         const float* weight = arena + source.weight + place.group * source.group_stride;
-        if (TRANSPOSED) {
+        if (End::TRANSPOSED) {
             Rows right = {weight, source.inner, source.inner, {}};
 #pragma unroll
             for (int i = 0; i < SHARE; ++i) {
                 int column = place.column + Rows::major(i);
                 right.row[i] = column < (int)op.width ? column : -1;
             }
-            multiply(sum, tiles, stage, left, right);
+            multiply(held, tiles, stage, left, right);
         } else {
             u32 column = place.column + threadIdx.x % TILE;
             Columns right = {weight, op.width, source.inner, column, op.width, 1.0f, 0.0f};
-            multiply(sum, tiles, stage, left, right);
+            multiply(held, tiles, stage, left, right);
         }
     }
+    finish<End>(held, arena, op, place);
 }
 
-// The biases of the sources that reach output row `row`.
-__device__ inline float biases(float* arena, const Product& op, u32 group, int row, u32 column) {
-    float sum = 0.0f;
-    for (int s = 0; s < 2; ++s) {
-        const Source& source = op.sources[s];
-        bool inside = row >= (int)source.first && row < (int)(source.first + source.rows);
-        if (inside && source.bias != NOWHERE) sum += arena[source.bias + group * source.group_stride + column];
-    }
-    return sum;
-}
-
-// output = act(input W^T + b [+ output])
 KERNEL(linear_forward, Product) {
     SHARED(Tiles, tiles);
-    Place place(op);
-    float sum[MICRO_M][MICRO_N] = {};
-    products<true>(sum, arena, op, place, tiles);
-#pragma unroll
-    for (int m = 0; m < MICRO_M; ++m) {
-        int row = place.output_row(op, micro_row() + m);
-        if (row < 0) continue;
-#pragma unroll
-        for (int n = 0; n < MICRO_N; ++n) {
-            u32 column = place.column + micro_column() + n;
-            if (column >= op.width) continue;
-            float* out = arena + op.output + (u64)row * op.width + column;
-            float z = op.share * (sum[m][n] + biases(arena, op, place.group, row, column));
-            *out = act(op.activation, z + (op.begun ? *out : 0.0f));
-        }
-    }
+    product<Forward>(arena, op, tiles);
 }
 
-// output = [output +] (sum of the products) * act'(gate): the backward pass, and the adjoint pass downwards.
 KERNEL(linear_backward, Product) {
     SHARED(Tiles, tiles);
-    Place place(op);
-    float sum[MICRO_M][MICRO_N] = {};
-    products<false>(sum, arena, op, place, tiles);
-#pragma unroll
-    for (int m = 0; m < MICRO_M; ++m) {
-        int row = place.output_row(op, micro_row() + m);
-        if (row < 0) continue;
-        const float* values = arena + op.gate.values + (op.gated ? op.gate.row(row) * op.width : 0);
-#pragma unroll
-        for (int n = 0; n < MICRO_N; ++n) {
-            u32 column = place.column + micro_column() + n;
-            if (column >= op.width) continue;
-            float* out = arena + op.output + (u64)row * op.width + column;
-            float value = op.share * sum[m][n];
-            if (op.gated) value *= act_derivative(op.gate.activation, values[column]);
-            *out = op.begun ? *out + value : value;
-        }
-    }
+    product<Backward>(arena, op, tiles);
 }
 
-// g = sum of the products and biases [+ output];  z = g * delta * curvature(gate);  output = g * act'(gate)
-//
-// Only where no two output blocks share a gate block; otherwise this leaves g in the output (`delta` is NOWHERE) and
-// `adjoint_gate` does the rest.
 KERNEL(adjoint_forward, Product) {
     SHARED(Tiles, tiles);
-    Place place(op);
-    float sum[MICRO_M][MICRO_N] = {};
-    products<true>(sum, arena, op, place, tiles);
-#pragma unroll
-    for (int m = 0; m < MICRO_M; ++m) {
-        int row = place.output_row(op, micro_row() + m);
-        if (row < 0) continue;
-        u64 gate_row = op.gate.row(row) * op.width;
-#pragma unroll
-        for (int n = 0; n < MICRO_N; ++n) {
-            u32 column = place.column + micro_column() + n;
-            if (column >= op.width) continue;
-            u64 at = (u64)row * op.width + column;
-            float* out = arena + op.output + at;
-            float g = op.share * (sum[m][n] + biases(arena, op, place.group, row, column)) + (op.begun ? *out : 0.0f);
-            if (op.delta != NOWHERE) {
-                float a = arena[op.gate.values + gate_row + column];
-                if (op.z != NOWHERE) {
-                    arena[op.z + gate_row + column] = g * arena[op.delta + at] * act_curvature(op.gate.activation, a);
-                }
-                g *= act_derivative(op.gate.activation, a);
-            }
-            *out = g;
-        }
-    }
+    product<Adjoint>(arena, op, tiles);
 }
+
+// The stages of a product with shared weights.
+template <class Left, class Right>
+struct SharedProduct {
+    Left left;
+    Right right;
+    u32 fetched = 0;
+
+    __device__ int stages() const { return (left.depth + DEPTH - 1) / DEPTH; }
+    __device__ void fetch(float* to_left, float* to_right) {
+        ::fetch(left, to_left, fetched);
+        ::fetch(right, to_right, fetched);
+        fetched += DEPTH;
+    }
+    template <class Numbers, class Tile>
+    __device__ void multiply(Tile& tile, const float* from_left, const float* from_right) const {
+        tile.template add<Numbers, Left, Right>(from_left, from_right, 1.0f);
+    }
+};
+
+// On tensor cores: one group, and so one source. The first input row's place in the output may lie within or behind the tile.
+template <class End, class Tile>
+__device__ inline void tensor_product(float* arena, const Product& op, typename Tile::Shared& shared) {
+    Place<Tile> place(op);
+    Tile tile;
+    const Source& source = op.sources[0];
+    using Left = InnerMajor<Tile::TILE_ROWS>;
+    using Right = std::conditional_t<End::TRANSPOSED, InnerMajor<Tile::TILE_COLUMNS>, OuterMajor<Tile::TILE_COLUMNS>>;
+    if (source.rows > 0) {
+        SharedProduct<Left, Right> work = {
+            Left(arena + source.input, source.inner, (int)place.row - (int)source.first, source.rows),
+            Right(arena + source.weight, source.inner, place.column, op.width)};
+        multiply_stages_as(op.operands, tile, shared.operands, work);
+    }
+    finish<End>(tile, arena, op, place, shared);
+}
+
+#define TENSOR_PRODUCT(name, End, Tile)                    \
+    KERNEL(name, Product) {                                \
+        SHARED(Tile::Shared, shared);                      \
+        tensor_product<End, Tile>(arena, op, shared);      \
+    }
+
+TENSOR_PRODUCT(linear_forward_16x64, Forward, Tile16x64)
+TENSOR_PRODUCT(linear_forward_64x64, Forward, Tile64x64)
+TENSOR_PRODUCT(linear_forward_128x128, Forward, Tile128x128)
+TENSOR_PRODUCT(linear_backward_16x64, Backward, Tile16x64)
+TENSOR_PRODUCT(linear_backward_64x64, Backward, Tile64x64)
+TENSOR_PRODUCT(linear_backward_128x128, Backward, Tile128x128)
+TENSOR_PRODUCT(adjoint_forward_16x64, Adjoint, Tile16x64)
+TENSOR_PRODUCT(adjoint_forward_64x64, Adjoint, Tile64x64)
+TENSOR_PRODUCT(adjoint_forward_128x128, Adjoint, Tile128x128)
 
 struct AdjointGate {
     Gate gate;

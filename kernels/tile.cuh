@@ -1,4 +1,4 @@
-// Matrix products by tiles in shared memory, and reductions over warps and blocks.
+// Matrix products in f32 by tiles in shared memory, and reductions over warps and blocks.
 //
 // A block computes 64 x 64 outputs, 16 of the inner dimension at a time; a thread holds 8 x 4 of them. The next tiles are
 // fetched into registers while the present ones are multiplied, so one barrier a step is enough with two stages. Whatever
@@ -79,9 +79,29 @@ struct Columns {
 __device__ inline int micro_row() { return threadIdx.x / (TILE / MICRO_N) * MICRO_M; }
 __device__ inline int micro_column() { return threadIdx.x % (TILE / MICRO_N) * MICRO_N; }
 
-// sum += left right^T over the whole inner dimension; `stage` goes on from one product of a block to its next.
+// What one thread holds of a tile of outputs.
+struct Micro {
+    static constexpr int TILE_ROWS = TILE, TILE_COLUMNS = TILE;
+
+    float part[MICRO_M][MICRO_N] = {};
+
+    // Hands the tile over, to each thread some columns of some rows: `take(row, values)`, where `values` hands over those of a
+    // row, `take(column, sum)`.
+    template <class Take>
+    __device__ void each_row(Take take) const {
+#pragma unroll
+        for (int m = 0; m < MICRO_M; ++m) {
+            take(micro_row() + m, [&](auto take) {
+#pragma unroll
+                for (int n = 0; n < MICRO_N; ++n) take(micro_column() + n, part[m][n]);
+            });
+        }
+    }
+};
+
+// held += left right^T over the whole inner dimension; `stage` goes on from one product of a block to its next.
 template <class Left, class Right>
-__device__ inline void multiply(float (&sum)[MICRO_M][MICRO_N], Tiles& tiles, int& stage, Left& left, Right& right) {
+__device__ inline void multiply(Micro& held, Tiles& tiles, int& stage, Left& left, Right& right) {
     float held_left[SHARE], held_right[SHARE];
     left.fetch(held_left, 0);
     right.fetch(held_right, 0);
@@ -103,7 +123,7 @@ __device__ inline void multiply(float (&sum)[MICRO_M][MICRO_N], Tiles& tiles, in
             for (int m = 0; m < MICRO_M; ++m) {
 #pragma unroll
                 for (int n = 0; n < MICRO_N; ++n) {
-                    sum[m][n] += a[m] * b[n];
+                    held.part[m][n] += a[m] * b[n];
                 }
             }
         }

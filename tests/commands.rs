@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 use fixtures::clip_folders;
 use fixtures::command::{TINY, command, fail, innerloop, succeed};
 use innerloop::checkpoint::{Checkpoint, Stage};
+use innerloop::device::MatrixPrecision;
 
 #[test]
 fn the_main_job_on_built_in_tasks() {
@@ -207,6 +208,50 @@ fn bad_options_name_themselves() {
     fail(at, "generate missing.safetensors", &["missing.safetensors", "check the path"]);
     fail(at, "generate --out clip.avi", &["clip.avi", ".gif, .png or .npy"]);
     assert_eq!(innerloop(at, "train clips --resume run").status.code(), Some(2), "a resumed run takes no options");
+}
+
+#[test]
+fn each_precision_is_for_its_device() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = folder.path();
+    let sinusoid = "--tasks sinusoid --generator-widths 5 --meta-batch 2 --inner-steps 1 --steps 3 --threads 1";
+    let problem = std::path::absolute("tests/golden/maml_mse_1step.safetensors").unwrap();
+    let grad = format!("grad {} --out answer.safetensors", problem.display());
+    for rounded in ["tf32", "bf16", "f16"] {
+        for command in [&format!("train {sinusoid}"), &grad, "bench --widths 2,2,2"] {
+            let parts = ["--precision", &format!("{rounded} on the CPU"), "f32 on the CPU", "--device cuda"];
+            fail(at, &format!("{command} --device cpu --precision {rounded}"), &parts);
+        }
+    }
+    fail(
+        at,
+        &format!("train {sinusoid} --device cpu --precision f64"),
+        &["--precision", "f64", "f32", "grad and bench"],
+    );
+    for command in [&grad, "bench --widths 2,2,2"] {
+        let parts = ["--precision", "f64 on cuda:0", "bf16", "--device cpu"];
+        fail(at, &format!("{command} --device cuda --precision f64"), &parts);
+    }
+    assert!(!at.join("runs").exists() && !at.join("answer.safetensors").exists());
+
+    // What a file asks for counts less than the command line.
+    fs::write(at.join("run.toml"), "precision = \"bf16\"").unwrap();
+    let train = format!("train --config run.toml {sinusoid} --device cpu --out run");
+    fail(at, &train, &["--precision", "bf16 on the CPU"]);
+    succeed(at, &format!("{train} --precision f32"));
+    assert!(fs::read_to_string(at.join("run/config.toml")).unwrap().contains("precision = \"f32\""));
+
+    // A run in bf16, from a GPU: a CPU goes on with it in f32, and it stays a run in bf16.
+    let path = at.join("run/checkpoint.safetensors");
+    let mut checkpoint = Checkpoint::read(&path).unwrap();
+    assert_eq!(checkpoint.config.precision, MatrixPrecision::F32);
+    checkpoint.config.precision = MatrixPrecision::Bf16;
+    checkpoint.config.steps = 5;
+    checkpoint.write(&path).unwrap();
+    succeed(at, "train --resume run --device cpu --threads 1");
+    succeed(at, "eval run --episodes 3 --device cpu --threads 1");
+    assert_eq!(Checkpoint::read(&path).unwrap().config.precision, MatrixPrecision::Bf16);
+    fail(at, "eval run --episodes 3 --device cpu --precision tf32", &["tf32 on the CPU"]);
 }
 
 #[test]

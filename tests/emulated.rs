@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedMemory, Kernel};
-use innerloop::device::{Device, Region};
+use innerloop::device::{
+    ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, OuterProduct, OuterTerm, Region,
+};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::Loss;
 use innerloop::problem::Problem;
@@ -30,7 +32,16 @@ fn main() {
         })
     });
     let mut trials: Vec<Trial> = checks.collect();
-    let own: [(&str, fn()); 3] = [
+    trials.extend(device::on_tensor_cores::<CudaDevice<EmulatedDriver>>().into_iter().map(
+        |(name, precision, check)| {
+            Trial::test(name, move || {
+                check(&|seed| CudaDevice::emulated(seed).with_precision(precision), precision);
+                Ok(())
+            })
+        },
+    ));
+    let own: [(&str, fn()); 4] = [
+        ("tiles_fit_the_shape", tiles_fit_the_shape),
         ("failures_are_told", failures_are_told),
         ("every_kernel_is_named", every_kernel_is_named),
         ("meta_steps_allocate_nothing", meta_steps_allocate_nothing),
@@ -125,22 +136,33 @@ fn every_kernel_is_named() {
     // What no single meta-step over all rows has a use for, and the discriminators of the problems, whose activations are
     // not curved.
     let outside = [Kernel::Adam, Kernel::Copy, Kernel::Gather, Kernel::AddScaled, Kernel::AdjointGate];
-    let mut unmet: Vec<Kernel> = Kernel::ALL.iter().copied().filter(|kernel| !outside.contains(kernel)).collect();
+    // Nor are the problems large enough for large tiles of tensor cores.
+    let large = |kernel: &Kernel| {
+        let name = kernel.name();
+        name.ends_with("_128x128") || (name.ends_with("_64x64") && *kernel != Kernel::OuterProduct64x64)
+    };
+    let mut unmet: Vec<Kernel> =
+        Kernel::ALL.iter().copied().filter(|kernel| !outside.contains(kernel) && !large(kernel)).collect();
     for path in device::golden::problems() {
         let problem = Problem::read(&path).unwrap();
-        for strategy in [Strategy::Dual, Strategy::Materialised] {
+        for (strategy, precision) in [
+            (Strategy::Dual, MatrixPrecision::F32),
+            (Strategy::Materialised, MatrixPrecision::F32),
+            (Strategy::Dual, MatrixPrecision::Bf16),
+        ] {
             if strategy == Strategy::Dual && !device::golden::has_dual_form(&path) {
                 continue;
             }
+            let device = |driver: Refusing| CudaDevice::with_driver(driver).with_precision(precision);
             let recorder = Refusing::new(None);
-            problem.solve::<f32>(CudaDevice::with_driver(recorder.clone()), Some(strategy)).unwrap();
+            problem.solve::<f32>(device(recorder.clone()), Some(strategy)).unwrap();
             let launched = recorder.launched.lock().unwrap();
             unmet.retain(|kernel| {
                 if !launched.contains(kernel) {
                     return true;
                 }
-                let device = CudaDevice::with_driver(Refusing::new(Some(*kernel)));
-                let error = problem.solve::<f32>(device, Some(strategy)).unwrap_err();
+                let refusing = device(Refusing::new(Some(*kernel)));
+                let error = problem.solve::<f32>(refusing, Some(strategy)).unwrap_err();
                 let (message, name) = (error.to_string(), kernel.name());
                 let (_, told) = message.split_once(&format!("kernel {name} over a grid of ")).expect(&message);
                 let (grid, shapes) = told.split_once(" blocks (").expect(&message);
@@ -152,6 +174,54 @@ fn every_kernel_is_named() {
         }
     }
     assert_eq!(unmet, [], "no golden problem launches these");
+}
+
+/// Which kernel is launched, over which grid, follows from the shape and the precision.
+fn tiles_fit_the_shape() {
+    use MatrixPrecision::{Bf16, F32, Tf32};
+    let told = |precision, kernel: Kernel, elements, work: &dyn Fn(&CudaDevice<Refusing>, &mut _)| {
+        let device = CudaDevice::with_driver(Refusing::new(Some(kernel))).with_precision(precision);
+        let mut arena = device.arena(elements).unwrap();
+        work(&device, &mut arena);
+        device.check().expect_err(kernel.name()).to_string()
+    };
+    for (precision, rows, width, kernel, grid) in [
+        (F32, 1000, 100, Kernel::LinearForward, "16 x 2"),
+        (Bf16, 1, 1, Kernel::LinearForward16x64, "1 x 1"),
+        (Bf16, 5, 100_000, Kernel::LinearForward16x64, "1 x 1563"),
+        (Bf16, 80, 256, Kernel::LinearForward16x64, "5 x 4"),
+        (Tf32, 80, 4096, Kernel::LinearForward64x64, "2 x 64"),
+        (Tf32, 320, 4096, Kernel::LinearForward64x64, "5 x 64"),
+        (Bf16, 1024, 4096, Kernel::LinearForward128x128, "8 x 32"),
+        (Bf16, 65_536, 128, Kernel::LinearForward128x128, "512 x 1"),
+    ] {
+        let mut plan = ArenaPlan::default();
+        let (input, output) = (plan.take(rows, 1), plan.take(rows, width));
+        let (weight, bias) = (plan.take(width, 1), plan.take(1, width));
+        let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs: 1, outputs: width };
+        let message = told(precision, kernel, plan.elements(), &|device, arena| {
+            let (corrections, activation) = (Corrections::NONE, Activation::Linear);
+            let operation = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
+            device.linear_forward(arena, &operation);
+        });
+        let expected = format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name());
+        assert!(message.contains(&expected) && message.contains(precision.name()), "{message}");
+    }
+    for (precision, outputs, inputs, kernel, grid) in [
+        (F32, 130, 40, Kernel::OuterProduct, "3 x 1"),
+        (Tf32, 1, 40, Kernel::OuterProduct64x64, "1 x 1"),
+        (Bf16, 4096, 512, Kernel::OuterProduct128x128, "32 x 4"),
+    ] {
+        let mut plan = ArenaPlan::default();
+        let (p, q) = (plan.take(3, outputs), plan.take(3, inputs));
+        let (weight, bias) = (plan.take(outputs, inputs), plan.take(1, outputs));
+        let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs };
+        let message = told(precision, kernel, plan.elements(), &|device, arena| {
+            let terms = [OuterTerm { p, q, bias: 1.0, blocks: 1, scale: 1.0 }];
+            device.outer_product(arena, &OuterProduct { tasks: 3, terms: &terms, layer, accumulate: false });
+        });
+        assert!(message.contains(&format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name())), "{message}");
+    }
 }
 
 thread_local! {

@@ -8,15 +8,21 @@ use libtest_mimic::{Arguments, Completion, Trial};
 fn main() {
     let arguments = Arguments::from_args();
     let gpu = CudaDevice::new(0).map_err(|error| error.to_string());
-    let trials = device::all::<CudaDevice<GpuDriver>>().into_iter().map(|(name, check)| {
+    let trial = |name: &str, check: Box<dyn Fn(CudaDevice<GpuDriver>) + Send>| {
         let gpu = gpu.clone();
         Trial::ignorable_test(name, move || match gpu {
             Err(reason) => Ok(Completion::ignored_with(reason)),
             Ok(gpu) => {
-                check(&|_| gpu.clone());
+                check(gpu);
                 Ok(Completion::Completed)
             }
         })
-    });
-    libtest_mimic::run(&arguments, trials.collect()).exit();
+    };
+    let checks = device::all::<CudaDevice<GpuDriver>>().into_iter();
+    let mut trials: Vec<Trial> =
+        checks.map(|(name, check)| trial(name, Box::new(move |gpu| check(&|_| gpu.clone())))).collect();
+    trials.extend(device::on_tensor_cores::<CudaDevice<GpuDriver>>().into_iter().map(|(name, precision, check)| {
+        trial(&name, Box::new(move |gpu| check(&|_| gpu.clone().with_precision(precision), precision)))
+    }));
+    libtest_mimic::run(&arguments, trials).exit();
 }

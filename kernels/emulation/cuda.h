@@ -27,17 +27,28 @@ extern thread_local Dim block_index, grid_size;
 void launch(const char* kernel, const unsigned* grid, unsigned threads, uint64_t seed, void (*body)(void*), void* context);
 // Waits for every thread of the block at the same line.
 void barrier(const char* file, int line);
-// Hands `value` to the warp and returns what lane `lane` handed over.
-uint64_t exchange(uint64_t value, unsigned lane, const char* file, int line);
+struct Words {
+    uint64_t word[3];
+};
+// Hands `words` to the warp, and waits until every lane has handed over its own.
+void hand(const Words& words, const char* file, int line);
+// What lane `lane` handed over last.
+const Words& handed(unsigned lane);
+// A copy, or zeros, that arrives when the thread waits for the group of copies it belongs to; NaN until then.
+void copy_later(void* to, const void* from, size_t bytes, bool inside, const char* file, int line);
+// Ends a group of the thread's copies.
+void end_copies();
+// Waits for all but the last `pending` groups.
+void await_copies(unsigned pending);
 // Shared memory of the block: the same address for every thread, NaN when the block begins.
 void* shared_memory(size_t bytes);
 
 template <class T>
 T shuffle_xor(T value, unsigned mask, const char* file, int line) {
-    uint64_t bits = 0;
-    std::memcpy(&bits, &value, sizeof value);
-    bits = exchange(bits, (current->thread.x % 32) ^ mask, file, line);
-    std::memcpy(&value, &bits, sizeof value);
+    Words words = {};
+    std::memcpy(words.word, &value, sizeof value);
+    hand(words, file, line);
+    std::memcpy(&value, handed((current->thread.x % 32) ^ mask).word, sizeof value);
     return value;
 }
 

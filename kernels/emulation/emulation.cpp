@@ -105,6 +105,15 @@ void prepare(Place* place, char* stack, void (*entry)()) {
 
 enum class State { Ready, Barrier, Exchange, Ended };
 
+// One that has yet to arrive.
+struct Copy {
+    void* to;
+    const void* from;
+    size_t bytes;
+    bool inside;
+    unsigned group;
+};
+
 struct Fiber {
     Thread thread;
     Place place;
@@ -116,8 +125,11 @@ struct Fiber {
     const char* file;
     int line;
     // Handed to the warp: two, so that a quick lane's next value does not overwrite what a slow one has yet to read.
-    uint64_t value[2];
+    Words words[2];
     unsigned exchanges;
+    std::vector<Copy> copies;
+    // Groups of copies that have ended.
+    unsigned groups;
 };
 
 struct Allocation {
@@ -219,6 +231,8 @@ void Scheduler::run_block(unsigned threads) {
         fiber.thread = {{i, 0, 0}, 0};
         fiber.state = State::Ready;
         fiber.exchanges = 0;
+        fiber.copies.clear();
+        fiber.groups = 0;
         allow(fiber.stack.get(), STACK);
         prepare(&fiber.place, fiber.stack.get(), enter);
     }
@@ -271,12 +285,39 @@ void launch(const char* kernel, const unsigned* grid, unsigned threads, uint64_t
 
 void barrier(const char* file, int line) { scheduler.wait(State::Barrier, file, line); }
 
-uint64_t exchange(uint64_t value, unsigned lane, const char* file, int line) {
+void hand(const Words& words, const char* file, int line) {
     Fiber& fiber = *scheduler.running;
-    unsigned slot = fiber.exchanges++ % 2;
-    fiber.value[slot] = value;
+    fiber.words[fiber.exchanges++ % 2] = words;
     scheduler.wait(State::Exchange, file, line);
-    return scheduler.fibers[fiber.thread.thread.x / WARP * WARP + lane]->value[slot];
+}
+
+const Words& handed(unsigned lane) {
+    const Fiber& fiber = *scheduler.running;
+    return scheduler.fibers[fiber.thread.thread.x / WARP * WARP + lane]->words[(fiber.exchanges - 1) % 2];
+}
+
+void copy_later(void* to, const void* from, size_t bytes, bool inside, const char* file, int line) {
+    if ((uintptr_t)to % bytes != 0 || (uintptr_t)from % bytes != 0) fail("a copy that is not aligned", file, line);
+    std::memset(to, 0xff, bytes);
+    Fiber& fiber = *scheduler.running;
+    fiber.copies.push_back({to, from, bytes, inside, fiber.groups});
+}
+
+void end_copies() { ++scheduler.running->groups; }
+
+void await_copies(unsigned pending) {
+    Fiber& fiber = *scheduler.running;
+    size_t arrived = 0;
+    for (const Copy& copy : fiber.copies) {
+        if (copy.group + pending >= fiber.groups) break;
+        if (copy.inside) {
+            std::memcpy(copy.to, copy.from, copy.bytes);
+        } else {
+            std::memset(copy.to, 0, copy.bytes);
+        }
+        ++arrived;
+    }
+    fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + arrived);
 }
 
 void* shared_memory(size_t bytes) {

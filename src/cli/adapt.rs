@@ -98,9 +98,10 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         let steps = checkpoint.config.job.inner().steps;
         checkpoint.phi = phi.iter().map(|phi| phi.with_steps(steps)).collect();
     }
-    arguments.compute.override_strategy(&mut checkpoint.config);
+    arguments.compute.override_choices(&mut checkpoint.config)?;
+    let precision = checkpoint.config.precision;
     let begun = Instant::now();
-    let made = on_device!(arguments.compute, device => arguments.make(&device, &checkpoint, clips))?;
+    let made = on_device!(arguments.compute, precision, device => arguments.make(&device, &checkpoint, clips))?;
     let seconds = begun.elapsed().as_secs_f64();
     let course = made.course();
     print(course, made.psnr_before_tuning())?;

@@ -52,8 +52,6 @@ pub(super) struct Arguments {
     /// Time the outer optimizer's step (Adam) as well
     #[arg(long)]
     update: bool,
-    #[arg(long, default_value = "f32")]
-    precision: Precision,
     /// Seconds a measurement takes at least; 0 for a single meta-step, to see what memory it takes
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
@@ -65,15 +63,18 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
     if !(arguments.seconds.is_finite() && arguments.seconds >= 0.0) {
         return Err(Error::invalid("--seconds", arguments.seconds.to_string(), "0 or above"));
     }
-    match arguments.precision {
-        Precision::F32 => on_device!(arguments.compute, device => run_on::<f32, _>(arguments, device)),
-        Precision::F64 => run_on::<f64, _>(arguments, arguments.compute.cpu_for_f64()?),
+    let compute = &arguments.compute;
+    match compute.precision.unwrap_or(Precision::F32).of_matrices() {
+        Some(precision) => {
+            on_device!(compute, precision, device => run_on::<f32, _>(arguments, device, precision.name()))
+        }
+        None => run_on::<f64, _>(arguments, compute.cpu_for_f64()?, f64::NAME),
     }
 }
 
-fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D) -> Result<()> {
+fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, precision: &str) -> Result<()> {
     let ceiling = matrix_rate::<T, D>(&device)?;
-    say!("large-matrix rate: {:.0} GFLOP/s, {}, {}", ceiling / 1e9, device.label(), T::NAME);
+    say!("large-matrix rate: {:.0} GFLOP/s, {}, {precision}", ceiling / 1e9, device.label());
     say!(
         "{:>6} {:>5} {:>13} {:>10} {:>12} {:>11} {:>9} {:>6}",
         "tasks",
@@ -106,7 +107,7 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D) -> 
                 console::record(&json!({
                         "tasks": tasks, "steps": steps, "shots": arguments.shots, "queries": arguments.queries,
                         "widths": arguments.widths, "algorithm": arguments.algorithm, "strategy": form,
-                        "planned": m.planned, "precision": T::NAME, "device": device.label(),
+                        "planned": m.planned, "precision": precision, "device": device.label(),
                         "median_ms": seconds * 1e3, "min_ms": m.fastest.as_secs_f64() * 1e3, "repeats": m.repeats,
                         "meta_steps_per_second": 1.0 / seconds, "tasks_per_second": tasks as f64 / seconds,
                         "flop": m.flop, "flop_per_second": rate, "matrix_flop_per_second": ceiling,

@@ -83,15 +83,17 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         let problem = format!("is adapted to {:?}", subject.name);
         return Err(Error::file(&path, problem, "name the checkpoint that train wrote"));
     }
-    arguments.compute.override_strategy(&mut checkpoint.config);
+    arguments.compute.override_choices(&mut checkpoint.config)?;
+    let precision = checkpoint.config.precision;
     let folder = match &arguments.out {
         Some(folder) => folder.clone(),
         None => path.parent().map_or_else(PathBuf::new, Path::to_owned),
     };
     std::fs::create_dir_all(&folder).map_err(|e| Error::io(&folder, "create", e))?;
     let pools = open(&mut checkpoint.config, arguments.clips.as_deref())?;
+    let pools = pools.as_ref();
     let contestants =
-        on_device!(arguments.compute, device => contestants(&device, &checkpoint, pools.as_ref(), arguments))?;
+        on_device!(arguments.compute, precision, device => contestants(&device, &checkpoint, pools, arguments))?;
     print_table(&contestants);
     let config = &checkpoint.config;
     let report = Report {

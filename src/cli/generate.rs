@@ -95,7 +95,8 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         })?
     };
     let (count, seed) = (arguments.count, arguments.seed);
-    let mut clips = on_device!(arguments.compute, device => if arguments.personal.is_empty() {
+    let precision = arguments.compute.precision_of(&checkpoint.config)?;
+    let mut clips = on_device!(arguments.compute, precision, device => if arguments.personal.is_empty() {
         generate(&device, &checkpoint, &conditions, count, seed)
     } else {
         let subjects = arguments.subjects(&device, &checkpoint)?;

@@ -21,9 +21,6 @@ pub(super) struct Arguments {
     /// Where to write the answer
     #[arg(long, value_name = "ANSWER.safetensors")]
     out: PathBuf,
-    /// The precision to compute in
-    #[arg(long, default_value = "f64")]
-    precision: Precision,
     #[command(flatten)]
     compute: Compute,
 }
@@ -31,9 +28,9 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let problem = Problem::read(&arguments.problem)?;
     let (compute, strategy) = (&arguments.compute, arguments.compute.strategy.0);
-    let answer = match arguments.precision {
-        Precision::F32 => on_device!(compute, device => problem.solve::<f32>(device, strategy))?,
-        Precision::F64 => problem.solve::<f64>(compute.cpu_for_f64()?, strategy)?,
+    let answer = match compute.precision.unwrap_or(Precision::F64).of_matrices() {
+        Some(precision) => on_device!(compute, precision, device => problem.solve::<f32>(device, strategy))?,
+        None => problem.solve::<f64>(compute.cpu_for_f64()?, strategy)?,
     };
     answer.write(&arguments.out)?;
     let losses = answer.tensors.iter().filter(|(name, _)| name.ends_with("loss"));

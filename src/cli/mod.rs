@@ -31,8 +31,8 @@ use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use self::config_file::{ConfigFile, Effective, TRAIN, with_settable_flags};
 use self::console::Verbosity;
-use crate::device::DeviceKind;
 use crate::device::cpu::CpuDevice;
+use crate::device::{DeviceKind, MatrixPrecision};
 use crate::run::RunConfig;
 use crate::{Error, Result, Strategy};
 
@@ -75,13 +75,33 @@ struct Compute {
     /// How adapted weights are represented: auto picks the cheaper form by its cost model
     #[arg(long, default_value = "auto", value_parser = parse_strategy, value_name = "auto|dual|materialised")]
     strategy: Choice,
+    /// What to compute in: f32 anywhere; f64 on the CPU, with grad (its default) and bench; on a GPU also f32 with the
+    /// operands of large matrix products rounded to tf32, bf16 or f16 [default: the run's, or f32]
+    #[arg(long)]
+    precision: Option<Precision>,
 }
 
 /// `--precision`.
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Precision {
     F32,
     F64,
+    Tf32,
+    Bf16,
+    F16,
+}
+
+impl Precision {
+    /// What operands of large matrix products are rounded to; nothing where it is not for them.
+    fn of_matrices(self) -> Option<MatrixPrecision> {
+        match self {
+            Self::F32 => Some(MatrixPrecision::F32),
+            Self::F64 => None,
+            Self::Tf32 => Some(MatrixPrecision::Tf32),
+            Self::Bf16 => Some(MatrixPrecision::Bf16),
+            Self::F16 => Some(MatrixPrecision::F16),
+        }
+    }
 }
 
 /// `--strategy`: a form, or none for the planner's choice.
@@ -92,16 +112,18 @@ fn parse_strategy(text: &str) -> Result<Choice> {
     if text == "auto" { Ok(Choice(None)) } else { text.parse().map(|s| Choice(Some(s))) }
 }
 
-/// Evaluates an expression with the device that is asked for.
+/// Evaluates an expression with the device that is asked for; the precision is for GPUs.
 macro_rules! on_device {
-    ($compute:expr, $device:ident => $body:expr) => {
+    ($compute:expr, $precision:expr, $device:ident => $body:expr) => {
         match $compute.device.resolve()? {
             #[cfg(feature = "cuda")]
             $crate::device::DeviceKind::Cuda(ordinal) => {
-                let $device = $crate::device::cuda::CudaDevice::new(ordinal)?;
+                let $device = $crate::device::cuda::CudaDevice::new(ordinal)?.with_precision($precision);
                 $body
             }
             _ => {
+                $compute.check_precision_of_cpu()?;
+                let _: $crate::device::MatrixPrecision = $precision;
                 let device = $crate::device::cpu::CpuDevice::new($compute.threads)?;
                 device.clone().within(|| {
                     let $device = device;
@@ -114,10 +136,32 @@ macro_rules! on_device {
 use on_device;
 
 impl Compute {
-    /// Puts the form that is asked for, if any, in place of the run's own.
-    fn override_strategy(&self, config: &mut RunConfig) {
+    /// Puts the form and the precision that are asked for, if any, in place of the run's own.
+    fn override_choices(&self, config: &mut RunConfig) -> Result<()> {
         if let Some(strategy) = self.strategy.0 {
             config.job.inner_mut().strategy = Some(strategy);
+        }
+        config.precision = self.precision_of(config)?;
+        Ok(())
+    }
+
+    /// The precision that is asked for, else the run's own.
+    fn precision_of(&self, config: &RunConfig) -> Result<MatrixPrecision> {
+        let Some(precision) = self.precision else { return Ok(config.precision) };
+        precision.of_matrices().ok_or_else(|| {
+            let expected = "f32, or tf32, bf16 or f16 on a GPU: runs are in f32 (f64 is for grad and bench)";
+            Error::invalid("--precision", "f64", expected)
+        })
+    }
+
+    /// A CPU does as asked: it rounds no operands. What a run was trained with does not matter to it.
+    fn check_precision_of_cpu(&self) -> Result<()> {
+        match self.precision.and_then(Precision::of_matrices) {
+            None | Some(MatrixPrecision::F32) => Ok(()),
+            Some(rounded) => {
+                let expected = "f32 on the CPU, or a GPU: --device cuda";
+                Err(Error::invalid("--precision", format!("{rounded} on the CPU"), expected))
+            }
         }
     }
 
@@ -125,7 +169,8 @@ impl Compute {
     fn cpu_for_f64(&self) -> Result<CpuDevice> {
         match self.device {
             DeviceKind::Cuda(_) => {
-                Err(Error::invalid("--precision", format!("f64 on {}", self.device), "f32 on GPUs, or --device cpu"))
+                let expected = "f32, tf32, bf16 or f16 on GPUs, or --device cpu";
+                Err(Error::invalid("--precision", format!("f64 on {}", self.device), expected))
             }
             _ => CpuDevice::new(self.threads),
         }

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, ValueEnum};
 
+use crate::device::MatrixPrecision;
 use crate::model::{Activation, Mlp};
 use crate::objective::{FrameShape, Loss, VideoWeights};
 use crate::run::{ClipSource, Job, RunConfig, SineJob, VideoJob};
@@ -322,7 +323,19 @@ impl Setup {
         let pretraining = self.pretraining.unwrap_or(steps / 4);
         let first_order = self.first_order_steps;
         let (multi_step, seed) = (self.multi_step_steps, self.seed);
-        let config = RunConfig { job, shape, outer, steps, first_order, multi_step, pretraining, seed, initial_rates };
+        let precision = MatrixPrecision::F32;
+        let config = RunConfig {
+            job,
+            shape,
+            outer,
+            steps,
+            first_order,
+            multi_step,
+            pretraining,
+            precision,
+            seed,
+            initial_rates,
+        };
         config.check()?;
         Ok(config)
     }

@@ -97,7 +97,9 @@ pub(super) fn run(arguments: &Arguments, mut effective: Effective) -> Result<Exi
         Some((_, checkpoint)) => checkpoint.config.clone(),
         None => arguments.setup.config()?,
     };
-    arguments.compute.override_strategy(&mut config);
+    arguments.compute.override_choices(&mut config)?;
+    let precision = config.precision;
+    effective.set("precision", precision);
     effective.set("pretraining", config.pretraining);
     effective.set("log-every", arguments.log_every(config.steps));
     effective.set("sample-every", arguments.sample_every(config.steps));
@@ -110,12 +112,12 @@ pub(super) fn run(arguments: &Arguments, mut effective: Effective) -> Result<Exi
             console::notes(&pools.notes);
             let batches = video.episodes(pools.training.clone(), shape)?;
             let start = Start { arguments, effective, config, resumed, pools: Some(pools) };
-            on_device!(arguments.compute, device => train(device, start, video.objective.clone(), batches))
+            on_device!(arguments.compute, precision, device => train(device, start, video.objective.clone(), batches))
         }
         Job::Sinusoid(sine) => {
             let batches = SineBatches::new(sine, shape)?;
             let start = Start { arguments, effective, config, resumed, pools: None };
-            on_device!(arguments.compute, device => train(device, start, sine.objective.clone(), batches))
+            on_device!(arguments.compute, precision, device => train(device, start, sine.objective.clone(), batches))
         }
     }
 }

@@ -79,7 +79,8 @@ pub(super) fn run(options: &Options, common: Common<'_>) -> Result<()> {
     if !report.outcomes.is_empty() {
         say!("{}: goes on after {} trainings", json.display(), report.outcomes.len());
     }
-    let outcomes = on_device!(common.compute, device => compare(&device, &report, &json))?;
+    let outcomes =
+        on_device!(common.compute, report.plan.config.precision, device => compare(&device, &report, &json))?;
     report.outcomes = outcomes;
     report.summary = transfer_summary(&report.plan, &report.outcomes);
     report.write(&json)?;
@@ -99,7 +100,7 @@ impl Options {
                 (training.setup.config()?, training.setup.rank())
             }
         };
-        common.compute.override_strategy(&mut config);
+        common.compute.override_choices(&mut config)?;
         let rank = if let RateKind::Network { rank } = config.job.inner().rates { rank } else { rank };
         let is_folder = matches!(&config.job, Job::Video(job) if matches!(job.source, ClipSource::Folder { .. }));
         let held_out = match &self.held_out_kinds {

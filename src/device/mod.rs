@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod cuda;
 mod inner_adam;
 mod operation;
+mod precision;
 mod region;
 mod selection;
 
@@ -24,6 +25,7 @@ pub use operation::{
     LowRank, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature,
     SupervisedLoss, Term,
 };
+pub use precision::MatrixPrecision;
 pub use region::{ArenaPlan, Region};
 pub use selection::DeviceKind;
 

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use crate::device::MatrixPrecision;
 use crate::meta::sealed::Build;
 use crate::model::Mlp;
 use crate::objective::FrameShape;
@@ -33,6 +34,9 @@ pub struct RunConfig {
     /// Steps of ordinary joint training before the first meta-step.
     #[serde(default)]
     pub pretraining: u64,
+    /// What a GPU rounds the operands of large matrix products to; CPUs do not.
+    #[serde(default)]
+    pub precision: MatrixPrecision,
     /// Where all random numbers come from.
     pub seed: u64,
     /// The inner learning rate each network begins with.

@@ -1,41 +1,64 @@
 //! Weight gradients and what the materialised form does with them.
 
-use innerloop::device::{Device, InnerUpdate, OuterProduct, OuterTerm, Rate, Region, ReverseUpdate};
+use innerloop::device::{Device, InnerUpdate, MatrixPrecision, OuterProduct, OuterTerm, Rate, Region, ReverseUpdate};
 
 use super::Make;
 use super::scene::{Content, Scene, compare};
 
-pub fn outer_product<D: Device<f32>>(make: Make<'_, D>) {
+/// Inputs, outputs and rows a task for tensor cores: around their tiles and stages, and for the larger tile.
+fn tensor_shapes() -> impl Iterator<Item = (usize, usize, usize)> {
+    let around = [1, 7, 33, 129].into_iter().flat_map(|inputs| {
+        let outputs = [1, 5, 17, 130].into_iter();
+        outputs.flat_map(move |outputs| [1, 15, 100].into_iter().map(move |rows| (inputs, outputs, rows)))
+    });
+    around.chain([(132, 20, 100), (5377, 257, 15), (5380, 260, 52)])
+}
+
+pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
     let mut case = 300;
-    for (inputs, outputs) in [(1, 1), (7, 3), (65, 1), (1, 66), (70, 130)] {
+    let mut check = |(inputs, outputs), (tasks, rows, count), (shared, accumulate), aligned| {
+        case += 1;
+        let scene = &mut Scene::new(case);
+        scene.align(if aligned { 4 } else { 1 });
+        let terms: Vec<(Region, Region, f64, usize)> = (0..count)
+            .map(|i| {
+                let blocks = 1 + i % 3;
+                let rows = blocks * tasks * (rows + i % 2 * 17);
+                (scene.random(rows, outputs), scene.random(rows, inputs), [1.0, 0.0, -0.6][i % 3], blocks)
+            })
+            .collect();
+        let content = if accumulate { Content::Changed } else { Content::Written };
+        let layer = scene.layer_of(tasks, shared, inputs, outputs, content);
+        if shared {
+            let operands: Vec<Region> = terms.iter().flat_map(|(p, q, ..)| [*p, *q]).collect();
+            scene.rounds(precision, &operands);
+            scene.writes_exactly(Region { offset: layer.bias, rows: 1, width: outputs });
+        }
+        let what = format!("{outputs} x {inputs}, shared {shared}, accumulate {accumulate}, {count} terms of {rows}");
+        compare!(scene, make, what, |device, arena, T| {
+            let terms: Vec<OuterTerm<T>> = terms
+                .iter()
+                .enumerate()
+                .map(|(i, (p, q, bias, blocks))| {
+                    // Powers of two: so operands are rounded to the same before and after.
+                    let scale = [1.0, -0.5, 0.25][i % 3] as T;
+                    OuterTerm { p: *p, q: *q, bias: *bias as T, blocks: *blocks, scale }
+                })
+                .collect();
+            device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate });
+        });
+    };
+    for shape in [(1, 1), (7, 3), (65, 1), (1, 66), (70, 130)] {
         for (shared, accumulate, many) in
             [(true, false, false), (true, true, true), (false, false, false), (false, true, true)]
         {
-            case += 1;
-            let (tasks, rows) = (3, 5);
-            let scene = &mut Scene::new(case);
-            let count = if many && inputs < 10 { 67 } else { 2 };
-            let terms: Vec<(Region, Region, f64, usize)> = (0..count)
-                .map(|i| {
-                    let blocks = 1 + i % 3;
-                    let rows = blocks * tasks * (rows + i % 2 * 17);
-                    (scene.random(rows, outputs), scene.random(rows, inputs), [1.0, 0.0, -0.6][i % 3], blocks)
-                })
-                .collect();
-            let content = if accumulate { Content::Changed } else { Content::Written };
-            let layer = scene.layer_of(tasks, shared, inputs, outputs, content);
-            let what = format!("{outputs} x {inputs}, shared {shared}, accumulate {accumulate}, {count} terms");
-            compare!(scene, make, what, |device, arena, T| {
-                let terms: Vec<OuterTerm<T>> = terms
-                    .iter()
-                    .enumerate()
-                    .map(|(i, (p, q, bias, blocks))| {
-                        let scale = [1.0, -0.5, 0.25][i % 3] as T;
-                        OuterTerm { p: *p, q: *q, bias: *bias as T, blocks: *blocks, scale }
-                    })
-                    .collect();
-                device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate });
-            });
+            let count = if many && shape.0 < 10 { 67 } else { 2 };
+            check(shape, (3, 5, count), (shared, accumulate), false);
+        }
+    }
+    if precision != MatrixPrecision::F32 {
+        for (i, (inputs, outputs, rows)) in tensor_shapes().enumerate() {
+            check((inputs, outputs), (1, rows, 1 + i % 2), (true, i % 3 == 0), inputs % 4 == 0);
         }
     }
 }

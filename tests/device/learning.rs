@@ -1,7 +1,7 @@
 //! Whole meta-steps: the golden problems, and short trainings that must end where the CPU's end.
 
-use innerloop::device::Device;
 use innerloop::device::cpu::CpuDevice;
+use innerloop::device::{Device, MatrixPrecision};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::problem::Problem;
@@ -12,17 +12,26 @@ use innerloop::{
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
+use super::scene::tolerance;
 use super::{Make, golden};
 
 pub fn golden_dual<D: Device<f32>>(make: Make<'_, D>) {
-    golden(make, Strategy::Dual);
+    golden(make, Strategy::Dual, MatrixPrecision::F32);
 }
 
 pub fn golden_materialised<D: Device<f32>>(make: Make<'_, D>) {
-    golden(make, Strategy::Materialised);
+    golden(make, Strategy::Materialised, MatrixPrecision::F32);
 }
 
-fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy) {
+/// Problems where, at 8 bits, a unit near the kink of its activation comes to lie on the other side of it, and its gradient with
+/// it: from 9 bits to 8 the error of the second jumps from 4.5e-3 to 5.4e-2, and at 7 it is the same.
+const KINKS: [&str; 2] = ["gan_maml_1step", "maml_momentum_4step"];
+
+pub fn golden_rounded<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    golden(make, Strategy::Dual, precision);
+}
+
+fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy, precision: MatrixPrecision) {
     for path in golden::problems() {
         if strategy == Strategy::Dual && !golden::has_dual_form(&path) {
             continue;
@@ -30,7 +39,10 @@ fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy) {
         let problem = Problem::read(&path).unwrap();
         let answer = problem.solve::<f32>(make(7), Some(strategy)).unwrap();
         let errors = golden::errors(&answer, &problem);
-        assert!(errors.iter().all(|(_, e)| *e <= 2e-5), "{} {strategy}: {errors:?}", path.display());
+        let name = golden::name(&path);
+        let flips = precision == MatrixPrecision::Bf16 && KINKS.contains(&name.as_str());
+        let tolerance = if flips { 6e-2 } else { tolerance(precision) };
+        assert!(errors.iter().all(|(_, e)| *e <= tolerance), "{} {strategy} {precision}: {errors:?}", path.display());
     }
 }
 

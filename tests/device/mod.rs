@@ -17,7 +17,7 @@ pub mod products;
 pub mod run;
 pub mod scene;
 
-use innerloop::device::Device;
+use innerloop::device::{Device, MatrixPrecision};
 
 /// A device for each seed of the order in which threads run.
 pub type Make<'a, D> = &'a (dyn Fn(u64) -> D + Sync);
@@ -25,19 +25,37 @@ pub type Make<'a, D> = &'a (dyn Fn(u64) -> D + Sync);
 /// A check over a device.
 pub type Check<D> = fn(Make<'_, D>);
 
-/// All of them, by name.
+/// A check over a device that rounds the operands of large matrix products to this precision.
+pub type TensorCheck<D> = fn(Make<'_, D>, MatrixPrecision);
+
+/// Those of tensor cores, by name and precision.
+pub fn on_tensor_cores<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixPrecision, TensorCheck<D>)> {
+    let checks: [(&str, TensorCheck<D>); 6] = [
+        ("linear_forward", products::linear_forward),
+        ("linear_backward", products::linear_backward),
+        ("adjoint_forward", products::adjoint_forward),
+        ("adjoint_backward", products::adjoint_backward),
+        ("outer_product", gradients::outer_product),
+        ("golden_problems", learning::golden_rounded),
+    ];
+    let precisions = [MatrixPrecision::Tf32, MatrixPrecision::Bf16, MatrixPrecision::F16];
+    let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
+    each.map(|((name, check), precision)| (format!("{name}_{precision}"), precision, check)).collect()
+}
+
+/// All others, by name.
 pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> {
     vec![
-        ("linear_forward", products::linear_forward::<D>),
-        ("linear_backward", products::linear_backward::<D>),
-        ("adjoint_forward", products::adjoint_forward::<D>),
-        ("adjoint_backward", products::adjoint_backward::<D>),
+        ("linear_forward", |make| products::linear_forward(make, MatrixPrecision::F32)),
+        ("linear_backward", |make| products::linear_backward(make, MatrixPrecision::F32)),
+        ("adjoint_forward", |make| products::adjoint_forward(make, MatrixPrecision::F32)),
+        ("adjoint_backward", |make| products::adjoint_backward(make, MatrixPrecision::F32)),
         ("gram", corrections::gram::<D>),
         ("gram_inner", corrections::gram_inner::<D>),
         ("many_corrections", corrections::many_corrections::<D>),
         ("low_rank", corrections::low_rank::<D>),
         ("column_scale", arrays::column_scale::<D>),
-        ("outer_product", gradients::outer_product::<D>),
+        ("outer_product", |make| gradients::outer_product(make, MatrixPrecision::F32)),
         ("inner_update", gradients::inner_update::<D>),
         ("reverse_update", gradients::reverse_update::<D>),
         ("adam_update", inner_adam::adam_update::<D>),

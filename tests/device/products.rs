@@ -1,6 +1,9 @@
 //! The four products with a layer's weights.
 
-use innerloop::device::{AdjointBackward, AdjointForward, Device, Direction, Gate, LinearBackward, LinearForward};
+use innerloop::device::{
+    AdjointBackward, AdjointForward, Device, Direction, Gate, Linear, LinearBackward, LinearForward, MatrixPrecision,
+    Region,
+};
 use innerloop::model::Activation;
 
 use super::Make;
@@ -10,19 +13,75 @@ use super::scene::{Scene, compare};
 const ACTIVATIONS: [Activation; 5] =
     [Activation::Linear, Activation::Relu, Activation::LeakyRelu, Activation::Tanh, Activation::Sigmoid];
 
-/// Tasks, rows, inputs, outputs: within a tile and across tiles, in every dimension.
+/// Tasks, rows, width and inner dimension: within a tile and across tiles, in every dimension.
 const SHAPES: [(usize, usize, usize, usize); 6] =
-    [(1, 1, 1, 1), (3, 5, 7, 1), (2, 3, 1, 67), (4, 5, 70, 33), (2, 33, 17, 65), (5, 7, 16, 64)];
+    [(1, 1, 1, 1), (3, 5, 1, 7), (2, 3, 67, 1), (4, 5, 33, 70), (2, 33, 65, 17), (5, 7, 64, 16)];
 
-/// Every shape, with shared and per-task weights, with and without corrections; an activation and a number of blocks each.
-fn cases(mut check: impl FnMut(u64, (usize, usize, usize, usize), usize, bool, bool, Activation)) {
-    let mut case = 0;
-    for shape in SHAPES {
-        for (shared, corrected) in [(true, false), (true, true), (false, false)] {
-            let activation = ACTIVATIONS[case % 5];
-            check(case as u64, shape, 1 + case % 3, shared, corrected, activation);
-            case += 1;
+/// Rows, widths and inner dimensions around the tiles and stages of tensor cores, each with each.
+const TENSOR_ROWS: [usize; 4] = [1, 5, 17, 130];
+const TENSOR_WIDTHS: [usize; 4] = [1, 7, 33, 129];
+const TENSOR_INNER: [usize; 3] = [1, 15, 100];
+
+/// Rows, width and inner dimension for each of the larger tiles and beyond its edges; for copies by 16 bytes, and not.
+const TENSOR_LARGE: [(usize, usize, usize); 5] =
+    [(17, 132, 100), (130, 2689, 15), (130, 2692, 20), (257, 5377, 15), (260, 5380, 52)];
+
+struct Case {
+    seed: u64,
+    tasks: usize,
+    rows: usize,
+    /// Of the output.
+    width: usize,
+    inner: usize,
+    blocks: usize,
+    shared: bool,
+    corrected: bool,
+    aligned: bool,
+    activation: Activation,
+}
+
+impl Case {
+    fn scene(&self) -> Scene {
+        let mut scene = Scene::new(self.seed);
+        scene.align(if self.aligned { 4 } else { 1 });
+        scene
+    }
+
+    /// What is rounded: the rows and the weights of a product with shared weights.
+    fn rounds(&self, scene: &mut Scene, precision: MatrixPrecision, rows: &[Region], layer: &Linear) {
+        let weight = Region { offset: layer.weight, rows: layer.outputs, width: layer.inputs };
+        if layer.is_shared() {
+            scene.rounds(precision, &[rows, &[weight]].concat());
         }
+    }
+}
+
+/// Every shape, with shared and per-task weights, with and without corrections; an activation and a number of blocks each. Those
+/// for tensor cores with shared weights.
+fn cases(precision: MatrixPrecision, mut check: impl FnMut(Case)) {
+    let mut number = 0;
+    let mut next = |(tasks, rows, width, inner), blocks, (shared, corrected), aligned| {
+        let activation = ACTIVATIONS[number % 5];
+        check(Case { seed: number as u64, tasks, rows, width, inner, blocks, shared, corrected, aligned, activation });
+        number += 1;
+    };
+    for (i, shape) in SHAPES.into_iter().enumerate() {
+        for (j, kind) in [(true, false), (true, true), (false, false)].into_iter().enumerate() {
+            next(shape, 1 + (3 * i + j) % 3, kind, false);
+        }
+    }
+    if precision == MatrixPrecision::F32 {
+        return;
+    }
+    for rows in TENSOR_ROWS {
+        for width in TENSOR_WIDTHS {
+            for inner in TENSOR_INNER {
+                next((1, rows, width, inner), 1, (true, false), false);
+            }
+        }
+    }
+    for (rows, width, inner) in TENSOR_LARGE {
+        next((1, rows, width, inner), 1, (true, false), width % 4 == 0);
     }
 }
 
@@ -32,11 +91,13 @@ fn terms(scene: &mut Scene, tasks: usize, rows: usize, width: usize, blocks: usi
     if corrected { Terms::new(scene, tasks, rows, width, &counts) } else { Terms::none() }
 }
 
-pub fn linear_forward<D: Device<f32>>(make: Make<'_, D>) {
-    cases(|seed, (tasks, rows, inputs, outputs), blocks, shared, corrected, activation| {
-        let scene = &mut Scene::new(seed);
+pub fn linear_forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    cases(precision, |case| {
+        let Case { seed, tasks, rows, width: outputs, inner: inputs, blocks, shared, corrected, activation, .. } = case;
+        let scene = &mut case.scene();
         let input = scene.random(blocks * tasks * rows, inputs);
         let layer = scene.layer(tasks, shared, inputs, outputs);
+        case.rounds(scene, precision, &[input], &layer);
         let terms = terms(scene, tasks, rows, outputs, blocks, corrected);
         let output = scene.written(input.rows, outputs);
         compare!(scene, make, format!("case {seed}"), |device, arena, T| {
@@ -47,11 +108,13 @@ pub fn linear_forward<D: Device<f32>>(make: Make<'_, D>) {
     });
 }
 
-pub fn linear_backward<D: Device<f32>>(make: Make<'_, D>) {
-    cases(|seed, (tasks, rows, inputs, outputs), blocks, shared, corrected, activation| {
-        let scene = &mut Scene::new(seed);
+pub fn linear_backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    cases(precision, |case| {
+        let Case { seed, tasks, rows, width: inputs, inner: outputs, blocks, shared, corrected, activation, .. } = case;
+        let scene = &mut case.scene();
         let delta = scene.random(blocks * tasks * rows, outputs);
         let layer = scene.layer(tasks, shared, inputs, outputs);
+        case.rounds(scene, precision, &[delta], &layer);
         let terms = terms(scene, tasks, rows, inputs, blocks, corrected);
         let values = scene.random(2 * tasks * rows, inputs);
         let gate = (seed % 4 != 3).then_some(Gate { activation, values, blocks: &[1, 0, 1] });
@@ -64,16 +127,26 @@ pub fn linear_backward<D: Device<f32>>(make: Make<'_, D>) {
     });
 }
 
-pub fn adjoint_forward<D: Device<f32>>(make: Make<'_, D>) {
-    cases(|seed, (tasks, rows, inputs, outputs), blocks, shared, corrected, activation| {
+pub fn adjoint_forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    cases(precision, |case| {
+        let Case { seed, tasks, rows, width: outputs, inner: inputs, blocks, shared, corrected, activation, .. } = case;
         // The input's cotangent is there for all blocks, for the later ones, or not at all; the gate blocks are distinct,
         // or shared by two output blocks.
         for (first, directed, gates) in
             [(0, true, [0, 1, 2]), (blocks - 1, !corrected, [0, 1, 1]), (blocks, !corrected, [1, 1, 0])]
         {
-            let scene = &mut Scene::new(seed);
+            // With one block the second is the first.
+            if precision != MatrixPrecision::F32 && blocks == 1 && gates == [0, 1, 1] {
+                continue;
+            }
+            // A direction is a task's own: nothing of it is for tensor cores.
+            let directed = directed && precision == MatrixPrecision::F32;
+            let scene = &mut case.scene();
             let input = (first < blocks).then(|| (scene.random((blocks - first) * tasks * rows, inputs), first));
             let layer = scene.layer(tasks, shared, inputs, outputs);
+            if let Some((input, _)) = input {
+                case.rounds(scene, precision, &[input], &layer);
+            }
             let direction = directed.then(|| Direction {
                 layer: scene.layer(tasks, false, inputs, outputs),
                 values: scene.random((1 + blocks / 2) * tasks * rows, inputs),
@@ -118,16 +191,23 @@ pub fn adjoint_forward<D: Device<f32>>(make: Make<'_, D>) {
     });
 }
 
-pub fn adjoint_backward<D: Device<f32>>(make: Make<'_, D>) {
-    cases(|seed, (tasks, rows, inputs, outputs), blocks, shared, corrected, activation| {
+pub fn adjoint_backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    cases(precision, |case| {
+        let Case { seed, tasks, rows, width: inputs, inner: outputs, blocks, shared, corrected, activation, .. } = case;
         for accumulate in [false, true] {
-            let scene = &mut Scene::new(seed);
+            // Without a direction, and not accumulated, it is the backward pass.
+            if precision != MatrixPrecision::F32 && !accumulate {
+                continue;
+            }
+            let scene = &mut case.scene();
             let z_cotangent = scene.random(blocks * tasks * rows, outputs);
             let layer = scene.layer(tasks, shared, inputs, outputs);
-            let direction = (!corrected || accumulate).then(|| Direction {
+            let directed = (!corrected || accumulate) && precision == MatrixPrecision::F32;
+            let direction = directed.then(|| Direction {
                 layer: scene.layer(tasks, false, inputs, outputs),
                 values: scene.random((1 + blocks / 2) * tasks * rows, outputs),
             });
+            case.rounds(scene, precision, &[z_cotangent], &layer);
             let terms = terms(scene, tasks, rows, inputs, blocks, corrected);
             let values = scene.random(blocks * tasks * rows, inputs);
             let gate = (seed % 4 != 2).then_some(Gate { activation, values, blocks: &[0, 1, 2, 3] });

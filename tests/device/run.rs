@@ -1,8 +1,8 @@
 //! Whole runs, as `train` carries them out: joint training, meta-steps of the outer optimizer, the adaptation to held-out
 //! episodes. They must end with the CPU's numbers, within single precision.
 
-use innerloop::device::Device;
 use innerloop::device::cpu::CpuDevice;
+use innerloop::device::{Device, MatrixPrecision};
 use innerloop::model::{Activation, Mlp};
 use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::run::{
@@ -101,6 +101,7 @@ fn config(job: Job, shape: Shape, initial_rates: Vec<f64>) -> RunConfig {
         first_order: 2,
         multi_step: 4,
         pretraining: PRETRAINING,
+        precision: MatrixPrecision::F32,
         seed: 3,
         initial_rates,
     }

@@ -1,7 +1,7 @@
 //! An arena with random numbers in some regions and NaN everywhere else, and the comparison of what became of it.
 
 use innerloop::device::cpu::CpuDevice;
-use innerloop::device::{Device, Linear, Region};
+use innerloop::device::{Device, Linear, MatrixPrecision, Region};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
@@ -15,17 +15,47 @@ pub struct Scene {
     values: Vec<f32>,
     pub rng: ChaCha8Rng,
     writes: Vec<Region>,
+    alignment: usize,
+    precision: MatrixPrecision,
+    /// What the operation rounds to that precision before it multiplies it.
+    operands: Vec<Region>,
+    /// What is made of operands before they are rounded.
+    exact: Vec<Region>,
 }
 
 impl Scene {
     pub fn new(seed: u64) -> Self {
-        Self { values: Vec::new(), rng: ChaCha8Rng::seed_from_u64(seed), writes: Vec::new() }
+        Self {
+            values: Vec::new(),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            writes: Vec::new(),
+            alignment: 1,
+            precision: MatrixPrecision::F32,
+            operands: Vec::new(),
+            exact: Vec::new(),
+        }
     }
 
-    /// A gap, then room for a region; the offsets are of every alignment.
+    /// Lets the regions to come begin at multiples of this many elements.
+    pub fn align(&mut self, alignment: usize) {
+        self.alignment = alignment;
+    }
+
+    /// The operation rounds these regions to the precision before it multiplies them.
+    pub fn rounds(&mut self, precision: MatrixPrecision, operands: &[Region]) {
+        self.precision = precision;
+        self.operands.extend(operands);
+    }
+
+    /// The operation writes this from operands as they are.
+    pub fn writes_exactly(&mut self, region: Region) {
+        self.exact.push(region);
+    }
+
+    /// A gap, then room for a region; the offsets are of every alignment, or of the one asked for.
     fn room(&mut self, rows: usize, width: usize) -> Region {
         let gap = self.rng.random_range(1..20);
-        self.values.resize(self.values.len() + gap, f32::NAN);
+        self.values.resize((self.values.len() + gap).next_multiple_of(self.alignment), f32::NAN);
         let region = Region { offset: self.values.len(), rows, width };
         self.values.resize(self.values.len() + region.len(), f32::NAN);
         region
@@ -112,11 +142,24 @@ impl Scene {
         let whole = Region { offset: 0, rows: 1, width: self.values.len() };
         let cpu = CpuDevice::new(1).unwrap();
         let mut arena = Device::<f64>::arena(&cpu, self.values.len()).unwrap();
-        let wide: Vec<f64> = self.values.iter().map(|v| f64::from(*v)).collect();
-        cpu.upload(&mut arena, whole, &wide);
-        reference(&cpu, &mut arena);
-        let mut expected = vec![0.0; wide.len()];
-        cpu.download(&arena, whole, &mut expected);
+        let mut outcome = |values: &[f64]| {
+            cpu.upload(&mut arena, whole, values);
+            reference(&cpu, &mut arena);
+            let mut expected = vec![0.0; values.len()];
+            cpu.download(&arena, whole, &mut expected);
+            expected
+        };
+        let mut values: Vec<f64> = self.values.iter().map(|v| f64::from(*v)).collect();
+        let unrounded = outcome(&values);
+        for operand in &self.operands {
+            let part = &mut values[operand.offset..operand.offset + operand.len()];
+            part.iter_mut().for_each(|v| *v = rounded(self.precision, *v));
+        }
+        let mut expected = outcome(&values);
+        for region in &self.exact {
+            let range = region.offset..region.offset + region.len();
+            expected[range.clone()].copy_from_slice(&unrounded[range]);
+        }
 
         let mut first: Option<Vec<f32>> = None;
         for seed in 0..SEEDS {
@@ -129,7 +172,9 @@ impl Scene {
             device.check().unwrap();
             match &first {
                 None => {
-                    self.judge(what, &expected, &got);
+                    self.judge(what, &expected, &got, TOLERANCE, 1);
+                    // A few outputs alone may be sums that cancel, which no rounding of operands can meet.
+                    self.judge(&format!("{what}, unrounded"), &unrounded, &got, tolerance(self.precision), 16);
                     first = Some(got);
                 }
                 Some(first) => {
@@ -140,7 +185,8 @@ impl Scene {
         }
     }
 
-    fn judge(&self, what: &str, expected: &[f64], got: &[f32]) {
+    /// Holds every region of at least `fewest` elements to what is expected.
+    fn judge(&self, what: &str, expected: &[f64], got: &[f32], tolerance: f64, fewest: usize) {
         let mut untouched = vec![true; got.len()];
         for write in &self.writes {
             let range = write.offset..write.offset + write.len();
@@ -151,7 +197,7 @@ impl Scene {
                 norm += e * e;
             }
             let error = if norm > 0.0 { (difference / norm).sqrt() } else { difference.sqrt() };
-            assert!(error <= TOLERANCE, "{what}: {write:?} is off by {error:e}");
+            assert!(error <= tolerance || write.len() < fewest, "{what}: {write:?} is off by {error:e}");
         }
         for (i, _) in untouched.iter().enumerate().filter(|(_, untouched)| **untouched) {
             let (before, after) = (self.values[i], got[i]);
@@ -162,6 +208,28 @@ impl Scene {
             );
         }
     }
+}
+
+/// How far a result may be off that of unrounded operands.
+pub fn tolerance(precision: MatrixPrecision) -> f64 {
+    match precision {
+        MatrixPrecision::F32 => 2e-5,
+        MatrixPrecision::Tf32 | MatrixPrecision::F16 => 5e-3,
+        MatrixPrecision::Bf16 => 5e-2,
+    }
+}
+
+/// The nearest number of the precision, of two the even one.
+fn rounded(precision: MatrixPrecision, value: f64) -> f64 {
+    let (bits, smallest_exponent) = match precision {
+        MatrixPrecision::F32 => return value,
+        MatrixPrecision::Tf32 => (11, -126),
+        MatrixPrecision::Bf16 => (8, -126),
+        MatrixPrecision::F16 => (11, -14),
+    };
+    let exponent = ((value.to_bits() >> 52 & 0x7ff) as i32 - 1023).max(smallest_exponent);
+    let unit = 2f64.powi(exponent + 1 - bits);
+    (value / unit).round_ties_even() * unit
 }
 
 /// What a layer holds before the operation, and whether that changes it.

@@ -2,11 +2,25 @@
 
 use super::driver::{Driver, Kernel};
 use super::low_rank::{Gate, apply_corrections};
+use super::tensor::{Choice, Kernels, operands};
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
-use crate::device::{AdjointBackward, AdjointForward, Linear, LinearBackward, LinearForward, Region};
+use crate::device::{AdjointBackward, AdjointForward, Linear, LinearBackward, LinearForward, MatrixPrecision, Region};
 
-/// Rows and columns of a block's tile: `TILE` in `kernels/tile.cuh`.
+/// Rows and columns of a block's tile in f32: `TILE` in `kernels/tile.cuh`.
 pub(super) const TILE: usize = 64;
+
+const FORWARD: Kernels = Kernels {
+    plain: Kernel::LinearForward,
+    tensor: [Some(Kernel::LinearForward16x64), Some(Kernel::LinearForward64x64), Some(Kernel::LinearForward128x128)],
+};
+const BACKWARD: Kernels = Kernels {
+    plain: Kernel::LinearBackward,
+    tensor: [Some(Kernel::LinearBackward16x64), Some(Kernel::LinearBackward64x64), Some(Kernel::LinearBackward128x128)],
+};
+const ADJOINT: Kernels = Kernels {
+    plain: Kernel::AdjointForward,
+    tensor: [Some(Kernel::AdjointForward16x64), Some(Kernel::AdjointForward64x64), Some(Kernel::AdjointForward128x128)],
+};
 
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -37,6 +51,8 @@ struct Product {
     z: u64,
     gated: u32,
     share: f32,
+    operands: u32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -50,7 +66,10 @@ struct AdjointGate {
 }
 
 super::arguments! {
-    Product, 184 => LinearForward LinearBackward AdjointForward;
+    Product, 192 =>
+        LinearForward LinearForward16x64 LinearForward64x64 LinearForward128x128
+        LinearBackward LinearBackward16x64 LinearBackward64x64 LinearBackward128x128
+        AdjointForward AdjointForward16x64 AdjointForward64x64 AdjointForward128x128;
     AdjointGate, 64 => AdjointGate;
 }
 
@@ -104,18 +123,25 @@ impl Shape {
             z: NOWHERE,
             gated: 0,
             share: self.share,
+            operands: 0,
+            unused: 0,
         }
     }
 
-    fn launch<D: Driver>(&self, device: &CudaDevice<D>, arena: &CudaArena<D>, kernel: Kernel, call: &Product) {
-        let tiles = (call.blocks as usize * call.group_rows as usize).div_ceil(TILE);
-        let grid = [call.groups as usize * tiles, self.output.width.div_ceil(TILE), 1];
+    fn launch<D: Driver>(&self, device: &CudaDevice<D>, arena: &CudaArena<D>, kernels: &Kernels, call: Product) {
+        // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
+        let precision = if self.shared { device.precision } else { MatrixPrecision::F32 };
+        let call = Product { operands: operands(precision), ..call };
+        let rows = call.blocks as usize * call.group_rows as usize;
+        let Choice { kernel, down, across } = kernels.choose(precision, rows, self.output.width);
+        let grid = [call.groups as usize * down, across, 1];
         let (inner, width) = (call.sources[0].inner, call.width);
         let (tasks, rows, blocks) = (self.tasks, self.rows, call.blocks);
         let weights = if self.shared { "shared" } else { "per-task" };
-        let shapes =
-            format_args!("{blocks} blocks of {tasks} tasks x {rows} rows, {inner} to {width}, {weights} weights");
-        device.launch(arena, kernel, grid, call, shapes);
+        let shapes = format_args!(
+            "{blocks} blocks of {tasks} tasks x {rows} rows, {inner} to {width}, {weights} weights, {precision}"
+        );
+        device.launch(arena, kernel, grid, &call, shapes);
     }
 }
 
@@ -138,7 +164,7 @@ pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D
         activation: activation_code(op.activation),
         ..shape.product([Source::new(op.input, &op.layer, 0, true), Source::NONE])
     };
-    shape.launch(device, arena, Kernel::LinearForward, &call);
+    shape.launch(device, arena, &FORWARD, call);
 }
 
 /// See [`LinearBackward`].
@@ -183,7 +209,7 @@ pub(super) fn adjoint_backward<D: Driver>(
         gated: gate.is_some().into(),
         ..shape.product([Source::new(op.z_cotangent, &op.layer, 0, false), second])
     };
-    shape.launch(device, arena, Kernel::LinearBackward, &call);
+    shape.launch(device, arena, &BACKWARD, call);
 }
 
 /// See [`AdjointForward`].
@@ -219,7 +245,7 @@ pub(super) fn adjoint_forward<D: Driver>(
         z: if together { NOWHERE } else { z },
         ..shape.product(sources)
     };
-    shape.launch(device, arena, Kernel::AdjointForward, &call);
+    shape.launch(device, arena, &ADJOINT, call);
     if together {
         let call = AdjointGate {
             gate,

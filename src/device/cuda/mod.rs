@@ -21,6 +21,7 @@ mod low_rank;
 mod optimizer;
 mod outer_product;
 mod reduction;
+mod tensor;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -34,8 +35,9 @@ pub use gpu::GpuDriver;
 use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
-    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, MatrixPrecision,
+    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature,
+    SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -44,6 +46,7 @@ use crate::{Error, Result};
 #[derive(Clone)]
 pub struct CudaDevice<D> {
     driver: D,
+    precision: MatrixPrecision,
     /// The first failure since the last [`Device::check`].
     failure: Arc<Mutex<Option<Error>>>,
     /// Held while the partial sums behind an arena are in use through a shared reference.
@@ -78,7 +81,18 @@ impl CudaDevice<EmulatedDriver> {
 impl<D: Driver> CudaDevice<D> {
     /// A device over a driver.
     pub fn with_driver(driver: D) -> Self {
-        Self { driver, failure: Arc::default(), reduction: Arc::default() }
+        Self { driver, precision: MatrixPrecision::F32, failure: Arc::default(), reduction: Arc::default() }
+    }
+
+    /// The same device with large matrix products in another precision; [`MatrixPrecision::F32`] at first.
+    #[must_use]
+    pub fn with_precision(self, precision: MatrixPrecision) -> Self {
+        Self { precision, ..self }
+    }
+
+    /// What it rounds the operands of large matrix products to.
+    pub fn precision(&self) -> MatrixPrecision {
+        self.precision
     }
 
     /// What the driver calls the device.
@@ -203,11 +217,15 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     type Arena = CudaArena<D>;
 
     fn label(&self) -> String {
-        self.name()
+        match self.precision {
+            MatrixPrecision::F32 => self.name(),
+            rounded => format!("{}, large products in {rounded}", self.name()),
+        }
     }
 
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
-        let memory = self.driver.allocate(elements.next_multiple_of(2) + reduction::PARTIALS)?;
+        // Sixteen bytes' worth, so that regions that begin at multiples of that can be copied by as much, emulated too.
+        let memory = self.driver.allocate((elements.next_multiple_of(2) + reduction::PARTIALS).next_multiple_of(4))?;
         Ok(CudaArena { memory, elements })
     }
 

@@ -1,12 +1,17 @@
 //! The weight gradient of many rows.
 
 use super::driver::{Driver, Kernel};
-use super::linear::TILE;
+use super::tensor::{Choice, Kernels, operands};
 use super::{Arguments, CudaArena, CudaDevice, narrow, wide};
-use crate::device::{self, Linear, Region};
+use crate::device::{self, Linear, MatrixPrecision, Region};
 
 /// Terms of one launch: `TERMS` in `kernels/outer_product.cu`.
 const TERMS: usize = 64;
+
+const OUTER_PRODUCT: Kernels = Kernels {
+    plain: Kernel::OuterProduct,
+    tensor: [None, Some(Kernel::OuterProduct64x64), Some(Kernel::OuterProduct128x128)],
+};
 
 #[repr(C)]
 #[derive(Clone, Copy, Default)]
@@ -30,11 +35,11 @@ struct OuterProduct {
     inputs: u32,
     outputs: u32,
     begun: u32,
-    unused: u32,
+    operands: u32,
 }
 
 super::arguments! {
-    OuterProduct, 2096 => OuterProduct;
+    OuterProduct, 2096 => OuterProduct OuterProduct64x64 OuterProduct128x128;
 }
 
 /// See [`device::OuterProduct`].
@@ -46,6 +51,9 @@ pub(super) fn outer_product<D: Driver>(
     let Linear { weight, bias, task_stride, inputs, outputs } = op.layer;
     let shared = op.layer.is_shared();
     let groups = if shared { 1 } else { op.tasks };
+    // A task's own rows are few: they take as long as writing its gradient.
+    let precision = if shared { device.precision } else { MatrixPrecision::F32 };
+    let Choice { kernel, down, across } = OUTER_PRODUCT.choose(precision, outputs, inputs);
     let whole = |offset, len| Region { offset, rows: 1, width: (groups - 1) * task_stride + len };
     for term in op.terms {
         arena.check(&[term.p, term.q], &[whole(weight, inputs * outputs)]);
@@ -62,7 +70,7 @@ pub(super) fn outer_product<D: Driver>(
             inputs: narrow(inputs),
             outputs: narrow(outputs),
             begun: (op.accumulate || turn > 0).into(),
-            unused: 0,
+            operands: operands(precision),
         };
         for (to, term) in call.terms.iter_mut().zip(part) {
             // With shared weights the rows of all tasks and blocks are one sum.
@@ -77,8 +85,8 @@ pub(super) fn outer_product<D: Driver>(
             };
         }
         let rows: usize = part.iter().map(|term| term.p.rows).sum();
-        let grid = [groups * outputs.div_ceil(TILE), inputs.div_ceil(TILE), 1];
-        let shapes = format_args!("{rows} rows in {} terms, {groups} x {outputs} x {inputs}", part.len());
-        device.launch(arena, Kernel::OuterProduct, grid, &call, shapes);
+        let grid = [groups * down, across, 1];
+        let shapes = format_args!("{rows} rows in {} terms, {groups} x {outputs} x {inputs}, {precision}", part.len());
+        device.launch(arena, kernel, grid, &call, shapes);
     }
 }

@@ -1,0 +1,108 @@
+// What ../mma.cuh describes, on the CPU. A copy arrives as late as it may, when its thread waits for it, and NaN lies where it is
+// to arrive until then. Products go by the layout of the fragments, looked up lane by lane.
+#pragma once
+
+#include "cuda.h"
+
+typedef unsigned int u32;
+
+template <int COUNT>
+void copy_async(float* to, const float* from, bool inside) {
+    emulation::copy_later(to, from, COUNT * sizeof(float), inside, __FILE__, __LINE__);
+}
+
+inline void end_copies() { emulation::end_copies(); }
+
+template <int PENDING>
+void await_copies() {
+    emulation::await_copies(PENDING);
+}
+
+namespace emulation {
+
+inline u32 bits_of(float value) {
+    u32 bits;
+    std::memcpy(&bits, &value, sizeof bits);
+    return bits;
+}
+
+inline float float_of(u32 bits) {
+    float value;
+    std::memcpy(&value, &bits, sizeof value);
+    return value;
+}
+
+// Drops the last COUNT bits, to the nearest, ties to even; NaN stays one.
+template <int COUNT>
+u32 drop_bits(float value) {
+    u32 bits = bits_of(value), last = 1u << COUNT, rest = bits & (last - 1);
+    if (value != value) return bits | 1u << 22;
+    bool up = rest > last / 2 || (rest == last / 2 && (bits & last));
+    return bits - rest + (up ? last : 0);
+}
+
+inline u32 to_bf16(float value) { return drop_bits<16>(value) >> 16; }
+inline float from_bf16(u32 bits) { return float_of(bits << 16); }
+
+inline u32 to_f16(float value) {
+    u32 sign = bits_of(value) >> 16 & 0x8000;
+    float size = std::fabs(value);
+    if (value != value) return sign | 0x7e00;
+    // Halfway from the largest number to the power of two behind it.
+    if (size >= 65520.0f) return sign | 0x7c00;
+    // Subnormal numbers are multiples of 2^-24, and one that rounds up to the first normal one has its bits.
+    if (size < 0x1p-14f) return sign | (u32)std::nearbyint(size * 0x1p24f);
+    return sign | ((drop_bits<13>(size) >> 13) - ((127 - 15) << 10));
+}
+
+inline float from_f16(u32 bits) {
+    u32 sign = (bits & 0x8000) << 16, size = (bits & 0x7fff) << 13;
+    // The exponent of f32 begins 112 lower.
+    if ((bits & 0x7c00) != 0x7c00) return float_of(sign | bits_of(float_of(size) * 0x1p112f));
+    return float_of(sign | 0x7f800000 | size);
+}
+
+// The product of one instruction; PER is numbers in a register.
+template <int PER, class Decode>
+void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], Decode decode, const char* file, int line) {
+    constexpr int DEPTH = 8 * PER, BITS = 32 / PER;
+    Words mine;
+    std::memcpy(&mine.word[0], a, sizeof a);
+    std::memcpy(&mine.word[2], b, sizeof b);
+    hand(mine, file, line);
+    // Number `k` of a row: `registers` of them lie between those of successive halves of the inner dimension.
+    auto number = [&](int row, int k, int first, int registers) {
+        const Words& words = handed(row % 8 * 4 + k % (4 * PER) / PER);
+        int index = first + row / 8 + registers * (k / (4 * PER));
+        uint64_t held = (u32)(words.word[index / 2] >> index % 2 * 32);
+        return decode((u32)(held >> k % PER * BITS & ((1ull << BITS) - 1)));
+    };
+    int lane = current->thread.x % 32, row = lane / 4, column = lane % 4 * 2;
+    double sum[4] = {d[0], d[1], d[2], d[3]};
+    for (int k = 0; k < DEPTH; ++k) {
+        double left[2] = {number(row, k, 0, 2), number(row + 8, k, 0, 2)};
+        double right[2] = {number(column, k, 4, 1), number(column + 1, k, 4, 1)};
+        for (int i = 0; i < 4; ++i) sum[i] += left[i / 2] * right[i % 2];
+    }
+    for (int i = 0; i < 4; ++i) d[i] = (float)sum[i];
+}
+
+}  // namespace emulation
+
+inline u32 round_bf16(float lower, float upper) { return emulation::to_bf16(lower) | emulation::to_bf16(upper) << 16; }
+inline u32 round_f16(float lower, float upper) { return emulation::to_f16(lower) | emulation::to_f16(upper) << 16; }
+inline u32 round_tf32(float value) { return emulation::drop_bits<13>(value); }
+
+inline void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    emulation::multiply<2>(d, a, b, emulation::from_bf16, __FILE__, __LINE__);
+}
+
+inline void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    emulation::multiply<2>(d, a, b, emulation::from_f16, __FILE__, __LINE__);
+}
+
+// The cores take no notice of the bits that tf32 does not have.
+inline void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
+    auto decode = [](u32 bits) { return emulation::float_of(bits & ~0x1fffu); };
+    emulation::multiply<1>(d, a, b, decode, __FILE__, __LINE__);
+}
