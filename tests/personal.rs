@@ -144,7 +144,7 @@ fn tuning_trains_phi_alone_and_helps_on_the_clips_it_was_trained_on() {
         let still = personal(&shared, 2, &all, Tune::Both(Tuning { steps: 5, rate: 0.0 }));
         assert_eq!(still.course.psnr, still.psnr_before_tuning.unwrap(), "{options}: a rate of 0 tunes nothing");
         assert_eq!(still.personal.phi.as_ref().unwrap()[0], shared.phi[0].with_steps(2));
-        let made = personal(&shared, 2, &all, Tune::Both(Tuning::new(40)));
+        let made = personal(&shared, 2, &all, Tune::Both(Tuning { steps: 40, rate: 1.0 }));
         assert_eq!(made.personal.base, fingerprint(&shared.parameters[0]));
         assert_ne!(made.personal.phi.as_ref().unwrap()[0], shared.phi[0]);
         let (before, after) = (made.psnr_before_tuning.unwrap()[2], made.course.psnr[2]);

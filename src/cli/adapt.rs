@@ -54,7 +54,7 @@ pub(super) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = TUNING_STEPS, help_heading = "Personal files")]
     tune_steps: u64,
     /// The factor of training's phi learning rates in these meta-steps
-    #[arg(long, value_name = "FACTOR", default_value_t = 1.0, help_heading = "Personal files")]
+    #[arg(long, value_name = "FACTOR", default_value_t = Tuning::RATE, help_heading = "Personal files")]
     tune_rate: f64,
     /// Adapt with the meta-optimizer of this personal file in place of the checkpoint's
     #[arg(long, value_name = "FILE", help_heading = "Personal files")]
