@@ -40,6 +40,11 @@ pub trait Device<T: Scalar>: Sync {
     /// Memory of the device.
     type Arena: Send + Sync;
 
+    /// Bytes that arenas can have in all, as far as the device knows.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Allocates an arena of `elements` numbers.
     ///
     /// # Errors

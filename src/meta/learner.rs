@@ -1,9 +1,10 @@
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
+use super::layout::{LaidOut, check_memory};
 use super::objective::{LaneShape, Objective};
 use super::{MetaOptimizer, RateKind};
-use crate::device::{ArenaPlan, Device, Region};
+use crate::device::{Device, Region};
 use crate::inner::{Cost, LowRankChange, Rates, Strategy};
 use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
@@ -138,25 +139,17 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let specs = objective.specs(&whole);
         let planned = crate::inner::choose(&specs, &inner);
         let strategy = inner.strategy.unwrap_or(planned);
-        let mut bytes = 0;
         let cost = crate::inner::cost_of(&specs, strategy);
-        let lanes = crate::inner::lanes(&specs, device.lanes());
-        let (mut moments, mut weight_moments) = (Vec::new(), Vec::new());
-        let lanes = (0..lanes)
-            .map(|lane| {
-                // The first lane begins first, and so takes what is left over.
-                let tasks = (shape.tasks * lane).div_ceil(lanes)..(shape.tasks * (lane + 1)).div_ceil(lanes);
-                let lane_shape = LaneShape { tasks, shape, strategy, trace };
-                let mut plan = ArenaPlan::default();
-                let built = objective.build::<T>(&mut plan, &lane_shape);
-                if lane == 0 && !trace {
-                    moments.extend(mlps.iter().map(|mlp| [(); 2].map(|()| plan.take(1, mlp.parameter_count()))));
-                    weight_moments.extend(phi.iter().map(|p| [(); 2].map(|()| plan.take(1, p.weights().len()))));
-                }
-                let rows = inner.minibatch.map_or(0, |rows| rows * inner.steps * lane_shape.tasks.len());
-                bytes += plan.elements() * size_of::<T>();
-                let arena = device.arena(plan.elements())?;
-                Ok(Lane { shape: lane_shape, arena, inner: built, indices: vec![0; rows] })
+        let laid_out =
+            |tasks| LaidOut::new(&objective, Shape { tasks, ..shape }, &phi, strategy, trace, device.lanes());
+        let whole = laid_out(shape.tasks);
+        let bytes = whole.bytes();
+        check_memory(&device, shape.tasks, bytes, |tasks| laid_out(tasks).bytes())?;
+        let LaidOut { lanes, moments, weight_moments } = whole;
+        let lanes = (lanes.into_iter())
+            .map(|(shape, built, elements)| {
+                let rows = inner.minibatch.map_or(0, |rows| rows * inner.steps * shape.tasks.len());
+                Ok(Lane { shape, arena: device.arena(elements)?, inner: built, indices: vec![0; rows] })
             })
             .collect::<Result<Vec<_>>>()?;
         let rates: Vec<_> = match inner.rates {

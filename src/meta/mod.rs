@@ -4,6 +4,7 @@ mod algorithm;
 mod annealing;
 mod batch;
 mod config;
+mod layout;
 mod learner;
 mod meta_optimizer;
 mod objective;

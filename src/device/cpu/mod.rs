@@ -14,6 +14,7 @@ mod inner_adam;
 mod linear;
 mod low_rank;
 mod matrix;
+mod memory;
 mod multiply;
 mod outer_product;
 mod panels;
@@ -46,9 +47,17 @@ pub struct CpuDevice {
     pool: Arc<rayon::ThreadPool>,
     /// Operations run on the calling thread alone (inside a lane).
     serial: bool,
+    /// Bytes that it is allowed at most.
+    memory_limit: Option<u64>,
 }
 
 impl CpuDevice {
+    /// The same device, on which a learner may take no more than so many bytes.
+    #[must_use]
+    pub fn with_memory_limit(self, bytes: u64) -> Self {
+        Self { memory_limit: Some(bytes), ..self }
+    }
+
     /// A device of `threads` threads; 0 takes as many as the machine has cores.
     ///
     /// # Errors
@@ -59,7 +68,7 @@ impl CpuDevice {
             .thread_name(|i| format!("innerloop-{i}"))
             .build()
             .map_err(|e| Error::invalid("threads", format!("{threads}: {e}"), "a number the machine can start"))?;
-        Ok(Self { pool: Arc::new(pool), serial: false })
+        Ok(Self { pool: Arc::new(pool), serial: false, memory_limit: None })
     }
 
     /// Number of threads.
@@ -156,6 +165,10 @@ impl<T: Scalar> Device<T> for CpuDevice {
 
     fn label(&self) -> String {
         format!("{} threads", self.threads())
+    }
+
+    fn free_bytes(&self) -> Option<u64> {
+        [memory::free_bytes(), self.memory_limit].into_iter().flatten().min()
     }
 
     fn arena(&self, elements: usize) -> Result<Self::Arena> {
@@ -274,7 +287,7 @@ impl<T: Scalar> Device<T> for CpuDevice {
             // Inside the pool an operation's threads are woken without a detour over the calling thread.
             self.pool.install(|| work(self, lane));
         } else {
-            let serial = Self { pool: self.pool.clone(), serial: true };
+            let serial = Self { serial: true, ..self.clone() };
             self.pool.install(|| lanes.par_iter_mut().with_max_len(1).for_each(|lane| work(&serial, lane)));
         }
     }

@@ -18,6 +18,11 @@ pub trait Driver: Clone + Send + Sync {
     /// Not that much memory is available.
     fn allocate(&self, elements: usize) -> Result<Self::Memory>;
 
+    /// Bytes that can be allocated, as far as it knows.
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     /// Copies `from` to the numbers from `offset` on.
     ///
     /// # Errors

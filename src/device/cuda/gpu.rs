@@ -123,6 +123,12 @@ impl Driver for GpuDriver {
         })
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        // What was given back is free once the stream has come by.
+        self.stream.synchronize().ok()?;
+        self.module.context.mem_get_info().ok().map(|(free, _)| free as u64)
+    }
+
     fn write(&self, memory: &mut CudaSlice<f32>, offset: usize, from: &[f32]) -> Result<(), String> {
         if from.is_empty() {
             return Ok(());

@@ -223,6 +223,10 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         }
     }
 
+    fn free_bytes(&self) -> Option<u64> {
+        self.driver.free_bytes()
+    }
+
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
         // Sixteen bytes' worth, so that regions that begin at multiples of that can be copied by as much, emulated too.
         let memory = self.driver.allocate((elements.next_multiple_of(2) + reduction::PARTIALS).next_multiple_of(4))?;
