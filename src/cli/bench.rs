@@ -5,8 +5,10 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
+use super::ceilings::{self, Memory};
+use super::explain::{Ceilings, Explanation};
 use super::{Compute, Precision, console, on_device};
-use crate::device::Device;
+use crate::device::{Device, Explained};
 use crate::model::{Activation, Mlp, Parameters};
 use crate::objective::{Loss, VideoWeights};
 use crate::{
@@ -18,6 +20,10 @@ use crate::{
 ///
 /// Times the meta-gradient of one supervised network, or of the video GAN with --discriminator-widths, on random data;
 /// says what fraction of this machine's large-matrix rate was reached. --json prints one object a measurement.
+///
+/// --explain shows where the time goes: the plan, and a line for each kind of operation with its calls, flop (those of the
+/// dual form's corrections apart as well), bytes, time, and its floor: the longer of flop at the large-matrix rate and bytes
+/// at the rate of a memory larger than the caches. What stays in a cache can beat a floor set by bytes.
 #[derive(Debug, Args)]
 pub(super) struct Arguments {
     /// Widths of the network (or the generator): inputs, hidden, outputs
@@ -52,6 +58,9 @@ pub(super) struct Arguments {
     /// Time the outer optimizer's step (Adam) as well
     #[arg(long)]
     update: bool,
+    /// Show the plan, and each stage's flop, bytes, floor and time; without --strategy, of the planner's form alone
+    #[arg(long)]
+    explain: bool,
     /// Seconds a measurement takes at least; 0 for a single meta-step, to see what memory it takes
     #[arg(long, default_value_t = 1.0)]
     seconds: f64,
@@ -73,8 +82,12 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 }
 
 fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, precision: &str) -> Result<()> {
-    let ceiling = matrix_rate::<T, D>(&device)?;
+    let ceiling = ceilings::matrix_rate::<T, D>(&device)?;
     say!("large-matrix rate: {:.0} GFLOP/s, {}, {precision}", ceiling / 1e9, device.label());
+    let memory = if arguments.explain { Some(ceilings::memory::<T, D>(&device)?) } else { None };
+    if let Some(Memory { bytes_per_second, bytes }) = memory {
+        say!("memory: {:.1} GB/s, on {:.0} MB", bytes_per_second / 1e9, bytes as f64 / 1e6);
+    }
     say!(
         "{:>6} {:>5} {:>13} {:>10} {:>12} {:>11} {:>9} {:>6}",
         "tasks",
@@ -86,14 +99,17 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, pre
         "GFLOP/s",
         "%"
     );
-    let chosen = arguments.compute.strategy.0;
-    let forms = chosen.map_or(vec![Strategy::Dual, Strategy::Materialised], |form| vec![form]);
+    let forms = match arguments.compute.strategy.0 {
+        Some(form) => vec![Some(form)],
+        None if arguments.explain => vec![None],
+        None => vec![Some(Strategy::Dual), Some(Strategy::Materialised)],
+    };
     for &tasks in &arguments.tasks {
         for &steps in &arguments.steps {
             for &form in &forms {
                 let shape = Shape { tasks, shots: arguments.shots, queries: arguments.queries };
-                let m = measure::<T, D>(arguments, device.clone(), shape, steps, form)?;
-                let seconds = m.median.as_secs_f64();
+                let m = measure::<T, D>(arguments, device.clone(), shape, steps, form, &mut || {})?;
+                let (seconds, form) = (m.median.as_secs_f64(), m.form);
                 let rate = m.flop / seconds;
                 say!(
                     "{tasks:>6} {steps:>5} {:>13} {:>10.3} {:>12.1} {:>11.0} {:>9.1} {:>6.1}",
@@ -104,7 +120,7 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, pre
                     rate / 1e9,
                     100.0 * rate / ceiling,
                 );
-                console::record(&json!({
+                let mut record = json!({
                         "tasks": tasks, "steps": steps, "shots": arguments.shots, "queries": arguments.queries,
                         "widths": arguments.widths, "algorithm": arguments.algorithm, "strategy": form,
                         "planned": m.planned, "precision": precision, "device": device.label(),
@@ -112,12 +128,48 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, pre
                         "meta_steps_per_second": 1.0 / seconds, "tasks_per_second": tasks as f64 / seconds,
                         "flop": m.flop, "flop_per_second": rate, "matrix_flop_per_second": ceiling,
                         "arena_mb": m.bytes as f64 / 1e6, "peak_memory_mb": peak_memory_mb(),
-                }))?;
+                });
+                if let Some(memory) = memory {
+                    let ceilings = Ceilings { matrix: ceiling, memory: memory.bytes_per_second };
+                    let explanation = explain::<T, D>(arguments, &device, shape, steps, &m, &ceilings)?;
+                    let [dual, materialised] = m.estimates;
+                    record["explanation"] = json!({
+                        "estimates": { "dual": dual, "materialised": materialised }, "lanes": m.lanes,
+                        "memory_bytes_per_second": memory.bytes_per_second, "stages": explanation.stages,
+                        "total": explanation.total,
+                    });
+                }
+                console::record(&record)?;
             }
         }
     }
     say!("* the planner's choice");
     Ok(())
+}
+
+/// Says how the meta-step is planned, and where its time goes: measured anew, with an account of every operation.
+fn explain<T: Scalar, D: Device<T> + Clone>(
+    arguments: &Arguments,
+    device: &D,
+    shape: Shape,
+    steps: usize,
+    plain: &Measurement,
+    ceilings: &Ceilings,
+) -> Result<Explanation> {
+    let of = |estimate: Option<f64>| estimate.map_or("none".into(), |flop| format!("{:.4} GFLOP", flop / 1e9));
+    let [dual, materialised] = plain.estimates.map(of);
+    let by = if arguments.compute.strategy.0.is_some() { "as asked for" } else { "the planner's choice" };
+    say!("plan: {}, {by}; estimates, as large products: dual {dual}, materialised {materialised}", plain.form);
+    let lanes = if plain.lanes == 1 { "1 lane".into() } else { format!("{} lanes", plain.lanes) };
+    say!("      {lanes}, arena {:.3} MB", plain.bytes as f64 / 1e6);
+    let explained = Explained::new(device.clone());
+    let mut accounts = Vec::new();
+    let mut take = || accounts.push(explained.take());
+    let accounted = measure::<T, _>(arguments, explained.clone(), shape, steps, Some(plain.form), &mut take)?;
+    // The first holds what came before the first meta-step that counts.
+    let explanation = Explanation::new(&accounts[1..], ceilings, [&accounted, plain].map(|m| m.median.as_secs_f64()));
+    explanation.say();
+    Ok(explanation)
 }
 
 struct Measurement {
@@ -127,14 +179,20 @@ struct Measurement {
     flop: f64,
     bytes: usize,
     planned: Strategy,
+    form: Strategy,
+    /// Of the dual form, of the materialised one: [`Cost::estimate`](crate::Cost::estimate).
+    estimates: [Option<f64>; 2],
+    lanes: usize,
 }
 
+/// `mark` is called before the first meta-step that is timed and after each.
 fn measure<T: Scalar, D: Device<T>>(
     arguments: &Arguments,
     device: D,
     shape: Shape,
     steps: usize,
-    form: Strategy,
+    form: Option<Strategy>,
+    mark: &mut dyn FnMut(),
 ) -> Result<Measurement> {
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     let video = !arguments.discriminator_widths.is_empty();
@@ -143,7 +201,7 @@ fn measure<T: Scalar, D: Device<T>>(
         None => (2..arguments.widths.len()).map(|_| Activation::Relu).chain([Activation::Tanh]).collect(),
     };
     let mlp = Mlp::new(&arguments.widths, &activations)?;
-    let inner = InnerConfig { strategy: Some(form), ..InnerConfig::new(arguments.algorithm, steps) };
+    let inner = InnerConfig { strategy: form, ..InnerConfig::new(arguments.algorithm, steps) };
     let phi = |mlp: &Mlp| MetaOptimizer::uniform(RateKind::PerLayerPerStep, mlp, steps, 0.01);
     let mut numbers = |rows: usize, width: usize| -> Vec<T> {
         (0..shape.tasks * rows * width).map(|_| T::from_f64(rng.random_range(-1.0..1.0))).collect()
@@ -167,29 +225,40 @@ fn measure<T: Scalar, D: Device<T>>(
             inner,
         };
         let rows = VideoRows { support_z: &data[0], support_x: &data[1], query_z: &data[2], query_x: &data[3] };
-        time(arguments, device, config, shape, vec![phi(&mlp)?, phi(&discriminator)?], &[mlp, discriminator], rows)
+        let phi = vec![phi(&mlp)?, phi(&discriminator)?];
+        let learner = learner(device, config, shape, phi, &[mlp, discriminator])?;
+        time(arguments, learner, rows, mark)
     } else {
         let config = SupervisedConfig { mlp: mlp.clone(), loss: arguments.loss, inner };
         let rows = SupervisedRows { support_x: &data[0], support_y: &data[1], query_x: &data[2], query_y: &data[3] };
-        time(arguments, device, config, shape, vec![phi(&mlp)?], &[mlp], rows)
+        time(arguments, learner(device, config, shape, vec![phi(&mlp)?], &[mlp])?, rows, mark)
     }
 }
 
-/// Repeats the meta-step after two that warm up, and takes the median; of no time at all, one step.
-fn time<T: Scalar, D: Device<T>, O: Objective>(
-    arguments: &Arguments,
+/// A learner with random parameters.
+fn learner<T: Scalar, D: Device<T>, O: Objective>(
     device: D,
     config: O,
     shape: Shape,
     phi: Vec<MetaOptimizer<T>>,
     mlps: &[Mlp],
-    rows: O::Rows<'_, T>,
-) -> Result<Measurement> {
+) -> Result<MetaLearner<T, D, O>> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let mut learner = MetaLearner::new(device, config, shape, phi)?;
     for (network, mlp) in mlps.iter().enumerate() {
         learner.set_parameters(network, &Parameters::initialise(mlp, &mut rng))?;
     }
+    Ok(learner)
+}
+
+/// Repeats the meta-step after two that warm up, and takes the median; of no time at all, one step.
+fn time<T: Scalar, D: Device<T>, O: Objective>(
+    arguments: &Arguments,
+    mut learner: MetaLearner<T, D, O>,
+    rows: O::Rows<'_, T>,
+    mark: &mut dyn FnMut(),
+) -> Result<Measurement> {
+    let mut rng = ChaCha8Rng::seed_from_u64(2);
     let outer = OuterConfig::adam(1e-6);
     let mut step = || -> Result<Duration> {
         let start = Instant::now();
@@ -203,10 +272,12 @@ fn time<T: Scalar, D: Device<T>, O: Objective>(
     for _ in 0..warm_ups {
         step()?;
     }
+    mark();
     let begun = Instant::now();
     let mut times = Vec::new();
     while times.len() < repeats || begun.elapsed().as_secs_f64() < arguments.seconds {
         times.push(step()?);
+        mark();
     }
     times.sort_unstable();
     Ok(Measurement {
@@ -216,37 +287,11 @@ fn time<T: Scalar, D: Device<T>, O: Objective>(
         flop: learner.cost().flop(),
         bytes: learner.bytes(),
         planned: learner.planned(),
+        form: learner.strategy(),
+        estimates: [Strategy::Dual, Strategy::Materialised]
+            .map(|form| learner.cost_in(form).map(|cost| cost.estimate())),
+        lanes: learner.lanes(),
     })
-}
-
-/// What this machine reaches on a 2048 x 2048 x 2048 product of the same precision, on the same device.
-fn matrix_rate<T: Scalar, D: Device<T>>(device: &D) -> Result<f64> {
-    use crate::device::{ArenaPlan, Corrections, Linear, LinearForward};
-    const N: usize = 2048;
-    let mut plan = ArenaPlan::default();
-    let (x, w, b, out) = (plan.take(N, N), plan.take(N, N), plan.take(1, N), plan.take(N, N));
-    let mut arena = device.arena(plan.elements())?;
-    for region in [x, w] {
-        device.fill(&mut arena, region, T::from_f64(0.5));
-    }
-    let operation = LinearForward {
-        tasks: N,
-        rows: 1,
-        input: x,
-        layer: Linear { weight: w.offset, bias: b.offset, task_stride: 0, inputs: N, outputs: N },
-        corrections: Corrections::NONE,
-        activation: Activation::Linear,
-        output: out,
-    };
-    let mut best = f64::INFINITY;
-    for _ in 0..5 {
-        let start = Instant::now();
-        device.linear_forward(&mut arena, &operation);
-        // A device may still be at work: a download waits for it.
-        device.download(&arena, out.elements(0, 1), &mut [T::ZERO]);
-        best = best.min(start.elapsed().as_secs_f64());
-    }
-    Ok(2.0 * (N * N * N) as f64 / best)
 }
 
 /// The most memory this process has held, where the system tells.

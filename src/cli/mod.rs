@@ -7,10 +7,12 @@ macro_rules! say {
 
 mod adapt;
 mod bench;
+mod ceilings;
 mod config_file;
 mod console;
 mod documents;
 mod eval;
+mod explain;
 mod generate;
 mod grad;
 mod metrics;

@@ -12,12 +12,15 @@
 pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub mod cuda;
+mod explained;
 mod inner_adam;
 mod operation;
 mod precision;
 mod region;
 mod selection;
+mod work;
 
+pub use explained::{Explained, Stage};
 pub use inner_adam::{Adam, AdamRateGradient, AdamUpdate, ReverseAdam};
 pub use operation::{
     AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale, ColumnScaleAdjoint,
@@ -28,6 +31,7 @@ pub use operation::{
 pub use precision::MatrixPrecision;
 pub use region::{ArenaPlan, Region};
 pub use selection::DeviceKind;
+pub use work::Work;
 
 use crate::Result;
 use crate::scalar::Scalar;

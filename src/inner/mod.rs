@@ -23,7 +23,7 @@ pub use plan::Strategy;
 pub use change::{LayerChange, LowRankChange};
 pub use cost::Cost;
 pub use forward::{forward, forward_changed};
-pub use plan::{MAX_DUAL_STEPS, choose, cost_of, lanes};
+pub use plan::{MAX_DUAL_STEPS, choose, cost_of, is_possible, lanes};
 pub use tape::NetworkSpec;
 
 pub use gan::{GanLoop, GanSpec};

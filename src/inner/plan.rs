@@ -42,12 +42,17 @@ impl FromStr for Strategy {
 /// The dual form keeps a list of all earlier steps for each step: beyond this many the lists alone outgrow everything.
 pub const MAX_DUAL_STEPS: usize = 1000;
 
+/// Whether the planner may take that form.
+pub fn is_possible(strategy: Strategy, inner: &InnerConfig) -> bool {
+    let full_rank = inner.rates == RateKind::PerParameter || !inner.optimizer.keeps_rank();
+    strategy == Strategy::Materialised || !(full_rank || inner.steps > MAX_DUAL_STEPS)
+}
+
 /// The cheaper form for these networks, by [`Cost::estimate`].
 pub fn choose(specs: &[NetworkSpec], inner: &InnerConfig) -> Strategy {
-    let total = |form: fn(&NetworkSpec) -> Cost| specs.iter().map(|spec| form(spec).estimate()).sum::<f64>();
-    let full_rank = inner.rates == RateKind::PerParameter || !inner.optimizer.keeps_rank();
-    let impossible = full_rank || inner.steps > MAX_DUAL_STEPS;
-    if impossible || total(cost::materialised) < total(cost::dual) { Strategy::Materialised } else { Strategy::Dual }
+    let estimate = |strategy| cost_of(specs, strategy).estimate();
+    let dual = is_possible(Strategy::Dual, inner) && estimate(Strategy::Dual) <= estimate(Strategy::Materialised);
+    if dual { Strategy::Dual } else { Strategy::Materialised }
 }
 
 /// What a meta-step costs in that form.

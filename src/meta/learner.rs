@@ -74,6 +74,8 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     pub(super) strategy: Strategy,
     pub(super) planned: Strategy,
     pub(super) cost: Cost,
+    /// Of each form that is possible.
+    pub(super) costs: [Option<Cost>; 2],
     pub(super) bytes: usize,
     pub(super) lanes: Vec<Lane<T, D, O>>,
     pub(super) phi: Vec<MetaOptimizer<T>>,
@@ -139,6 +141,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let specs = objective.specs(&whole);
         let planned = crate::inner::choose(&specs, &inner);
         let strategy = inner.strategy.unwrap_or(planned);
+        let costs = [Strategy::Dual, Strategy::Materialised]
+            .map(|form| crate::inner::is_possible(form, &inner).then(|| crate::inner::cost_of(&specs, form)));
         let cost = crate::inner::cost_of(&specs, strategy);
         let laid_out =
             |tasks| LaidOut::new(&objective, Shape { tasks, ..shape }, &phi, strategy, trace, device.lanes());
@@ -173,6 +177,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             strategy,
             planned,
             cost,
+            costs,
             bytes,
             lanes,
             phi,
@@ -205,6 +210,17 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// What a meta-step costs, without the outer optimizer.
     pub fn cost(&self) -> Cost {
         self.cost
+    }
+
+    /// What a meta-step would cost in that form; nothing where the planner would not take it whatever it costs.
+    pub fn cost_in(&self, strategy: Strategy) -> Option<Cost> {
+        self.costs[strategy as usize]
+    }
+
+    /// Parts of the meta-batch that run at once, each on a thread of its own; 1 where operations over all tasks take the
+    /// whole device.
+    pub fn lanes(&self) -> usize {
+        self.lanes.len()
     }
 
     /// The form the planner would take.
