@@ -1,7 +1,7 @@
 //! Whole meta-steps: the golden problems, and short trainings that must end where the CPU's end.
 
 use innerloop::device::cpu::CpuDevice;
-use innerloop::device::{Device, MatrixPrecision};
+use innerloop::device::{Device, Explained, MatrixPrecision};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::problem::Problem;
@@ -43,6 +43,17 @@ fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy, precision: Matr
         let flips = precision == MatrixPrecision::Bf16 && KINKS.contains(&name.as_str());
         let tolerance = if flips { 6e-2 } else { tolerance(precision) };
         assert!(errors.iter().all(|(_, e)| *e <= tolerance), "{} {strategy} {precision}: {errors:?}", path.display());
+    }
+}
+
+/// Keeping account changes nothing, and waits for every operation without harm.
+pub fn golden_explained<D: Device<f32> + Clone>(make: Make<'_, D>) {
+    for path in golden::problems() {
+        let problem = Problem::read(&path).unwrap();
+        let explained = Explained::new(make(7));
+        let answer = problem.solve::<f32>(explained.clone(), None).unwrap();
+        assert!(answer == problem.solve::<f32>(make(7), None).unwrap(), "{}", path.display());
+        assert!(explained.take().values().all(|stage| stage.calls > 0 && stage.seconds > 0.0), "{}", path.display());
     }
 }
 

@@ -72,6 +72,7 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("outer_step", arrays::outer_step::<D>),
         ("golden_problems_dual", learning::golden_dual::<D>),
         ("golden_problems_materialised", learning::golden_materialised::<D>),
+        ("golden_problems_explained", learning::golden_explained::<D>),
         ("supervised_training", learning::supervised_training::<D>),
         ("video_training", learning::video_training::<D>),
         ("adapted_and_traced", learning::adapted_and_traced::<D>),
