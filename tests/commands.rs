@@ -184,7 +184,7 @@ fn bad_options_name_themselves() {
         ("--adversarial-from 2", ["--adversarial-from", "0 to 1"]),
         ("--checkpoint-every 0", ["--checkpoint-every", "at least 1"]),
         ("--algorithm anil", ["algorithm", "maml"]),
-        ("--meta-optimizer per-parameter", ["rates", "per_layer_per_step"]),
+        ("--meta-optimizer per-parameter --strategy dual", ["Meta-SGD", "materialised"]),
         ("--condition none --reconstruction-weight 1", ["reconstruction weight", "condition"]),
         ("--condition none --motion-weight 1", ["motion weight", "condition"]),
         ("--condition none --adversarial-weight 0", ["adversarial weight", "above 0"]),

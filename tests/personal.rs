@@ -217,10 +217,12 @@ fn what_does_not_fit_is_refused() {
     let one = AdaptationOptions { shots: Some(1), ..OPTIONS };
     let result = personalise(&device(), &shared, subject(1, 5), &one, Tune::Both(Tuning::new(1)));
     assert_error(result, &["1 clip", "at least 2"]);
-    let adam = checkpoint("--inner-optimizer adam");
-    let result = personalise(&device(), &adam, subject(1, 5), &OPTIONS, Tune::Weights);
-    assert_error(result, &["adam", "low rank"]);
-    assert!(personal(&adam, 1, &OPTIONS, Tune::Optimizer(Tuning::new(1))).personal.phi.is_some());
+    for (options, rule) in [("--inner-optimizer adam", "adam"), ("--meta-optimizer per-parameter", "each parameter")] {
+        let full_rank = checkpoint(options);
+        let result = personalise(&device(), &full_rank, subject(1, 5), &OPTIONS, Tune::Weights);
+        assert_error(result, &[rule, "low rank"]);
+        assert!(personal(&full_rank, 1, &OPTIONS, Tune::Optimizer(Tuning::new(1))).personal.phi.is_some());
+    }
 }
 
 #[test]

@@ -77,7 +77,7 @@ pub(super) enum MetaOptimizerKind {
     PerLayerPerStep,
     /// For each layer and step, a rate for each output unit times one for each input unit
     RowColumn,
-    /// A learning rate for each parameter (Meta-SGD); not for clips
+    /// A learning rate for each parameter (Meta-SGD)
     PerParameter,
     /// For each layer, small networks that transform the gradient's factors (see --rank)
     Network,

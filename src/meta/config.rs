@@ -279,10 +279,6 @@ impl VideoConfig {
         if self.inner.fresh_noise && self.inner.steps == 0 {
             return Err(Error::invalid("fresh noise", "given without inner steps", "at least one inner step"));
         }
-        if self.inner.rates == RateKind::PerParameter {
-            let expected = "per_layer_per_step or one rate for the video GAN";
-            return Err(Error::invalid("rates", "per_parameter", expected));
-        }
         Ok(())
     }
 }

@@ -9,7 +9,9 @@ use crate::device::Device;
 use crate::personal::{AdaptedGenerator, Personal, fingerprint};
 use crate::tasks::{ClipTasks, Episodes, VideoBatch};
 use crate::video::ClipFormat;
-use crate::{Algorithm, Error, InnerOptimizer, MetaOptimizer, OuterConfig, Result, Schedule, Shape, Strategy};
+use crate::{
+    Algorithm, Error, InnerOptimizer, MetaOptimizer, OuterConfig, RateKind, Result, Schedule, Shape, Strategy,
+};
 
 /// What is made of a subject's clips.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -69,9 +71,15 @@ pub fn personalise<D: Device<f32> + Clone>(
 ) -> Result<Personalisation> {
     let inner = &video_job(checkpoint)?.objective.inner;
     let keeps_weights = !matches!(tune, Tune::Optimizer(_));
-    if keeps_weights && !matches!(inner.optimizer, InnerOptimizer::Sgd { .. }) {
-        let expected = "optimizer, or a checkpoint trained with sgd in the inner loop, whose steps are of low rank";
-        return Err(Error::invalid("tune", "weights of a checkpoint trained with adam", expected));
+    let full_rank = match (inner.optimizer, inner.rates) {
+        (InnerOptimizer::Adam { .. }, _) => Some("adam in the inner loop"),
+        (_, RateKind::PerParameter) => Some("a rate for each parameter"),
+        _ => None,
+    };
+    if let Some(rule) = full_rank.filter(|_| keeps_weights) {
+        let expected =
+            "optimizer, or a checkpoint trained with sgd and another meta-optimizer, whose steps are of low rank";
+        return Err(Error::invalid("tune", format!("weights of a checkpoint trained with {rule}"), expected));
     }
     // Rows are what is kept, and only the dual form has them.
     let strategy = if keeps_weights { Some(inner.strategy.unwrap_or(Strategy::Dual)) } else { inner.strategy };

@@ -100,7 +100,7 @@ proptest! {
 
     /// Without inner steps each player gets the slope of its own loss.
     #[test]
-    fn plain_video_gradients_are_slopes(problem in video(4, 2, true, &VIDEO[..3])) {
+    fn plain_video_gradients_are_slopes(problem in video(4, 2, true, &ALL[..2])) {
         let mut problem = problem;
         let inner = problem.inner_mut();
         (inner.algorithm, inner.steps, inner.multi_step) = (Algorithm::Maml, 0, false);
@@ -124,7 +124,7 @@ proptest! {
     /// MAML of the GAN pulls both players' query gradients back through the joint steps: it is the slope of
     /// `mean_t sum <query gradient, adapted parameters>` with the query gradients held.
     #[test]
-    fn video_gradients_are_pulled_back(problem in video(3, 2, true, &VIDEO[..3])) {
+    fn video_gradients_are_pulled_back(problem in video(3, 2, true, SMOOTH)) {
         let mut problem = problem;
         let inner = problem.inner_mut();
         (inner.algorithm, inner.learn_rates, inner.multi_step) = (Algorithm::Maml, true, false);

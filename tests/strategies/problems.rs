@@ -317,9 +317,8 @@ pub const ALL: &[RateKind] = &[
 ];
 /// Those whose losses are smooth in all their parameters.
 pub const SMOOTH: &[RateKind] = ALL.split_at(4).0;
-/// Those of the video GAN.
-pub const VIDEO: &[RateKind] =
-    &[RateKind::Shared, RateKind::PerLayerPerStep, RateKind::RowColumn, RateKind::Network { rank: 3 }];
+/// Those of the video GAN: all of them.
+pub const VIDEO: &[RateKind] = ALL;
 
 /// Supervised problems.
 pub fn supervised(width: usize, depth: usize, smooth: bool, rates: &[RateKind]) -> impl Strategy<Value = Problem> {
