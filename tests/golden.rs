@@ -3,7 +3,7 @@
 #[path = "fixtures/golden.rs"]
 mod golden;
 
-use golden::{errors, has_dual_form, name, problems, worst_of_phi};
+use golden::{errors, has_dual_form, has_resident_form, name, problems, worst_of_phi};
 use innerloop::Strategy;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::problem::Problem;
@@ -14,6 +14,9 @@ fn check(strategy: Strategy, precision: &str, tolerance: f64) {
         let name = name(&path);
         if strategy == Strategy::Dual && !has_dual_form(&path) {
             continue; // its refusal is tested below
+        }
+        if strategy == Strategy::Resident && !has_resident_form(&path) {
+            continue; // as above
         }
         let problem = Problem::read(&path).unwrap();
         for threads in [1, 3] {
@@ -56,6 +59,30 @@ fn materialised_in_double_precision() {
 #[test]
 fn materialised_in_single_precision() {
     check(Strategy::Materialised, "f32", 2e-5);
+}
+
+#[test]
+fn resident_in_double_precision() {
+    check(Strategy::Resident, "f64", 1e-9);
+}
+
+#[test]
+fn resident_in_single_precision() {
+    check(Strategy::Resident, "f32", 2e-5);
+}
+
+#[test]
+fn what_has_no_resident_form_is_refused() {
+    let (some, none): (Vec<_>, Vec<_>) = problems().into_iter().partition(|path| has_resident_form(path));
+    assert!(some.len() >= 13, "only {} problems have it", some.len());
+    for path in none {
+        let problem = Problem::read(&path).unwrap();
+        let device = CpuDevice::new(1).unwrap();
+        let message = problem.solve::<f64>(device, Some(Strategy::Resident)).unwrap_err().to_string();
+        let reasons = ["the video GAN", "Adam", "transforms rows", "multi-step"];
+        assert!(message.contains("resident with") && reasons.iter().any(|r| message.contains(r)), "{message}");
+        assert!(!message.contains('\n'), "{message}");
+    }
 }
 
 #[test]

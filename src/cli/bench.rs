@@ -102,13 +102,18 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, pre
     let forms = match arguments.compute.strategy.0 {
         Some(form) => vec![Some(form)],
         None if arguments.explain => vec![None],
-        None => vec![Some(Strategy::Dual), Some(Strategy::Materialised)],
+        None => Strategy::ALL.map(Some).to_vec(),
     };
     for &tasks in &arguments.tasks {
         for &steps in &arguments.steps {
+            let mut possible = [true; Strategy::ALL.len()];
             for &form in &forms {
+                if form.is_some_and(|form| !possible[form as usize]) && forms.len() > 1 {
+                    continue;
+                }
                 let shape = Shape { tasks, shots: arguments.shots, queries: arguments.queries };
                 let m = measure::<T, D>(arguments, device.clone(), shape, steps, form, &mut || {})?;
+                possible = m.estimates.map(|estimate| estimate.is_some());
                 let (seconds, form) = (m.median.as_secs_f64(), m.form);
                 let rate = m.flop / seconds;
                 say!(
@@ -132,9 +137,10 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, pre
                 if let Some(memory) = memory {
                     let ceilings = Ceilings { matrix: ceiling, memory: memory.bytes_per_second };
                     let explanation = explain::<T, D>(arguments, &device, shape, steps, &m, &ceilings)?;
-                    let [dual, materialised] = m.estimates;
+                    let [dual, materialised, resident] = m.estimates;
                     record["explanation"] = json!({
-                        "estimates": { "dual": dual, "materialised": materialised }, "lanes": m.lanes,
+                        "estimates": { "dual": dual, "materialised": materialised, "resident": resident },
+                        "lanes": m.lanes,
                         "memory_bytes_per_second": memory.bytes_per_second, "stages": explanation.stages,
                         "total": explanation.total,
                     });
@@ -157,9 +163,10 @@ fn explain<T: Scalar, D: Device<T> + Clone>(
     ceilings: &Ceilings,
 ) -> Result<Explanation> {
     let of = |estimate: Option<f64>| estimate.map_or("none".into(), |flop| format!("{:.4} GFLOP", flop / 1e9));
-    let [dual, materialised] = plain.estimates.map(of);
+    let [dual, materialised, resident] = plain.estimates.map(of);
     let by = if arguments.compute.strategy.0.is_some() { "as asked for" } else { "the planner's choice" };
-    say!("plan: {}, {by}; estimates, as large products: dual {dual}, materialised {materialised}", plain.form);
+    let estimates = format!("dual {dual}, materialised {materialised}, resident {resident}");
+    say!("plan: {}, {by}; estimates, as large products: {estimates}", plain.form);
     let lanes = if plain.lanes == 1 { "1 lane".into() } else { format!("{} lanes", plain.lanes) };
     say!("      {lanes}, arena {:.3} MB", plain.bytes as f64 / 1e6);
     let explained = Explained::new(device.clone());
@@ -180,8 +187,8 @@ struct Measurement {
     bytes: usize,
     planned: Strategy,
     form: Strategy,
-    /// Of the dual form, of the materialised one: [`Cost::estimate`](crate::Cost::estimate).
-    estimates: [Option<f64>; 2],
+    /// Of each form: [`Cost::estimate`](crate::Cost::estimate).
+    estimates: [Option<f64>; Strategy::ALL.len()],
     lanes: usize,
 }
 
@@ -288,8 +295,7 @@ fn time<T: Scalar, D: Device<T>, O: Objective>(
         bytes: learner.bytes(),
         planned: learner.planned(),
         form: learner.strategy(),
-        estimates: [Strategy::Dual, Strategy::Materialised]
-            .map(|form| learner.cost_in(form).map(|cost| cost.estimate())),
+        estimates: Strategy::ALL.map(|form| learner.cost_in(form).map(|cost| cost.estimate())),
         lanes: learner.lanes(),
     })
 }

@@ -8,7 +8,8 @@ use super::work::{Counted, Work};
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
-    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature,
+    SupervisedLoss,
 };
 use crate::Result;
 use crate::scalar::Scalar;
@@ -163,6 +164,7 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
         adam_update(AdamUpdate<T>);
         adam_rate_gradient(AdamRateGradient<T>);
         reverse_adam(ReverseAdam<T>);
+        resident(Resident<'_, T>);
         supervised_loss(SupervisedLoss);
         supervised_curvature(SupervisedCurvature);
         adversarial_loss(AdversarialLoss<T>);
@@ -185,5 +187,11 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
     }
     fn lanes(&self) -> usize {
         self.inner.lanes()
+    }
+    fn resident_bytes(&self) -> usize {
+        self.inner.resident_bytes()
+    }
+    fn resident_tasks(&self) -> usize {
+        self.inner.resident_tasks()
     }
 }

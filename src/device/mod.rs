@@ -17,6 +17,7 @@ mod inner_adam;
 mod operation;
 mod precision;
 mod region;
+mod resident;
 mod selection;
 mod work;
 
@@ -30,6 +31,7 @@ pub use operation::{
 };
 pub use precision::MatrixPrecision;
 pub use region::{ArenaPlan, Region};
+pub use resident::{Resident, ResidentGradient};
 pub use selection::DeviceKind;
 pub use work::Work;
 
@@ -127,6 +129,13 @@ pub trait Device<T: Scalar>: Sync {
     fn pixel_loss(&self, arena: &mut Self::Arena, operation: &PixelLoss<T>);
     /// See [`PixelCurvature`].
     fn pixel_curvature(&self, arena: &mut Self::Arena, operation: &PixelCurvature<T>);
+
+    /// See [`Resident`]; one task's numbers must fit into [`Device::resident_bytes`].
+    fn resident(&self, arena: &mut Self::Arena, operation: &Resident<'_, T>);
+    /// Bytes of one task's inner loop ([`Resident::task_bytes`]) that it can keep near the processor.
+    fn resident_bytes(&self) -> usize;
+    /// How many tasks of [`Resident`] run at once on one processor, and take as long as a single one.
+    fn resident_tasks(&self) -> usize;
 
     /// Sum of the squares of a region, in double precision, the same from run to run.
     fn squared_norm(&self, arena: &Self::Arena, region: Region) -> f64;

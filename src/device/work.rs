@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Corrections, Direction, Gate, Gram, GramInner, InnerUpdate, Linear, LinearBackward,
-    LinearForward, LowRank, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Rate, Region, ReverseAdam,
+    LinearForward, LowRank, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Rate, Region, Resident, ReverseAdam,
     ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
@@ -271,6 +271,17 @@ impl<T: Scalar> Counted<T> for ReverseAdam<T> {
         let weights = 4 * all + written(2 * all, self.accumulate);
         let elements = self.delta.len() + self.values.len() + weights + rate(&self.rate);
         Work::new::<T>(product(&self.direction, self.delta.rows), elements)
+    }
+}
+
+impl<T: Scalar> Counted<T> for Resident<'_, T> {
+    fn work(&self) -> Work {
+        let (reads, writes) = self.access();
+        let shared = reads.iter().chain(&writes).map(Region::len).sum::<usize>();
+        // The room for the tasks' sums is used in between.
+        let room: usize = [self.gradient, self.rate_gradient].into_iter().flatten().map(|[_, room]| room.len()).sum();
+        let layers = (0..self.mlp.layers()).map(|layer| self.layer_flop(layer)).sum::<usize>();
+        Work::new::<T>(self.tasks * layers, shared - room)
     }
 }
 

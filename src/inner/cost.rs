@@ -14,22 +14,24 @@ pub struct Cost {
     pub per_task: f64,
     /// Elements of per-task weights read and written.
     pub per_task_elements: f64,
+    /// Flop of the resident form, all of whose operands stay near the processor.
+    pub resident: f64,
 }
 
 impl Cost {
     /// All floating-point operations.
     pub fn flop(&self) -> f64 {
-        self.shared + self.low_rank + self.per_task
+        self.shared + self.low_rank + self.per_task + self.resident
     }
 
     /// The estimate the planner compares, in units of one flop of a large shared product:
-    /// `shared + 5 low_rank + 1.3 per_task + 8 per_task_elements`.
+    /// `shared + 5 low_rank + 1.3 per_task + 8 per_task_elements + 1.3 resident`.
     ///
     /// The factors are measured on CPUs (`innerloop bench`, over networks from 1-40-40-1 to 128-256-512-4096): corrections reach
     /// about a fifth of the rate of a large product, a task's own products three quarters, and a weight that is streamed from
     /// the caches costs as much time as about 8 flop. From memory it is several times that, where the choice is clear anyway.
     pub fn estimate(&self) -> f64 {
-        self.shared + 5.0 * self.low_rank + 1.3 * self.per_task + 8.0 * self.per_task_elements
+        self.shared + 5.0 * self.low_rank + 1.3 * self.per_task + 8.0 * self.per_task_elements + 1.3 * self.resident
     }
 }
 
@@ -41,6 +43,7 @@ impl std::ops::Add for Cost {
             low_rank: self.low_rank + other.low_rank,
             per_task: self.per_task + other.per_task,
             per_task_elements: self.per_task_elements + other.per_task_elements,
+            resident: self.resident + other.resident,
         }
     }
 }
@@ -169,4 +172,10 @@ pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
         }
     }
     cost
+}
+
+/// The resident form's cost.
+pub(super) fn resident(spec: &NetworkSpec) -> Cost {
+    let flop = (0..spec.layers()).map(|layer| super::resident::outline::<f32>(spec).layer_flop(layer)).sum::<usize>();
+    Cost { resident: (spec.tasks * flop) as f64, ..Cost::default() }
 }

@@ -1,7 +1,7 @@
-//! The inner loop and its exact transpose, in two forms that give the same numbers.
+//! The inner loop and its exact transpose, in three forms that give the same numbers.
 //!
 //! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented, `rule` how
-//! the latter move; `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
+//! the latter move, and `resident` hands the whole loop to the device; `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
 
 mod change;
 mod coefficients;
@@ -13,6 +13,7 @@ mod gan;
 mod materialised;
 mod network;
 mod plan;
+mod resident;
 mod rule;
 mod supervised;
 mod tape;
@@ -23,7 +24,8 @@ pub use plan::Strategy;
 pub use change::{LayerChange, LowRankChange};
 pub use cost::Cost;
 pub use forward::{forward, forward_changed};
-pub use plan::{MAX_DUAL_STEPS, choose, cost_of, is_possible, lanes};
+pub use plan::{MAX_DUAL_STEPS, Nearby, choose, cost_of, is_possible, lanes};
+pub use resident::check as check_resident;
 pub use tape::NetworkSpec;
 
 pub use gan::{GanLoop, GanSpec};

@@ -4,6 +4,7 @@ use super::Strategy;
 use super::change::LowRankChange;
 use super::dual::Dual;
 use super::materialised::Materialised;
+use super::resident::ResidentForm;
 use super::tape::{NetworkSpec, Slot, Tape};
 use super::transform::Transform;
 use crate::Scalar;
@@ -41,7 +42,11 @@ pub struct LoopRows<'a, T> {
 pub(super) enum Form<T> {
     Dual(Dual<T>),
     Materialised(Box<Materialised<T>>),
+    Resident(Box<ResidentForm<T>>),
 }
+
+/// What the passes of the resident form would be: it has none of its own.
+const WHOLE: &str = "the resident form is carried out as one operation";
 
 /// One network: its shared parameters, the rows of its passes, and its form.
 pub struct Network<T> {
@@ -67,8 +72,12 @@ impl<T: Scalar> Network<T> {
             Strategy::Dual => (spec.steps, if adjoint { spec.steps } else { 0 }),
             Strategy::Materialised if adjoint || spec.pulls_rows_back() => (spec.steps, usize::from(adjoint)),
             Strategy::Materialised => (1, 0),
+            Strategy::Resident => (0, 0),
         };
-        let tape = Tape::new(plan, &spec, slots, cotangents);
+        let tape = match strategy {
+            Strategy::Resident => Tape::new(plan, &NetworkSpec { query_rows: 0, ..spec.clone() }, slots, cotangents),
+            _ => Tape::new(plan, &spec, slots, cotangents),
+        };
         let transform = Transform::new(plan, &spec, slots);
         let form = match strategy {
             Strategy::Dual => Form::Dual(Dual::new(plan, &spec, &tape, transform.as_ref(), inner)),
@@ -76,8 +85,17 @@ impl<T: Scalar> Network<T> {
                 let form = Materialised::new(plan, &spec, transform.as_ref(), inner);
                 Form::Materialised(Box::new(form))
             }
+            Strategy::Resident => Form::Resident(Box::new(ResidentForm::new(plan, &spec))),
         };
         Self { spec, tape, parameters, gradient, wants_gradient: true, transform, form }
+    }
+
+    /// The form that does the whole loop at once, if this is it.
+    pub fn resident(&self) -> Option<&ResidentForm<T>> {
+        match &self.form {
+            Form::Resident(form) => Some(form),
+            _ => None,
+        }
     }
 
     /// Takes the weights of the query losses after 1, 2, ... steps; where there is but one, it keeps its own.
@@ -94,6 +112,7 @@ impl<T: Scalar> Network<T> {
         match &mut self.form {
             Form::Dual(dual) => dual.set_rates(&self.spec, rates),
             Form::Materialised(form) => form.set_rates(device, arena, rates),
+            Form::Resident(form) => form.set_rates(device, arena, rates),
         }
     }
 
@@ -124,6 +143,7 @@ impl<T: Scalar> Network<T> {
             match &self.form {
                 Form::Dual(dual) => dual.forward(self, device, arena, layer, slot),
                 Form::Materialised(form) => form.forward(self, device, arena, layer, slot),
+                Form::Resident(_) => unreachable!("{WHOLE}"),
             }
         }
     }
@@ -171,6 +191,7 @@ impl<T: Scalar> Network<T> {
         match &self.form {
             Form::Dual(dual) => dual.backward(self, device, arena, layer, slot, blocks, delta, gate, output),
             Form::Materialised(form) => form.backward(self, device, arena, layer, slot, delta, gate, output),
+            Form::Resident(_) => unreachable!("{WHOLE}"),
         }
     }
 
@@ -192,6 +213,7 @@ impl<T: Scalar> Network<T> {
             // The rows are the update.
             Form::Dual(_) => {}
             Form::Materialised(form) => form.update(self, device, arena, step),
+            Form::Resident(_) => unreachable!("{WHOLE}"),
         }
     }
 
@@ -201,6 +223,7 @@ impl<T: Scalar> Network<T> {
         match &self.form {
             Form::Dual(dual) => dual.begin_adjoint(self, device, arena, after),
             Form::Materialised(form) => form.begin_adjoint(self, device, arena, after),
+            Form::Resident(_) => unreachable!("{WHOLE}"),
         }
     }
 
@@ -217,6 +240,7 @@ impl<T: Scalar> Network<T> {
             match &self.form {
                 Form::Dual(dual) => dual.adjoint_up(self, device, arena, layer, step, gate),
                 Form::Materialised(form) => form.adjoint_up(self, device, arena, layer, step, gate),
+                Form::Resident(_) => unreachable!("{WHOLE}"),
             }
         }
     }
@@ -238,6 +262,7 @@ impl<T: Scalar> Network<T> {
         match &self.form {
             Form::Dual(dual) => dual.finish_step(self, device, arena, step),
             Form::Materialised(form) => form.finish_step(self, device, arena, step),
+            Form::Resident(_) => unreachable!("{WHOLE}"),
         }
     }
 
@@ -274,6 +299,7 @@ impl<T: Scalar> Network<T> {
             Form::Materialised(form) => {
                 form.adjoint_down(self, device, arena, layer, step, blocks, z, gate, output, accumulate);
             }
+            Form::Resident(_) => unreachable!("{WHOLE}"),
         }
     }
 
@@ -285,6 +311,7 @@ impl<T: Scalar> Network<T> {
         match &self.form {
             Form::Dual(dual) => dual.meta_gradient(self, device, arena),
             Form::Materialised(form) => form.meta_gradient(self, device, arena),
+            Form::Resident(_) => unreachable!("{WHOLE}"),
         }
     }
 
@@ -293,6 +320,7 @@ impl<T: Scalar> Network<T> {
         match &self.form {
             Form::Dual(dual) => dual.displacement(self, device, arena),
             Form::Materialised(form) => form.displacement(self, device, arena),
+            Form::Resident(_) => unreachable!("{WHOLE}"),
         }
     }
 
@@ -313,6 +341,7 @@ impl<T: Scalar> Network<T> {
                     Form::Materialised(form) => {
                         form.descended_cotangent(self, device, arena, (layer, side), step, output);
                     }
+                    Form::Resident(_) => unreachable!("{WHOLE}"),
                 }
                 transform.pull_back(&self.spec, &self.tape, device, arena, layer, side, step);
             }
@@ -329,14 +358,15 @@ impl<T: Scalar> Network<T> {
         match &self.form {
             Form::Dual(dual) => dual.rate_gradient(self, device, arena, out),
             Form::Materialised(form) => form.rate_gradient(device, arena, out),
+            Form::Resident(form) => form.rate_gradient(device, arena, out),
         }
     }
 
-    /// What the steps have made of one task's parameters; nothing in the materialised form, which does not hold it.
+    /// What the steps have made of one task's parameters; nothing in forms that do not hold it.
     pub fn change<D: Device<T>>(&self, device: &D, arena: &D::Arena, task: usize) -> Option<LowRankChange<T>> {
         match &self.form {
             Form::Dual(dual) => Some(dual.change(self, device, arena, task)),
-            Form::Materialised(_) => None,
+            Form::Materialised(_) | Form::Resident(_) => None,
         }
     }
 
@@ -345,6 +375,7 @@ impl<T: Scalar> Network<T> {
         match &self.form {
             Form::Dual(dual) => dual.adapted(self, device, arena, task, out),
             Form::Materialised(form) => form.adapted(self, device, arena, task, out),
+            Form::Resident(form) => form.adapted(self, device, arena, task, out),
         }
     }
 }

@@ -4,11 +4,13 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::cost::{self, Cost};
+use super::resident;
 use super::tape::NetworkSpec;
+use crate::device::Device;
 use crate::meta::{InnerConfig, RateKind};
-use crate::{Error, Result};
+use crate::{Error, Result, Scalar};
 
-/// How adapted weights are represented in the inner loop. Both give the same numbers.
+/// How adapted weights are represented in the inner loop. All give the same numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Strategy {
@@ -16,6 +18,14 @@ pub enum Strategy {
     Dual,
     /// Every task has a copy of the weights.
     Materialised,
+    /// Every task has a copy of everything, and stays near the processor from the first step to the last of the way back; for
+    /// small networks.
+    Resident,
+}
+
+impl Strategy {
+    /// Every form, in the order of their discriminants.
+    pub const ALL: [Self; 3] = [Self::Dual, Self::Materialised, Self::Resident];
 }
 
 impl fmt::Display for Strategy {
@@ -23,6 +33,7 @@ impl fmt::Display for Strategy {
         f.write_str(match self {
             Self::Dual => "dual",
             Self::Materialised => "materialised",
+            Self::Resident => "resident",
         })
     }
 }
@@ -34,7 +45,8 @@ impl FromStr for Strategy {
         match text {
             "dual" => Ok(Self::Dual),
             "materialised" => Ok(Self::Materialised),
-            _ => Err(Error::invalid("strategy", format!("{text:?}"), "dual or materialised")),
+            "resident" => Ok(Self::Resident),
+            _ => Err(Error::invalid("strategy", format!("{text:?}"), "dual, materialised or resident")),
         }
     }
 }
@@ -42,17 +54,51 @@ impl FromStr for Strategy {
 /// The dual form keeps a list of all earlier steps for each step: beyond this many the lists alone outgrow everything.
 pub const MAX_DUAL_STEPS: usize = 1000;
 
-/// Whether the planner may take that form.
-pub fn is_possible(strategy: Strategy, inner: &InnerConfig) -> bool {
-    let full_rank = inner.rates == RateKind::PerParameter || !inner.optimizer.keeps_rank();
-    strategy == Strategy::Materialised || !(full_rank || inner.steps > MAX_DUAL_STEPS)
+/// What a device can do for the resident form.
+#[derive(Clone, Copy, Debug)]
+pub struct Nearby {
+    /// Bytes a task may take.
+    pub bytes: usize,
+    /// Tasks that take as long as one.
+    pub tasks: usize,
+    /// Processors that work at once.
+    pub processors: usize,
 }
 
-/// The cheaper form for these networks, by [`Cost::estimate`].
-pub fn choose(specs: &[NetworkSpec], inner: &InnerConfig) -> Strategy {
-    let estimate = |strategy| cost_of(specs, strategy).estimate();
-    let dual = is_possible(Strategy::Dual, inner) && estimate(Strategy::Dual) <= estimate(Strategy::Materialised);
-    if dual { Strategy::Dual } else { Strategy::Materialised }
+impl Nearby {
+    /// Of a device.
+    pub fn of<T: Scalar, D: Device<T>>(device: &D) -> Self {
+        Self { bytes: device.resident_bytes(), tasks: device.resident_tasks(), processors: device.lanes() }
+    }
+
+    /// How much longer the resident form takes than one whose tasks fill the device, because there are too few for that.
+    fn idle(&self, tasks: usize) -> f64 {
+        let rounds = tasks.div_ceil(self.tasks).div_ceil(self.processors);
+        (rounds * self.tasks * self.processors.min(tasks)) as f64 / tasks as f64
+    }
+}
+
+/// Whether the planner may take that form.
+pub fn is_possible<T: Scalar>(strategy: Strategy, specs: &[NetworkSpec], inner: &InnerConfig, nearby: &Nearby) -> bool {
+    let full_rank = inner.rates == RateKind::PerParameter || !inner.optimizer.keeps_rank();
+    match strategy {
+        Strategy::Dual => !(full_rank || inner.steps > MAX_DUAL_STEPS),
+        Strategy::Materialised => true,
+        Strategy::Resident => resident::check::<T>(specs, inner, nearby).is_ok(),
+    }
+}
+
+/// The cheapest form for these networks, by [`Cost::estimate`].
+pub fn choose<T: Scalar>(specs: &[NetworkSpec], inner: &InnerConfig, nearby: &Nearby) -> Strategy {
+    let estimate = |strategy: Strategy| {
+        if !is_possible::<T>(strategy, specs, inner, nearby) {
+            return f64::INFINITY;
+        }
+        let estimate = cost_of(specs, strategy).estimate();
+        if strategy == Strategy::Resident { estimate * nearby.idle(specs[0].tasks) } else { estimate }
+    };
+    let cheaper = |best, other| if estimate(other) < estimate(best) { other } else { best };
+    Strategy::ALL.into_iter().reduce(cheaper).unwrap_or(Strategy::Materialised)
 }
 
 /// What a meta-step costs in that form.
@@ -62,6 +108,7 @@ pub fn cost_of(specs: &[NetworkSpec], strategy: Strategy) -> Cost {
         .map(|spec| match strategy {
             Strategy::Dual => cost::dual(spec),
             Strategy::Materialised => cost::materialised(spec),
+            Strategy::Resident => cost::resident(spec),
         })
         .fold(Cost::default(), std::ops::Add::add)
 }

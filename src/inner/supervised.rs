@@ -2,7 +2,7 @@
 
 use super::Strategy;
 use super::network::{LoopRows, Network, Rates};
-use super::tape::{NetworkSpec, Slot};
+use super::tape::{NetworkSpec, Slot, Whole};
 use crate::Scalar;
 use crate::device::{ArenaPlan, Device, Region, SupervisedCurvature, SupervisedLoss};
 use crate::meta::{Algorithm, InnerConfig, Shape};
@@ -30,6 +30,12 @@ impl SupervisedSpec {
         let anil = self.inner.algorithm == Algorithm::Anil;
         NetworkSpec {
             first_moving: if anil { self.mlp.layers() - 1 } else { 0 },
+            whole: Some(Whole {
+                loss: self.loss,
+                algorithm: self.inner.algorithm,
+                momentum: self.inner.optimizer.momentum(),
+                weight_decay: self.inner.weight_decay,
+            }),
             ..NetworkSpec::new(&self.mlp, &self.inner, self.tasks, &self.shape, self.trace)
         }
     }
@@ -58,12 +64,14 @@ impl<T: Scalar> SupervisedLoop<T> {
         let gathers = inner.minibatch.is_some();
         let (inputs, outputs, tasks) = (spec.mlp.inputs(), spec.mlp.outputs(), spec.tasks);
         let net = Network::new(plan, spec.network(), spec.strategy, inner);
+        // The resident form has rows of its own.
+        let own = if net.resident().is_some() { 0 } else { tasks };
         let traced = if spec.trace { inner.steps + 1 } else { 0 };
         Self {
             net,
-            support_x: plan.take(tasks * shots, if gathers { inputs } else { 0 }),
-            support_y: plan.take(tasks * shots, outputs),
-            query_y: plan.take(tasks * queries, outputs),
+            support_x: plan.take(own * shots, if gathers { inputs } else { 0 }),
+            support_y: plan.take(own * shots, outputs),
+            query_y: plan.take(own * queries, outputs),
             targets: plan.take(if gathers { inner.steps * tasks * rows } else { 0 }, outputs),
             task_loss: plan.take(1, tasks),
             trace_loss: plan.take(traced, tasks),
@@ -75,6 +83,11 @@ impl<T: Scalar> SupervisedLoop<T> {
     /// One meta-step: losses in [`SupervisedLoop::task_loss`], the gradient in the network's region.
     pub fn run<D: Device<T>>(&mut self, device: &D, arena: &mut D::Arena, rates: &Rates<T>, rows: &LoopRows<'_, T>) {
         self.net.set_rates(device, arena, rates);
+        if let Some(form) = self.net.resident() {
+            let trace = self.spec.trace.then_some([self.trace_loss, self.trace_prediction]);
+            form.run(&self.net, device, arena, rows, self.task_loss, trace);
+            return;
+        }
         device.upload(arena, self.support_y, rows.support[1]);
         if self.spec.inner.minibatch.is_some() {
             device.upload(arena, self.support_x, rows.support[0]);

@@ -1,8 +1,9 @@
 //! The rows of one network's passes: activations, deltas and their cotangents, for every inner step.
 
 use crate::device::{ArenaPlan, Region};
-use crate::meta::{InnerConfig, RateKind, Shape, Side};
+use crate::meta::{Algorithm, InnerConfig, RateKind, Shape, Side};
 use crate::model::Mlp;
+use crate::objective::Loss;
 
 /// What one network does in the inner loop, as far as shapes go.
 #[derive(Clone, Debug)]
@@ -36,6 +37,18 @@ pub struct NetworkSpec {
     pub query_passes: usize,
     /// The weight of the query loss after 1, 2, ... steps; none where the last alone counts.
     pub query_weights: Vec<f64>,
+    /// What the resident form is told of the inner loop beside the shapes; nothing where the objective is not a supervised
+    /// loss.
+    pub whole: Option<Whole>,
+}
+
+/// See [`NetworkSpec::whole`].
+#[derive(Clone, Copy, Debug)]
+pub struct Whole {
+    pub loss: Loss,
+    pub algorithm: Algorithm,
+    pub momentum: f64,
+    pub weight_decay: f64,
 }
 
 impl NetworkSpec {
@@ -60,6 +73,7 @@ impl NetworkSpec {
             trace,
             query_passes: if multi_step { inner.steps.max(1) } else { 1 },
             query_weights: vec![1.0 / inner.steps as f64; if multi_step { inner.steps } else { 0 }],
+            whole: None,
         }
     }
 

@@ -61,6 +61,14 @@ impl InnerOptimizer {
         matches!(self, Self::Sgd { .. })
     }
 
+    /// The momentum coefficient; 0 where there is none.
+    pub(crate) fn momentum(self) -> f64 {
+        match self {
+            Self::Sgd { momentum } => momentum,
+            Self::Adam { .. } => 0.0,
+        }
+    }
+
     fn check(self) -> Result<()> {
         let fraction = |what: &str, value: f64| {
             if value.is_finite() && (0.0..1.0).contains(&value) {

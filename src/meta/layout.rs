@@ -26,7 +26,9 @@ impl<T: Scalar, O: Objective> LaidOut<T, O> {
         available: usize,
     ) -> Self {
         let whole = LaneShape { tasks: 0..shape.tasks, shape, strategy, trace };
-        let lanes = crate::inner::lanes(&objective.specs(&whole), available);
+        // The resident form's operation spreads the tasks over the threads by itself.
+        let resident = strategy == Strategy::Resident;
+        let lanes = if resident { 1 } else { crate::inner::lanes(&objective.specs(&whole), available) };
         let mut this = Self { lanes: Vec::new(), moments: Vec::new(), weight_moments: Vec::new() };
         for lane in 0..lanes {
             // The first lane begins first, and so takes what is left over.

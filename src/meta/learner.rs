@@ -5,7 +5,7 @@ use super::layout::{LaidOut, check_memory};
 use super::objective::{LaneShape, Objective};
 use super::{MetaOptimizer, RateKind};
 use crate::device::{Device, Region};
-use crate::inner::{Cost, LowRankChange, Rates, Strategy};
+use crate::inner::{Cost, LowRankChange, Nearby, Rates, Strategy};
 use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
 
@@ -75,7 +75,7 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     pub(super) planned: Strategy,
     pub(super) cost: Cost,
     /// Of each form that is possible.
-    pub(super) costs: [Option<Cost>; 2],
+    pub(super) costs: [Option<Cost>; Strategy::ALL.len()],
     pub(super) bytes: usize,
     pub(super) lanes: Vec<Lane<T, D, O>>,
     pub(super) phi: Vec<MetaOptimizer<T>>,
@@ -139,10 +139,14 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let mlps: Vec<_> = networks.iter().map(|(_, mlp)| (*mlp).clone()).collect();
         let whole = LaneShape { tasks: 0..shape.tasks, shape, strategy: Strategy::Dual, trace };
         let specs = objective.specs(&whole);
-        let planned = crate::inner::choose(&specs, &inner);
+        let nearby = Nearby::of(&device);
+        let planned = crate::inner::choose::<T>(&specs, &inner, &nearby);
         let strategy = inner.strategy.unwrap_or(planned);
-        let costs = [Strategy::Dual, Strategy::Materialised]
-            .map(|form| crate::inner::is_possible(form, &inner).then(|| crate::inner::cost_of(&specs, form)));
+        if strategy == Strategy::Resident {
+            crate::inner::check_resident::<T>(&specs, &inner, &nearby)?;
+        }
+        let is_possible = |form| crate::inner::is_possible::<T>(form, &specs, &inner, &nearby);
+        let costs = Strategy::ALL.map(|form| is_possible(form).then(|| crate::inner::cost_of(&specs, form)));
         let cost = crate::inner::cost_of(&specs, strategy);
         let laid_out =
             |tasks| LaidOut::new(&objective, Shape { tasks, ..shape }, &phi, strategy, trace, device.lanes());
@@ -437,14 +441,15 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// What the last run has made of one task's parameters, in a few rows.
     ///
     /// # Errors
-    /// A task beyond the meta-batch, the materialised form, which does not hold such rows, or a device that failed.
+    /// A task beyond the meta-batch, a form that does not hold such rows, or a device that failed.
     pub fn change(&self, network: usize, task: usize) -> Result<LowRankChange<T>> {
         let (lane, local) = self.lane_of(task)?;
         let lane = &self.lanes[lane];
         let change = O::network(&lane.inner, network).change(&self.device, &lane.arena, local);
         self.device.check()?;
         change.ok_or_else(|| {
-            Error::invalid("strategy", "materialised, whose changes are of full rank", "dual, which keeps their rows")
+            let problem = format!("{}, whose changes are of full rank", self.strategy);
+            Error::invalid("strategy", problem, "dual, which keeps their rows")
         })
     }
 

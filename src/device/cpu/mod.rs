@@ -11,6 +11,8 @@ mod avx512;
 mod column_scale;
 mod elementwise;
 mod inner_adam;
+mod lanes;
+mod lanes_loss;
 mod linear;
 mod low_rank;
 mod matrix;
@@ -20,8 +22,8 @@ mod outer_product;
 mod panels;
 mod pixel;
 mod product;
+mod resident;
 mod scratch;
-
 mod supervised;
 mod transpose;
 mod update;
@@ -36,7 +38,8 @@ use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
-    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature,
+    SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -273,6 +276,16 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
     fn pixel_curvature(&self, arena: &mut Self::Arena, operation: &PixelCurvature<T>) {
         pixel::curvature(self, arena, operation);
+    }
+
+    fn resident(&self, arena: &mut Self::Arena, operation: &Resident<'_, T>) {
+        resident::resident(self, arena, operation);
+    }
+    fn resident_bytes(&self) -> usize {
+        resident::TASK_BYTES
+    }
+    fn resident_tasks(&self) -> usize {
+        T::LANES
     }
 
     fn squared_norm(&self, arena: &Self::Arena, region: Region) -> f64 {

@@ -2,6 +2,7 @@
 
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{Region, SupervisedCurvature, SupervisedLoss};
+use crate::model::Activation;
 use crate::objective::Loss;
 use crate::scalar::Scalar;
 
@@ -16,6 +17,57 @@ unsafe fn task_slice_mut<'a, T: Scalar>(base: Base<T>, region: &Region, tasks: u
     let len = region.len() / tasks;
     // SAFETY: the caller declared the region, and owns this task.
     unsafe { base.slice_mut(region.offset + task * len, len) }
+}
+
+/// dL/dz of a loss that goes element by element, a mean over `count` of them.
+#[inline(always)]
+pub(super) fn delta_by_element<T: Scalar>(
+    loss: Loss,
+    act: Activation,
+    count: f64,
+    (p, y): (&[T], &[T]),
+    delta: &mut [T],
+) {
+    if loss == Loss::Mse {
+        let scale = T::from_f64(2.0 / count);
+        for i in 0..p.len() {
+            delta[i] = scale * (p[i] - y[i]) * act.derivative(p[i]);
+        }
+    } else {
+        let scale = T::from_f64(1.0 / count);
+        for i in 0..p.len() {
+            delta[i] = scale * (p[i].sigmoid() - y[i]) * act.derivative(p[i]);
+        }
+    }
+}
+
+/// `z += act'(p) L''(p) e` of such a loss.
+#[inline(always)]
+pub(super) fn curvature_by_element<T: Scalar>(
+    loss: Loss,
+    act: Activation,
+    count: f64,
+    (p, e): (&[T], &[T]),
+    z: &mut [T],
+) {
+    if loss == Loss::Mse {
+        let scale = T::from_f64(2.0 / count);
+        for i in 0..p.len() {
+            z[i] += scale * e[i] * act.derivative(p[i]);
+        }
+    } else {
+        let scale = T::from_f64(1.0 / count);
+        for i in 0..p.len() {
+            let s = p[i].sigmoid();
+            z[i] += scale * s * (T::ONE - s) * e[i] * act.derivative(p[i]);
+        }
+    }
+}
+
+/// A summand of a task's loss that goes element by element.
+#[inline(always)]
+pub(super) fn term<T: Scalar>(loss: Loss, p: T, y: T) -> T {
+    if loss == Loss::Mse { (p - y) * (p - y) } else { p.softplus() - y * p }
 }
 
 /// See [`SupervisedLoss`].
@@ -36,18 +88,7 @@ pub(super) fn loss<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &
                 // SAFETY: as above.
                 let delta = unsafe { task_slice_mut(base, &delta, op.tasks, task) };
                 pulp::Arch::new().dispatch(|| match op.loss {
-                    Loss::Mse => {
-                        let scale = T::from_f64(2.0 / count);
-                        for i in 0..p.len() {
-                            delta[i] = scale * (p[i] - y[i]) * act.derivative(p[i]);
-                        }
-                    }
-                    Loss::BceWithLogits => {
-                        let scale = T::from_f64(1.0 / count);
-                        for i in 0..p.len() {
-                            delta[i] = scale * (p[i].sigmoid() - y[i]) * act.derivative(p[i]);
-                        }
-                    }
+                    Loss::Mse | Loss::BceWithLogits => delta_by_element(op.loss, act, count, (p, y), delta),
                     Loss::CrossEntropy => {
                         let scale = T::from_f64(1.0 / rows);
                         for ((p, y), delta) in p.chunks(outputs).zip(y.chunks(outputs)).zip(delta.chunks_mut(outputs)) {
@@ -63,8 +104,7 @@ pub(super) fn loss<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &
             }
             if let Some(task_loss) = op.task_loss {
                 let value = match op.loss {
-                    Loss::Mse => sum(p, y, |p, y| (p - y) * (p - y)) / count,
-                    Loss::BceWithLogits => sum(p, y, |p, y| p.softplus() - y * p) / count,
+                    Loss::Mse | Loss::BceWithLogits => sum(p, y, |p, y| term(op.loss, p, y)) / count,
                     Loss::CrossEntropy => {
                         let mut total = 0.0;
                         for (p, y) in p.chunks(outputs).zip(y.chunks(outputs)) {
@@ -121,19 +161,7 @@ pub(super) fn curvature<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, 
             let count = p.len() as f64;
             let rows = count / outputs as f64;
             pulp::Arch::new().dispatch(|| match at.loss {
-                Loss::Mse => {
-                    let scale = T::from_f64(2.0 / count);
-                    for i in 0..p.len() {
-                        z[i] += scale * e[i] * act.derivative(p[i]);
-                    }
-                }
-                Loss::BceWithLogits => {
-                    let scale = T::from_f64(1.0 / count);
-                    for i in 0..p.len() {
-                        let s = p[i].sigmoid();
-                        z[i] += scale * s * (T::ONE - s) * e[i] * act.derivative(p[i]);
-                    }
-                }
+                Loss::Mse | Loss::BceWithLogits => curvature_by_element(at.loss, act, count, (p, e), z),
                 Loss::CrossEntropy => {
                     let scale = T::from_f64(1.0 / rows);
                     for row in 0..p.len() / outputs {
