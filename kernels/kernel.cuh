@@ -12,6 +12,8 @@
 #define KERNEL(name, Arguments) \
     extern "C" __global__ void __launch_bounds__(THREADS) name(float* arena, const __grid_constant__ Arguments op)
 #define SHARED(Type, name) __shared__ Type name
+// As many numbers as the launch asks for.
+#define SHARED_NUMBERS(name, count) extern __shared__ float name[]
 #endif
 
 typedef unsigned int u32;

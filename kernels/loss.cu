@@ -3,10 +3,7 @@
 //
 // Supervised: [T * K, outputs]. Adversarial: logits in blocks of width 1, [2, T, K]. Pixels: clips [T * K, frames * frame].
 
-#include "activation.cuh"
-#include "tile.cuh"
-
-enum Loss : u32 { MSE, BCE_WITH_LOGITS, CROSS_ENTROPY };
+#include "loss.cuh"
 
 struct Supervised {
     u64 prediction;
@@ -34,44 +31,16 @@ KERNEL(elementwise_delta, Supervised) {
     if (i >= (u64)op.rows * op.outputs) return;
     float p = arena[op.prediction + i];
     float y = arena[op.target + i];
-    float slope = op.loss == MSE ? 2.0f * op.scale * (p - y) : op.scale * (sigmoid(p) - y);
-    arena[op.output + i] = slope * act_derivative(op.activation, p);
+    arena[op.output + i] = loss_slope(op.loss, op.scale, p, y) * act_derivative(op.activation, p);
 }
 
 KERNEL(elementwise_curvature, Supervised) {
     u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
     if (i >= (u64)op.rows * op.outputs) return;
     float p = arena[op.prediction + i];
-    float second = 2.0f * op.scale;
-    if (op.loss == BCE_WITH_LOGITS) {
-        float s = sigmoid(p);
-        second = op.scale * s * (1.0f - s);
-    }
-    float z = second * arena[op.e + i] * act_derivative(op.activation, p);
+    float z = loss_second(op.loss, op.scale, p) * arena[op.e + i] * act_derivative(op.activation, p);
     float* out = arena + op.output + i;
     *out = op.begun ? *out + z : z;
-}
-
-struct Softmax {
-    float top;
-    float total;
-};
-
-// The maximum of a row's logits and the sum of their exponentials relative to it; a warp a row.
-__device__ inline Softmax softmax_parts(const float* logits, u32 outputs) {
-    u32 lane = threadIdx.x % 32;
-    float top = logits[0];
-    for (u32 i = lane; i < outputs; i += 32) top = fmaxf(top, logits[i]);
-    top = warp_max(top);
-    float total = 0.0f;
-    for (u32 i = lane; i < outputs; i += 32) total += expf(logits[i] - top);
-    return {top, warp_sum(total)};
-}
-
-__device__ inline float row_sum(const float* row, u32 outputs) {
-    float sum = 0.0f;
-    for (u32 i = threadIdx.x % 32; i < outputs; i += 32) sum += row[i];
-    return warp_sum(sum);
 }
 
 // The row of the thread's warp.
@@ -81,33 +50,16 @@ KERNEL(cross_entropy_delta, Supervised) {
     u32 row = warp_row();
     if (row >= op.rows) return;
     u64 at = (u64)row * op.outputs;
-    const float* p = arena + op.prediction + at;
-    const float* y = arena + op.target + at;
-    Softmax parts = softmax_parts(p, op.outputs);
-    float mass = row_sum(y, op.outputs);
-    for (u32 i = threadIdx.x % 32; i < op.outputs; i += 32) {
-        float q = expf(p[i] - parts.top) / parts.total;
-        arena[op.output + at + i] = op.scale * (q * mass - y[i]) * act_derivative(op.activation, p[i]);
-    }
+    cross_entropy_delta_row(arena + op.prediction + at, arena + op.target + at, arena + op.output + at, op.outputs, op.scale,
+                            op.activation);
 }
 
 KERNEL(cross_entropy_curvature, Supervised) {
     u32 row = warp_row();
     if (row >= op.rows) return;
     u64 at = (u64)row * op.outputs;
-    const float* p = arena + op.prediction + at;
-    const float* e = arena + op.e + at;
-    Softmax parts = softmax_parts(p, op.outputs);
-    float mass = row_sum(arena + op.target + at, op.outputs);
-    float inner = 0.0f;
-    for (u32 i = threadIdx.x % 32; i < op.outputs; i += 32) inner += expf(p[i] - parts.top) / parts.total * e[i];
-    inner = warp_sum(inner);
-    for (u32 i = threadIdx.x % 32; i < op.outputs; i += 32) {
-        float q = expf(p[i] - parts.top) / parts.total;
-        float z = op.scale * mass * q * (e[i] - inner) * act_derivative(op.activation, p[i]);
-        float* out = arena + op.output + at + i;
-        *out = op.begun ? *out + z : z;
-    }
+    cross_entropy_curvature_row(arena + op.prediction + at, arena + op.target + at, arena + op.e + at, arena + op.output + at,
+                                op.outputs, op.scale, op.activation, op.begun);
 }
 
 // The mean loss of each task; a block a task.
@@ -115,24 +67,8 @@ KERNEL(supervised_loss, Supervised) {
     SHARED(Partials, partials);
     u32 rows = op.rows / op.tasks;
     u64 first = (u64)blockIdx.x * rows * op.outputs;
-    const float* p = arena + op.prediction + first;
-    const float* y = arena + op.target + first;
-    double sum = 0.0;
-    if (op.loss == CROSS_ENTROPY) {
-        for (u32 row = threadIdx.x / 32; row < rows; row += WARPS) {
-            u64 at = (u64)row * op.outputs;
-            Softmax parts = softmax_parts(p + at, op.outputs);
-            float log = parts.top + logf(parts.total);
-            for (u32 i = threadIdx.x % 32; i < op.outputs; i += 32) sum += y[at + i] * (log - p[at + i]);
-        }
-    } else {
-        for (u64 i = threadIdx.x; i < (u64)rows * op.outputs; i += THREADS) {
-            sum += op.loss == MSE ? (p[i] - y[i]) * (p[i] - y[i]) : softplus(p[i]) - y[i] * p[i];
-        }
-    }
-    sum = block_sum(partials, sum);
-    double count = op.loss == CROSS_ENTROPY ? (double)rows : (double)rows * op.outputs;
-    if (threadIdx.x == 0) arena[op.output + blockIdx.x] = (float)(sum / count);
+    double mean = task_mean(partials, op.loss, arena + op.prediction + first, arena + op.target + first, rows, op.outputs);
+    if (threadIdx.x == 0) arena[op.output + blockIdx.x] = (float)mean;
 }
 
 struct Adversarial {

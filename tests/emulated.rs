@@ -90,11 +90,15 @@ impl Driver for Refusing {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.driver.read(memory, offset, to)
     }
+    fn shared_bytes(&self) -> usize {
+        self.driver.shared_bytes()
+    }
     unsafe fn launch(
         &self,
         memory: &EmulatedMemory,
         kernel: Kernel,
         grid: [u32; 3],
+        shared: u32,
         arguments: *const c_void,
     ) -> Result<(), String> {
         self.calls.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +107,7 @@ impl Driver for Refusing {
             return Err("CUDA_ERROR_LAUNCH_FAILED (unspecified launch failure)".into());
         }
         // SAFETY: the caller's promise.
-        unsafe { self.driver.launch(memory, kernel, grid, arguments) }
+        unsafe { self.driver.launch(memory, kernel, grid, shared, arguments) }
     }
 }
 

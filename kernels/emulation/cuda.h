@@ -63,6 +63,8 @@ T shuffle_xor(T value, unsigned mask, const char* file, int line) {
 
 #define SHARED(Type, name) Type& name = *static_cast<Type*>(emulation::shared_memory(sizeof(Type)))
 
+#define SHARED_NUMBERS(name, count) float* name = static_cast<float*>(emulation::shared_memory((count) * sizeof(float)))
+
 // The kernel, and the entry the emulated driver calls.
 #define KERNEL(name, Arguments)                                                                                       \
     static void name##_kernel(float* arena, const Arguments& op);                                                     \

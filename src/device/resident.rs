@@ -68,9 +68,14 @@ pub struct Resident<'a, T> {
 }
 
 impl<T: Scalar> Resident<'_, T> {
-    /// Bytes that one task takes.
+    /// Bytes that one task takes, with rows of weights that are padded to an odd length.
     pub fn task_bytes(&self) -> usize {
-        Places::new(self).len * size_of::<T>()
+        Places::new(self, self.padded_parameters()).len * size_of::<T>()
+    }
+
+    /// Numbers of a copy of the parameters whose weights' rows are padded so.
+    pub(super) fn padded_parameters(&self) -> usize {
+        self.mlp.widths().windows(2).map(|pair| pair[1] * ((pair[0] | 1) + 1)).sum()
     }
 
     /// Flop of one task's products with a layer's weights, and of the weights' gradients.
@@ -158,14 +163,17 @@ pub(super) fn before(mlp: &Mlp, level: usize) -> usize {
 /// Where everything lies in one task's memory, in numbers.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Places {
-    weights: usize,
-    weight_slots: usize,
-    velocities: usize,
-    velocity_slots: usize,
-    parameters: usize,
-    support: Pass,
-    slots: usize,
-    slot: usize,
+    /// Copies of the parameters, and of what the steps subtract before the rate; of each, slots that the steps take turns in.
+    pub weights: usize,
+    pub weight_slots: usize,
+    pub velocities: usize,
+    pub velocity_slots: usize,
+    /// Numbers of a copy.
+    pub parameters: usize,
+    /// The first step's rows; how many slots there are for the steps', and numbers of each, half of them deltas.
+    pub support: Pass,
+    pub slots: usize,
+    pub slot: usize,
     /// The query's rows.
     pub query: Pass,
     /// The cotangents of dL/da from level 1 on, and of z, layer by layer.
@@ -179,9 +187,9 @@ pub(super) struct Places {
 }
 
 impl Places {
-    pub fn new<T: Scalar>(op: &Resident<'_, T>) -> Self {
-        let mlp = op.mlp;
-        let (parameters, all) = (mlp.parameter_count(), before(mlp, mlp.layers() + 1));
+    /// A copy of the parameters takes `parameters` numbers.
+    pub fn new<T: Scalar>(op: &Resident<'_, T>, parameters: usize) -> Self {
+        let (mlp, all) = (op.mlp, before(op.mlp, op.mlp.layers() + 1));
         let exact = op.is_exact();
         let slots = if exact { op.steps.max(1) } else { 1 };
         let weight_slots = if exact { op.steps + 1 } else { 1 };

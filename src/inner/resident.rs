@@ -24,6 +24,9 @@ pub struct ResidentForm<T> {
     host: Cell<Vec<T>>,
 }
 
+/// Layers at most: a kernel's arguments hold their widths.
+pub(crate) const LAYERS: usize = 16;
+
 const NOTHING: Region = Region { offset: 0, rows: 0, width: 0 };
 
 /// The operation as far as the network's shape goes: what it costs, and what it takes.
@@ -76,6 +79,10 @@ pub fn check<T: Scalar>(specs: &[NetworkSpec], inner: &InnerConfig, nearby: &Nea
         let expected = "another form (or auto): the resident one does supervised losses after gradient descent on whole \
                         support sets";
         return Err(Error::invalid("strategy", format!("resident with {what}"), expected));
+    }
+    if spec.layers() > LAYERS {
+        let expected = format!("at most {LAYERS} layers, or another form (or auto)");
+        return Err(Error::invalid("strategy", format!("resident with {} layers", spec.layers()), expected));
     }
     let bytes = outline::<T>(spec).task_bytes();
     if bytes > nearby.bytes {

@@ -1,4 +1,4 @@
-//! Both forms give the same numbers, on any number of threads.
+//! All forms give the same numbers, on any number of threads.
 
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
@@ -10,7 +10,7 @@ use proptest::prelude::{ProptestConfig, TestCaseError, any, prop_assert, prop_as
 
 use crate::problems::{ALL, Kind, Outcome, Problem, VIDEO, distance, supervised, video};
 
-/// Both agree in everything, to `tolerance`.
+/// Two agree in everything, to `tolerance`.
 fn hold(got: &Outcome, want: &Outcome, tolerance: f64) -> Result<(), TestCaseError> {
     let near = |what: &str, got: &[f64], want: &[f64]| {
         let error = distance(got, want);
@@ -44,6 +44,13 @@ fn check(problem: &Problem) -> Result<(), TestCaseError> {
         let dual = problem.solve(Strategy::Dual, 1);
         hold(&dual, &materialised, 1e-10)?;
         hold(&problem.solve(Strategy::Dual, 3), &dual, 1e-12)?;
+    }
+    if problem.forms().contains(&Strategy::Resident) {
+        let resident = problem.solve(Strategy::Resident, 1);
+        hold(&resident, &materialised, 1e-10)?;
+        for threads in [2, 3] {
+            prop_assert_eq!(&problem.solve(Strategy::Resident, threads), &resident, "{} threads", threads);
+        }
     }
     // The trace's end is the meta-step's query loss.
     let last = materialised.trace_losses.last().unwrap();
@@ -93,6 +100,55 @@ fn large_networks_agree() {
         seed: 0,
     };
     check(&problem).unwrap();
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 48, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// More tasks than a vector has lanes, and what the resident form has.
+    #[test]
+    fn groups_of_tasks_agree(
+        problem in supervised(20, 4, false, &[RateKind::PerLayerPerStep, RateKind::PerParameter]),
+        tasks in 1..40usize,
+    ) {
+        let mut problem = problem.with_tasks(tasks);
+        problem.inner_mut().minibatch = None;
+        problem.inner_mut().multi_step = false;
+        check(&problem)?;
+    }
+}
+
+/// What there is no resident form of is refused by name, and the planner takes another.
+#[test]
+fn what_has_no_resident_form_is_refused() {
+    let mlp = Mlp::new(&[2, 3, 2], &[Activation::Tanh, Activation::Linear]).unwrap();
+    let sgd = InnerConfig { rates: RateKind::Shared, ..InnerConfig::new(Algorithm::Maml, 2) };
+    let build = |mlp: &Mlp, inner: &InnerConfig, strategy: Option<Strategy>| {
+        let phi = MetaOptimizer::uniform(inner.rates, mlp, inner.steps, 0.1).unwrap();
+        let inner = InnerConfig { strategy, ..inner.clone() };
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+        let device = innerloop::device::cpu::CpuDevice::new(1).unwrap();
+        let shape = Shape { tasks: 16, shots: 3, queries: 2 };
+        MetaLearner::<f32, _, _>::new(device, config, shape, vec![phi]).map(|l| l.strategy()).map_err(|e| e.to_string())
+    };
+    for (inner, reason) in [
+        (InnerConfig { minibatch: Some(2), ..sgd.clone() }, "minibatches"),
+        (InnerConfig { multi_step: true, ..sgd.clone() }, "a multi-step loss"),
+        (InnerConfig { optimizer: InnerOptimizer::ADAM, ..sgd.clone() }, "Adam"),
+        (InnerConfig { rates: RateKind::RowColumn, ..sgd.clone() }, "transforms rows"),
+    ] {
+        let message = build(&mlp, &inner, Some(Strategy::Resident)).unwrap_err();
+        assert!(message.starts_with("strategy: resident with") && message.contains(reason), "{message}");
+        assert_ne!(build(&mlp, &inner, None), Ok(Strategy::Resident), "{reason}");
+    }
+    let large = Mlp::new(&[300, 1000, 2], &[Activation::Tanh, Activation::Linear]).unwrap();
+    let message = build(&large, &sgd, Some(Strategy::Resident)).unwrap_err();
+    assert!(message.contains("bytes a task") && message.contains("at most"), "{message}");
+    assert_ne!(build(&large, &sgd, None), Ok(Strategy::Resident));
+    assert_eq!(build(&mlp, &sgd, Some(Strategy::Resident)), Ok(Strategy::Resident));
+    let sinusoids = Mlp::new(&[1, 40, 40, 1], &[Activation::Relu, Activation::Relu, Activation::Linear]).unwrap();
+    let five = InnerConfig { steps: 5, ..sgd };
+    assert_eq!(build(&sinusoids, &five, None), Ok(Strategy::Resident));
 }
 
 #[test]

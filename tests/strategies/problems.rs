@@ -33,7 +33,7 @@ pub enum Kind {
 }
 
 /// What a learner answers; every list has one entry a network, or one a task.
-#[derive(Debug)]
+#[derive(Debug, PartialEq)]
 pub struct Outcome {
     pub losses: Losses<f64>,
     pub gradient: Vec<Vec<f64>>,
@@ -84,11 +84,24 @@ impl Problem {
         self
     }
 
+    /// The same configuration with so many tasks, whose rows are drawn anew.
+    pub fn with_tasks(self, tasks: usize) -> Self {
+        let Self { kind, shape, seed, .. } = self;
+        problem(kind, Shape { tasks, ..shape }, seed)
+    }
+
     /// The forms that exist for it.
     pub fn forms(&self) -> &'static [Form] {
-        let full_rank = self.inner().rates == RateKind::PerParameter
-            || matches!(self.inner().optimizer, InnerOptimizer::Adam { .. });
-        if full_rank { &[Form::Materialised] } else { &[Form::Dual, Form::Materialised] }
+        let inner = self.inner();
+        let adam = matches!(inner.optimizer, InnerOptimizer::Adam { .. });
+        let resident = matches!(self.kind, Kind::Supervised(_))
+            && !(adam || inner.rates.transforms_rows() || inner.minibatch.is_some() || inner.multi_step);
+        match (adam || inner.rates == RateKind::PerParameter, resident) {
+            (false, false) => &[Form::Dual, Form::Materialised],
+            (false, true) => &[Form::Dual, Form::Materialised, Form::Resident],
+            (true, false) => &[Form::Materialised],
+            (true, true) => &[Form::Materialised, Form::Resident],
+        }
     }
 
     pub fn networks(&self) -> Vec<Mlp> {

@@ -18,7 +18,7 @@ pub(super) const TASK_BYTES: usize = 1 << 20;
 pub(super) fn resident<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &Resident<'_, T>) {
     let (reads, writes) = op.access();
     let base = arena.shared(&reads, &writes);
-    let places = Places::new(op);
+    let places = Places::new(op, op.mlp.parameter_count());
     assert!(op.task_bytes() <= TASK_BYTES, "{places:?}");
     let groups = op.tasks.div_ceil(T::LANES);
     device.run(groups, |group| {
@@ -156,7 +156,12 @@ impl<T: Scalar> Group<'_, T> {
     /// The shared parameters, to every task.
     fn spread(&self) {
         let to = self.at(self.places.weights(0), self.op.mlp.parameter_count());
-        to.chunks_mut(T::LANES).zip(self.shared()).for_each(|(to, from)| to.fill(*from));
+        let shared = self.shared();
+        pulp::Arch::new().dispatch(|| {
+            for (to, from) in to.chunks_exact_mut(T::LANES).zip(shared) {
+                to.iter_mut().for_each(|to| *to = *from);
+            }
+        });
     }
 
     fn rates(&self) -> &[T] {
@@ -271,7 +276,7 @@ impl<T: Scalar> Group<'_, T> {
             if from != to {
                 self.part(to, index).copy_from_slice(self.part(from, index));
             }
-            self.subtract(index, step, self.part(velocity, index), self.part(to, index));
+            self.subtract(index, step, T::ONE, self.part(velocity, index), self.part(to, index));
         }
         if from != to && op.first_moving > 0 {
             let still = self.moving().start;
@@ -295,17 +300,22 @@ impl<T: Scalar> Group<'_, T> {
         });
     }
 
-    /// `to -= rate * from`, of a layer.
-    fn subtract(&self, layer: usize, step: usize, from: &[T], to: &mut [T]) {
+    /// `to = share * to - rate * from`, of a layer; without a share, whatever lies there.
+    fn subtract(&self, layer: usize, step: usize, share: T, from: &[T], to: &mut [T]) {
         pulp::Arch::new().dispatch(|| {
+            let pairs = to.iter_mut().zip(from);
             if self.op.per_parameter {
                 let rates = &self.rates()[self.layers(layer)];
-                for ((to, from), rate) in to.chunks_mut(T::LANES).zip(from.chunks(T::LANES)).zip(rates) {
-                    to.iter_mut().zip(from).for_each(|(to, from)| *to -= *rate * *from);
+                for (i, (to, from)) in pairs.enumerate() {
+                    let kept = if share == T::ZERO { T::ZERO } else { share * *to };
+                    *to = kept - rates[i / T::LANES] * *from;
                 }
-            } else {
-                let rate = self.rate(layer, step);
-                to.iter_mut().zip(from).for_each(|(to, from)| *to -= rate * *from);
+                return;
+            }
+            let rate = self.rate(layer, step);
+            match share == T::ZERO {
+                true => pairs.for_each(|(to, from)| *to = -(rate * *from)),
+                false => pairs.for_each(|(to, from)| *to = share * *to - rate * *from),
             }
         });
     }
@@ -348,12 +358,8 @@ impl<T: Scalar> Group<'_, T> {
             self.rate_gradient(layer, step);
             let (cotangent, direction) =
                 (self.part(self.places.cotangent, layer), self.part(self.places.direction, layer));
-            if op.momentum == T::ZERO || step + 1 == op.steps {
-                direction.fill(T::ZERO);
-            } else {
-                pulp::Arch::new().dispatch(|| direction.iter_mut().for_each(|d| *d = op.momentum * *d));
-            }
-            self.subtract(layer, step, cotangent, direction);
+            let momentum = if step + 1 == op.steps { T::ZERO } else { op.momentum };
+            self.subtract(layer, step, momentum, cotangent, direction);
             if op.decay != T::ZERO {
                 pulp::Arch::new()
                     .dispatch(|| cotangent.iter_mut().zip(direction).for_each(|(c, d)| *c += op.decay * *d));
@@ -489,12 +495,15 @@ impl<T: Scalar> Group<'_, T> {
         // SAFETY: a declared region; each group writes its own row.
         let sums = unsafe { self.base.slice_mut(to.offset, to.len()) };
         pulp::Arch::new().dispatch(|| {
-            for (sum, vector) in sums.iter_mut().zip(vectors.chunks_mut(T::LANES)) {
-                vector[self.tasks..].fill(T::ZERO);
+            for (sum, vector) in sums.iter_mut().zip(vectors.chunks_exact_mut(T::LANES)) {
+                for (i, value) in vector.iter_mut().enumerate() {
+                    *value = if i < self.tasks { *value } else { T::ZERO };
+                }
                 let mut half = T::LANES / 2;
                 while half > 0 {
-                    let (low, high) = vector.split_at_mut(half);
-                    low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
+                    for i in 0..half {
+                        vector[i] += vector[half + i];
+                    }
                     half /= 2;
                 }
                 *sum = vector[0];

@@ -39,7 +39,10 @@ pub trait Driver: Clone + Send + Sync {
     /// driver can. Several calls before one launch add up.
     fn keep_to(_memory: &Self::Memory, _regions: impl Iterator<Item = (usize, usize)>) {}
 
-    /// Starts a kernel over `memory`.
+    /// Bytes of shared memory that a block can have.
+    fn shared_bytes(&self) -> usize;
+
+    /// Starts a kernel over `memory`, with so many bytes of shared memory for its blocks beside what it declares.
     ///
     /// # Safety
     /// `arguments` points to the kernel's argument structure, which keeps to `memory`; nothing else uses what the kernel
@@ -52,6 +55,7 @@ pub trait Driver: Clone + Send + Sync {
         memory: &Self::Memory,
         kernel: Kernel,
         grid: [u32; 3],
+        shared: u32,
         arguments: *const c_void,
     ) -> Result<(), String>;
 }
@@ -140,4 +144,5 @@ kernels! {
     PixelDelta pixel_delta emulate_pixel_delta,
     PixelCurvature pixel_curvature emulate_pixel_curvature,
     PixelLoss pixel_loss emulate_pixel_loss,
+    Resident resident emulate_resident,
 }

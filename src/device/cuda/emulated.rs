@@ -125,11 +125,17 @@ impl Driver for EmulatedDriver {
         Ok(())
     }
 
+    /// An H100's.
+    fn shared_bytes(&self) -> usize {
+        227 << 10
+    }
+
     unsafe fn launch(
         &self,
         memory: &EmulatedMemory,
         kernel: Kernel,
         grid: [u32; 3],
+        _shared: u32,
         arguments: *const c_void,
     ) -> Result<(), String> {
         #[cfg(sanitize_emulation)]

@@ -1,11 +1,14 @@
 use std::ffi::{CString, c_void};
 use std::sync::Arc;
 
-use cudarc::driver::sys::{self, CUfunction, CUmodule};
+use cudarc::driver::sys::{self, CUdevice_attribute_enum, CUfunction, CUfunction_attribute_enum, CUmodule};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 
 use super::driver::{Driver, Kernel, THREADS};
 use crate::{Error, Result};
+
+/// Bytes of shared memory left to what a kernel declares.
+const RESERVED: i32 = 1 << 10;
 
 /// All kernels, for every architecture they were compiled for.
 static FATBIN: &Aligned<[u8]> = &Aligned(*include_bytes!(env!("INNERLOOP_FATBIN")));
@@ -28,6 +31,8 @@ struct Module {
     /// In the order of [`Kernel::ALL`].
     functions: Vec<CUfunction>,
     name: String,
+    /// Bytes of shared memory that a block can have.
+    shared: i32,
 }
 
 // SAFETY: handles of the driver, which may be used from any thread that has bound the context.
@@ -90,12 +95,19 @@ impl GpuDriver {
             |e| Error::invalid(name.as_str(), format!("the kernels cannot be loaded: {}", words(e)), expected);
         // SAFETY: the image is a whole fatbin, aligned, and lives as long as the program.
         let module = unsafe { result::module::load_data(FATBIN.0.as_ptr().cast()) }.map_err(unloaded)?;
-        let mut loaded = Module { context: context.clone(), module, functions: Vec::new(), name: name.clone() };
+        let most = CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
+        let shared = context.attribute(most).map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
+        let mut loaded = Module { context: context.clone(), module, functions: Vec::new(), name: name.clone(), shared };
         for kernel in Kernel::ALL {
             let symbol = CString::new(kernel.name()).unwrap_or_default();
             // SAFETY: the module was just loaded.
             loaded.functions.push(unsafe { result::module::get_function(module, symbol) }.map_err(unloaded)?);
         }
+        // What it declares itself counts too.
+        let dynamic = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+        let whole = loaded.functions[Kernel::Resident as usize];
+        // SAFETY: a function of the module that was just loaded.
+        unsafe { result::function::set_function_attribute(whole, dynamic, shared - RESERVED) }.map_err(unloaded)?;
         let stream = context.new_stream().map_err(|e| refused("no stream", e, "a GPU that is free"))?;
         Ok(Self { stream, module: Arc::new(loaded) })
     }
@@ -145,11 +157,16 @@ impl Driver for GpuDriver {
         self.stream.synchronize().map_err(words)
     }
 
+    fn shared_bytes(&self) -> usize {
+        (self.module.shared - RESERVED).max(0) as usize
+    }
+
     unsafe fn launch(
         &self,
         memory: &CudaSlice<f32>,
         kernel: Kernel,
         grid: [u32; 3],
+        shared: u32,
         arguments: *const c_void,
     ) -> Result<(), String> {
         let function = self.module.functions[kernel as usize];
@@ -158,7 +175,7 @@ impl Driver for GpuDriver {
         let (grid, block) = ((grid[0], grid[1], grid[2]), (THREADS, 1, 1));
         self.module.context.bind_to_thread().map_err(words)?;
         // SAFETY: the caller's promise; the driver copies the parameters before it returns.
-        unsafe { result::launch_kernel(function, grid, block, 0, self.stream.cu_stream(), &mut parameters) }
+        unsafe { result::launch_kernel(function, grid, block, shared, self.stream.cu_stream(), &mut parameters) }
             .map_err(words)
     }
 }

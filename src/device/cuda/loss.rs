@@ -85,6 +85,15 @@ fn or_nowhere(region: Option<Region>) -> u64 {
     region.map_or(NOWHERE, |region| wide(region.offset))
 }
 
+/// The loss as kernels take it: `Loss` in `kernels/loss.cuh`.
+pub(super) fn loss_code(loss: Loss) -> u32 {
+    match loss {
+        Loss::Mse => 0,
+        Loss::BceWithLogits => 1,
+        Loss::CrossEntropy => 2,
+    }
+}
+
 impl Supervised {
     fn new(op: &SupervisedLoss) -> Self {
         let rows = op.prediction.rows / op.tasks;
@@ -97,11 +106,7 @@ impl Supervised {
             rows: narrow(op.prediction.rows),
             outputs: narrow(op.prediction.width),
             tasks: narrow(op.tasks),
-            loss: match op.loss {
-                Loss::Mse => 0,
-                Loss::BceWithLogits => 1,
-                Loss::CrossEntropy => 2,
-            },
+            loss: loss_code(op.loss),
             activation: activation_code(op.activation),
             begun: 0,
             scale: (1.0 / count as f64) as f32,

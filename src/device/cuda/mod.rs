@@ -21,6 +21,7 @@ mod low_rank;
 mod optimizer;
 mod outer_product;
 mod reduction;
+mod resident;
 mod tensor;
 
 use std::fmt;
@@ -36,8 +37,8 @@ use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, MatrixPrecision,
-    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature,
-    SupervisedLoss,
+    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate,
+    SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -123,6 +124,19 @@ impl<D: Driver> CudaDevice<D> {
         arguments: &A,
         shapes: fmt::Arguments<'_>,
     ) {
+        self.launch_with(arena, kernel, grid, 0, arguments, shapes);
+    }
+
+    /// The same, with so many bytes of shared memory for each block beside what the kernel declares.
+    fn launch_with<A: Arguments>(
+        &self,
+        arena: &CudaArena<D>,
+        kernel: Kernel,
+        grid: [usize; 3],
+        shared: u32,
+        arguments: &A,
+        shapes: fmt::Arguments<'_>,
+    ) {
         assert!(A::KERNELS.contains(&kernel), "{kernel:?} takes other arguments");
         if grid.contains(&0) {
             return;
@@ -137,7 +151,7 @@ impl<D: Driver> CudaDevice<D> {
             let grid = grid.map(|n| n as u32);
             // SAFETY: the structure is the kernel's (`Arguments`), the regions were checked, and work on a device is
             // carried out in order.
-            unsafe { self.driver.launch(&arena.memory, kernel, grid, std::ptr::from_ref(arguments).cast()) }
+            unsafe { self.driver.launch(&arena.memory, kernel, grid, shared, std::ptr::from_ref(arguments).cast()) }
         });
     }
 }
@@ -336,6 +350,17 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     }
     fn pixel_curvature(&self, arena: &mut CudaArena<D>, operation: &PixelCurvature<f32>) {
         loss::pixel_curvature(self, arena, operation);
+    }
+
+    fn resident(&self, arena: &mut CudaArena<D>, operation: &Resident<'_, f32>) {
+        resident::resident(self, arena, operation);
+    }
+    fn resident_bytes(&self) -> usize {
+        self.driver.shared_bytes()
+    }
+    /// One: a block has a task.
+    fn resident_tasks(&self) -> usize {
+        1
     }
 
     fn squared_norm(&self, arena: &CudaArena<D>, region: Region) -> f64 {

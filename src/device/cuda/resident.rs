@@ -1,0 +1,144 @@
+//! Whole inner loops of small networks: a block a task, everything of the task in shared memory.
+
+use super::driver::{Driver, Kernel};
+use super::loss::loss_code;
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, wide};
+use crate::device::resident::{Pass, Places};
+use crate::device::{Region, Resident as Operation, ResidentGradient};
+use crate::inner::LAYERS;
+
+#[repr(C)]
+struct ResidentPass {
+    rows: u32,
+    inputs: u32,
+    targets: u32,
+    values: u32,
+    deltas: u32,
+}
+
+impl From<Pass> for ResidentPass {
+    fn from(pass: Pass) -> Self {
+        let Pass { rows, inputs, targets, values, deltas } = pass;
+        Self {
+            rows: narrow(rows),
+            inputs: narrow(inputs),
+            targets: narrow(targets),
+            values: narrow(values),
+            deltas: narrow(deltas),
+        }
+    }
+}
+
+#[repr(C)]
+struct Resident {
+    parameters: u64,
+    rates: u64,
+    support_x: u64,
+    support_y: u64,
+    query_x: u64,
+    query_y: u64,
+    task_loss: u64,
+    gradients: u64,
+    rate_gradients: u64,
+    adapted: u64,
+    trace_loss: u64,
+    trace_output: u64,
+    weights: u32,
+    weight_slots: u32,
+    velocities: u32,
+    velocity_slots: u32,
+    padded: u32,
+    slots: u32,
+    slot: u32,
+    support: ResidentPass,
+    query: ResidentPass,
+    e: u32,
+    z: u32,
+    cotangent: u32,
+    direction: u32,
+    length: u32,
+    tasks: u32,
+    steps: u32,
+    layers: u32,
+    first_moving: u32,
+    loss: u32,
+    per_parameter: u32,
+    goes_back: u32,
+    exact: u32,
+    reverses: u32,
+    displacement: u32,
+    momentum: f32,
+    decay: f32,
+    widths: [u32; LAYERS + 1],
+    activations: [u32; LAYERS],
+    unused: u32,
+}
+
+super::arguments! {
+    Resident, 368 => Resident;
+}
+
+/// See [`Operation`].
+pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &Operation<'_, f32>) {
+    let (reads, writes) = op.access();
+    arena.check(&reads, &writes);
+    let places = Places::new(op, op.padded_parameters());
+    let place = |region: Option<Region>| region.map_or(NOWHERE, |region| wide(region.offset));
+    let (mut widths, mut activations) = ([0; LAYERS + 1], [0; LAYERS]);
+    widths.iter_mut().zip(op.mlp.widths()).for_each(|(to, width)| *to = narrow(*width));
+    activations.iter_mut().zip(op.mlp.activations()).for_each(|(to, act)| *to = activation_code(*act));
+    let call = Resident {
+        parameters: wide(op.parameters.offset),
+        rates: wide(op.rates.offset),
+        support_x: wide(op.support[0].offset),
+        support_y: wide(op.support[1].offset),
+        query_x: wide(op.query[0].offset),
+        query_y: wide(op.query[1].offset),
+        task_loss: place(op.task_loss),
+        gradients: place(op.gradient.map(|[_, room]| room)),
+        rate_gradients: place(op.rate_gradient.map(|[_, room]| room)),
+        adapted: place(op.adapted),
+        trace_loss: place(op.trace.map(|[losses, _]| losses)),
+        trace_output: place(op.trace.map(|[_, outputs]| outputs)),
+        weights: narrow(places.weights),
+        weight_slots: narrow(places.weight_slots),
+        velocities: narrow(places.velocities),
+        velocity_slots: narrow(places.velocity_slots),
+        padded: narrow(places.parameters),
+        slots: narrow(places.slots),
+        slot: narrow(places.slot),
+        support: places.step(0).into(),
+        query: places.query.into(),
+        e: narrow(places.e),
+        z: narrow(places.z),
+        cotangent: narrow(places.cotangent),
+        direction: narrow(places.direction),
+        length: narrow(places.len),
+        tasks: narrow(op.tasks),
+        steps: narrow(op.steps),
+        layers: narrow(op.mlp.layers()),
+        first_moving: narrow(op.first_moving),
+        loss: loss_code(op.loss),
+        per_parameter: op.per_parameter.into(),
+        goes_back: op.goes_back().into(),
+        exact: op.is_exact().into(),
+        reverses: op.reverses_steps().into(),
+        displacement: (op.kind == ResidentGradient::Displacement).into(),
+        momentum: op.momentum,
+        decay: op.decay,
+        widths,
+        activations,
+        unused: 0,
+    };
+    let bytes = narrow(places.len * size_of::<f32>());
+    let Operation { tasks, steps, shots, queries, .. } = op;
+    let shapes = format_args!("{tasks} tasks, {steps} steps, {shots} and {queries} rows, {bytes} bytes each");
+    device.launch_with(arena, Kernel::Resident, [op.tasks, 1, 1], bytes, &call, shapes);
+    let displacement = op.kind == ResidentGradient::Displacement;
+    if let Some([to, from]) = op.gradient {
+        array::sum_rows(device, arena, from, if displacement { -op.scale } else { op.scale }, to, false);
+    }
+    if let Some([to, from]) = op.rate_gradient.filter(|_| op.goes_back()) {
+        array::sum_rows(device, arena, from, -op.scale, to, false);
+    }
+}
