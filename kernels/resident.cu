@@ -92,6 +92,7 @@ __device__ inline void small_product(const float* room, u32 m, u32 n, ResidentTe
             u32 left[ROWS];
 #pragma unroll
             for (int i = 0; i < ROWS; ++i) left[i] = term.left.at(min(row + i, m - 1), 0);
+#pragma unroll 1
             for (u32 d = 0; d < term.depth; ++d) {
                 float factor = room[right + d * term.right.row];
 #pragma unroll

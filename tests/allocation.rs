@@ -139,6 +139,15 @@ fn lanes_of_small_networks() {
     for (what, inner) in variants() {
         supervised(&format!("sinusoids, {what}"), &mlp, &inner);
     }
+    for algorithm in [Algorithm::Maml, Algorithm::FirstOrderMaml, Algorithm::Reptile] {
+        let inner = InnerConfig {
+            strategy: Some(Strategy::Resident),
+            optimizer: InnerOptimizer::Sgd { momentum: 0.5 },
+            learn_rates: true,
+            ..InnerConfig::new(algorithm, 3)
+        };
+        supervised(&format!("sinusoids, resident {algorithm}"), &mlp, &inner);
+    }
     let meta_sgd = InnerConfig {
         rates: RateKind::PerParameter,
         learn_rates: true,

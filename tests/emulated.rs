@@ -152,8 +152,12 @@ fn every_kernel_is_named() {
         for (strategy, precision) in [
             (Strategy::Dual, MatrixPrecision::F32),
             (Strategy::Materialised, MatrixPrecision::F32),
+            (Strategy::Resident, MatrixPrecision::F32),
             (Strategy::Dual, MatrixPrecision::Bf16),
         ] {
+            if strategy == Strategy::Resident && !device::golden::has_resident_form(&path) {
+                continue;
+            }
             if strategy == Strategy::Dual && !device::golden::has_dual_form(&path) {
                 continue;
             }
@@ -263,11 +267,12 @@ fn meta_steps_allocate_nothing() {
         (InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Dual),
         (InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Materialised),
         (InnerOptimizer::ADAM, Strategy::Materialised),
+        (InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Resident),
     ] {
         let inner = InnerConfig {
             optimizer,
             strategy: Some(strategy),
-            minibatch: Some(3),
+            minibatch: (strategy != Strategy::Resident).then_some(3),
             learn_rates: true,
             ..InnerConfig::new(Algorithm::Maml, 2)
         };

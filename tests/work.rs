@@ -5,9 +5,10 @@ use innerloop::device::{
     Adam, AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss,
     ArenaPlan, ColumnScale, ColumnScaleAdjoint, Corrections, Device, Direction, Explained, Gate, Gram, GramInner,
     GramView, InnerUpdate, Linear, LinearBackward, LinearForward, LowRank, OuterProduct, OuterStep, OuterTerm,
-    PixelCurvature, PixelLoss, Rate, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
+    PixelCurvature, PixelLoss, Rate, Region, Resident, ResidentGradient, ReverseAdam, ReverseUpdate,
+    SupervisedCurvature, SupervisedLoss, Term,
 };
-use innerloop::model::Activation;
+use innerloop::model::{Activation, Mlp};
 use innerloop::objective::{FrameShape, Loss};
 
 const TASKS: usize = 2;
@@ -329,6 +330,46 @@ fn losses() {
     s.counts("pixel_loss", [0, 0, 4 * 48 + 4], |d, a| d.pixel_loss(a, &at));
     let operation = PixelCurvature { at, e_cotangent: e, z_cotangent: z, accumulate: false };
     s.counts("pixel_curvature", [0, 0, 4 * 48], |d, a| d.pixel_curvature(a, &operation));
+}
+
+#[test]
+fn whole_inner_loops() {
+    let mut s = Scene::new();
+    let mlp = Mlp::new(&[4, 5, 2], &[TANH, LINEAR]).unwrap();
+    let mut rows = || [4, 2].map(|width| s.blocks(1, width));
+    let (support, query) = (rows(), rows());
+    let operation = Resident {
+        mlp: &mlp,
+        loss: Loss::Mse,
+        tasks: TASKS,
+        shots: ROWS,
+        queries: ROWS,
+        steps: 2,
+        first_moving: 0,
+        kind: ResidentGradient::Exact,
+        momentum: 0.0,
+        decay: 0.0,
+        parameters: s.take(1, 37),
+        rates: s.take(2, 2),
+        per_parameter: false,
+        support,
+        query,
+        scale: 0.5,
+        task_loss: Some(s.take(1, TASKS)),
+        gradient: Some([s.take(1, 37), s.take(TASKS, 37)]),
+        rate_gradient: None,
+        adapted: None,
+        trace: None,
+    };
+    // Of the lower layer's 20 weights, in each step: forwards and the step itself, back up and to the cotangent; in the query,
+    // forwards and to the cotangent. Of the upper layer's 10 also: the deltas below; up through both the weights and the
+    // direction, down through both, and to the cotangent twice.
+    let (lower, upper) = (2 * 20 * (2 * ROWS * 4 + ROWS * 2), 2 * 10 * (2 * ROWS * 9 + ROWS * 3));
+    let elements = 37 + 4 + 2 * TASKS * ROWS * 6 + TASKS + 37;
+    s.counts("resident", [TASKS * (lower + upper), 0, elements], |d, a| d.resident(a, &operation));
+    let first_order = Resident { kind: ResidentGradient::FirstOrder, ..operation };
+    let (lower, upper) = (2 * 20 * (2 * ROWS * 2 + ROWS * 2), 2 * 10 * (2 * ROWS * 3 + ROWS * 3));
+    s.counts("resident", [TASKS * (lower + upper), 0, elements], |d, a| d.resident(a, &first_order));
 }
 
 #[test]

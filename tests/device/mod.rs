@@ -14,6 +14,7 @@ pub mod inner_adam;
 pub mod learning;
 pub mod losses;
 pub mod products;
+pub mod resident;
 pub mod run;
 pub mod scene;
 
@@ -61,6 +62,7 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("adam_update", inner_adam::adam_update::<D>),
         ("adam_rate_gradient", inner_adam::adam_rate_gradient::<D>),
         ("reverse_adam", inner_adam::reverse_adam::<D>),
+        ("resident", resident::resident::<D>),
         ("supervised_loss", losses::supervised_loss::<D>),
         ("supervised_curvature", losses::supervised_curvature::<D>),
         ("adversarial", losses::adversarial::<D>),
@@ -72,6 +74,7 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("outer_step", arrays::outer_step::<D>),
         ("golden_problems_dual", learning::golden_dual::<D>),
         ("golden_problems_materialised", learning::golden_materialised::<D>),
+        ("golden_problems_resident", learning::golden_resident::<D>),
         ("golden_problems_explained", learning::golden_explained::<D>),
         ("supervised_training", learning::supervised_training::<D>),
         ("video_training", learning::video_training::<D>),

@@ -95,6 +95,7 @@ impl Problem {
         let inner = self.inner();
         let adam = matches!(inner.optimizer, InnerOptimizer::Adam { .. });
         let resident = matches!(self.kind, Kind::Supervised(_))
+            && self.networks()[0].parameter_count() < 10_000
             && !(adam || inner.rates.transforms_rows() || inner.minibatch.is_some() || inner.multi_step);
         match (adam || inner.rates == RateKind::PerParameter, resident) {
             (false, false) => &[Form::Dual, Form::Materialised],

@@ -1,0 +1,83 @@
+//! Whole inner loops as one operation.
+
+use innerloop::device::{Device, Resident, ResidentGradient};
+use innerloop::model::{Activation, Mlp};
+use innerloop::objective::Loss;
+
+use super::Make;
+use super::scene::{Scene, compare};
+
+use Activation::{LeakyRelu, Linear, Relu, Sigmoid, Tanh};
+use ResidentGradient::{Displacement, Exact, FirstOrder};
+
+/// An inner loop: widths and activations, the loss, what the gradient is of, the first layer that moves, momentum and decay, and
+/// whether each parameter has a rate.
+type Case<'a> = (&'a [usize], &'a [Activation], Loss, ResidentGradient, usize, [f64; 2], bool);
+
+const CASES: &[Case<'_>] = &[
+    (&[1, 1], &[Linear], Loss::Mse, Exact, 0, [0.0, 0.0], false),
+    (&[3, 33, 2], &[Tanh, Linear], Loss::Mse, Exact, 0, [0.0, 0.0], false),
+    (&[2, 8, 7, 3], &[Relu, Sigmoid, Tanh], Loss::BceWithLogits, Exact, 0, [0.5, 0.1], true),
+    (&[4, 5, 40], &[LeakyRelu, Linear], Loss::CrossEntropy, Exact, 0, [0.3, 0.0], false),
+    (&[3, 9, 6, 2], &[Tanh, Tanh, Sigmoid], Loss::CrossEntropy, Exact, 2, [0.0, 0.1], false),
+    (&[2, 17, 1], &[Tanh, Linear], Loss::Mse, FirstOrder, 0, [0.4, 0.2], false),
+    (&[2, 6, 2], &[Relu, Linear], Loss::Mse, FirstOrder, 1, [0.0, 0.0], true),
+    (&[5, 12, 3], &[Sigmoid, Linear], Loss::BceWithLogits, Displacement, 0, [0.4, 0.2], false),
+];
+
+pub fn resident<D: Device<f32>>(make: Make<'_, D>) {
+    let mut case = 1500;
+    for &(widths, activations, loss, kind, first_moving, [momentum, decay], per_parameter) in CASES {
+        let mlp = &Mlp::new(widths, activations).unwrap();
+        for (tasks, shots, queries, steps) in [(1, 5, 3, 3), (3, 1, 9, 2), (2, 4, 4, 0)] {
+            case += 1;
+            let scene = &mut Scene::new(case);
+            let count = mlp.parameter_count();
+            let parameters = scene.between(1, count, -0.4, 0.4);
+            let each = if per_parameter { count } else { steps * mlp.layers() };
+            let rates = scene.between(1, each, 0.02, 0.3);
+            let mut rows = |rows: usize| {
+                let inputs = scene.random(tasks * rows, mlp.inputs());
+                [inputs, scene.between(tasks * rows, mlp.outputs(), 0.01, 1.0)]
+            };
+            let (support, query) = (rows(shots), rows(queries));
+            // The room for the sums holds what the device likes, but of one task.
+            let sums = tasks == 1;
+            let mut summed = |count: usize| sums.then(|| [(); 2].map(|()| scene.written(1, count)));
+            let gradient = summed(count);
+            let rate_gradient = if kind == Displacement { None } else { summed(each) };
+            let task_loss = Some(scene.written(1, tasks));
+            let adapted = Some(scene.written(tasks, count));
+            let trace = (!sums).then(|| {
+                let losses = scene.written(steps + 1, tasks);
+                [losses, scene.written((steps + 1) * tasks * queries, mlp.outputs())]
+            });
+            compare!(scene, make, format!("case {case}"), |device, arena, T| {
+                let operation = Resident {
+                    mlp,
+                    loss,
+                    tasks,
+                    shots,
+                    queries,
+                    steps,
+                    first_moving,
+                    kind,
+                    momentum: momentum as T,
+                    decay: decay as T,
+                    parameters,
+                    rates,
+                    per_parameter,
+                    support,
+                    query,
+                    scale: 0.5 as T,
+                    task_loss,
+                    gradient,
+                    rate_gradient,
+                    adapted,
+                    trace,
+                };
+                device.resident(arena, &operation);
+            });
+        }
+    }
+}
