@@ -42,14 +42,14 @@ fn inner(steps: usize, form: Strategy) -> InnerConfig {
     InnerConfig { strategy: Some(form), ..InnerConfig::new(Algorithm::Maml, steps) }
 }
 
-fn supervised(c: &mut Criterion, name: &str, mlp: &Mlp, shape: Shape, steps: &[usize]) {
+fn supervised(c: &mut Criterion, name: &str, mlp: &Mlp, shape: Shape, steps: &[usize], forms: &[Strategy]) {
     let mut group = c.benchmark_group(name);
     let rows = |count: usize, width: usize| numbers(shape.tasks * count * width);
     let (support_x, support_y) = (rows(shape.shots, mlp.inputs()), rows(shape.shots, mlp.outputs()));
     let (query_x, query_y) = (rows(shape.queries, mlp.inputs()), rows(shape.queries, mlp.outputs()));
     let rows = SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
     for &steps in steps {
-        for form in [Strategy::Dual, Strategy::Materialised] {
+        for &form in forms {
             let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner: inner(steps, form) };
             let mut learner = learner(config, shape, steps, std::slice::from_ref(mlp));
             let mut rng = ChaCha8Rng::seed_from_u64(2);
@@ -63,9 +63,23 @@ fn supervised(c: &mut Criterion, name: &str, mlp: &Mlp, shape: Shape, steps: &[u
 fn meta_steps(c: &mut Criterion) {
     use Activation::{LeakyRelu, Linear, Relu, Tanh};
     let seed = Mlp::new(&[128, 256, 512, 4096], &[Relu, Relu, Tanh]).unwrap();
-    supervised(c, "seed network, 16 tasks", &seed, Shape { tasks: 16, shots: 5, queries: 5 }, &[1]);
+    supervised(
+        c,
+        "seed network, 16 tasks",
+        &seed,
+        Shape { tasks: 16, shots: 5, queries: 5 },
+        &[1],
+        &Strategy::ALL[..2],
+    );
     let sinusoid = Mlp::new(&[1, 40, 40, 1], &[Relu, Relu, Linear]).unwrap();
-    supervised(c, "sinusoid, 25 tasks", &sinusoid, Shape { tasks: 25, shots: 10, queries: 10 }, &[1, 5]);
+    supervised(
+        c,
+        "sinusoid, 25 tasks",
+        &sinusoid,
+        Shape { tasks: 25, shots: 10, queries: 10 },
+        &[1, 5],
+        &Strategy::ALL,
+    );
 
     let (shape, steps) = (Shape { tasks: 16, shots: 5, queries: 5 }, 1);
     let generator = Mlp::new(&[272, 256, 512, 2048], &[Relu, Relu, Tanh]).unwrap();

@@ -16,6 +16,8 @@ pub struct Cost {
     pub per_task_elements: f64,
     /// Flop of the resident form, all of whose operands stay near the processor.
     pub resident: f64,
+    /// Elements of parameters that the resident form reads and writes there.
+    pub resident_elements: f64,
 }
 
 impl Cost {
@@ -25,13 +27,19 @@ impl Cost {
     }
 
     /// The estimate the planner compares, in units of one flop of a large shared product:
-    /// `shared + 5 low_rank + 1.3 per_task + 8 per_task_elements + 1.3 resident`.
+    /// `shared + 5 low_rank + 1.3 per_task + 8 per_task_elements + 0.4 resident + 5 resident_elements`.
     ///
     /// The factors are measured on CPUs (`innerloop bench`, over networks from 1-40-40-1 to 128-256-512-4096): corrections reach
     /// about a fifth of the rate of a large product, a task's own products three quarters, and a weight that is streamed from
-    /// the caches costs as much time as about 8 flop. From memory it is several times that, where the choice is clear anyway.
+    /// the caches costs as much time as about 8 flop. From memory it is several times that, where the choice is clear anyway. The resident form's
+    /// are fitted to times of networks from 1-8-1 to 196-64-32-5, in `benches/results/2026-11-25-resident.md`.
     pub fn estimate(&self) -> f64 {
-        self.shared + 5.0 * self.low_rank + 1.3 * self.per_task + 8.0 * self.per_task_elements + 1.3 * self.resident
+        self.shared
+            + 5.0 * self.low_rank
+            + 1.3 * self.per_task
+            + 8.0 * self.per_task_elements
+            + 0.4 * self.resident
+            + 5.0 * self.resident_elements
     }
 }
 
@@ -44,6 +52,7 @@ impl std::ops::Add for Cost {
             per_task: self.per_task + other.per_task,
             per_task_elements: self.per_task_elements + other.per_task_elements,
             resident: self.resident + other.resident,
+            resident_elements: self.resident_elements + other.resident_elements,
         }
     }
 }
@@ -92,7 +101,7 @@ fn rows(spec: &NetworkSpec, slot: Slot) -> f64 {
     (spec.tasks * spec.rows(slot)) as f64
 }
 
-/// What a phi that transforms rows costs, in either form.
+/// What a phi that transforms rows costs, in the forms that have one.
 fn transform(spec: &NetworkSpec) -> Cost {
     let RateKind::Network { rank } = spec.rates else { return Cost::default() };
     let rows = spec.steps as f64 * rows(spec, Slot::Step(0)) * spec.forward_blocks as f64;
@@ -177,5 +186,11 @@ pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
 /// The resident form's cost.
 pub(super) fn resident(spec: &NetworkSpec) -> Cost {
     let flop = (0..spec.layers()).map(|layer| super::resident::outline::<f32>(spec).layer_flop(layer)).sum::<usize>();
-    Cost { resident: (spec.tasks * flop) as f64, ..Cost::default() }
+    // Each product reads the weights or writes a gradient of them; beside the steps', as often again as one step's.
+    let streams = if spec.second_order { 12 * (spec.steps + 1) } else { 5 * spec.steps + 12 };
+    Cost {
+        resident: (spec.tasks * flop) as f64,
+        resident_elements: (spec.tasks * spec.mlp.parameter_count() * streams) as f64,
+        ..Cost::default()
+    }
 }

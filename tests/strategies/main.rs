@@ -1,4 +1,4 @@
-//! The inner loop's two forms against each other, against finite differences and against what the algorithms say, on
+//! The inner loop's forms against each other, against finite differences and against what the algorithms say, on
 //! random problems.
 
 mod agreement;

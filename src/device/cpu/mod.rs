@@ -23,6 +23,7 @@ mod panels;
 mod pixel;
 mod product;
 mod resident;
+mod resident_adjoint;
 mod scratch;
 mod supervised;
 mod transpose;

@@ -2,11 +2,11 @@
 //! the first step to the last of the way back.
 
 use super::lanes::{Grid, Product, Term, multiply};
-use super::lanes_loss::{LanesLoss, MOST};
+use super::lanes_loss::LanesLoss;
 use super::matrix::with_activation;
 use super::scratch::scratch;
 use super::{Base, CpuArena, CpuDevice};
-use crate::device::resident::{Pass, Places, before};
+use crate::device::resident::{Pass, Places};
 use crate::device::{Region, Resident, ResidentGradient};
 use crate::model::Activation;
 use crate::scalar::Scalar;
@@ -50,14 +50,14 @@ pub(super) fn resident<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, o
 
 /// The tasks of one vector. Places and lengths are in vectors; where there are fewer tasks, the rest of each vector computes
 /// something, which is not read.
-struct Group<'a, T> {
-    op: &'a Resident<'a, T>,
-    base: Base<T>,
-    places: Places,
+pub(super) struct Group<'a, T> {
+    pub op: &'a Resident<'a, T>,
+    pub base: Base<T>,
+    pub places: Places,
     room: *mut T,
-    index: usize,
+    pub index: usize,
     first: usize,
-    tasks: usize,
+    pub tasks: usize,
 }
 
 /// The vector of ones; the places follow it.
@@ -65,11 +65,11 @@ const ONES: usize = 0;
 
 /// The matrix of a layer's weights, that of its biases as rows, and where they begin.
 #[derive(Clone, Copy)]
-struct Layer {
-    weight: Grid,
-    bias: usize,
-    inputs: usize,
-    outputs: usize,
+pub(super) struct Layer {
+    pub weight: Grid,
+    pub bias: usize,
+    pub inputs: usize,
+    pub outputs: usize,
 }
 
 impl<T: Scalar> Group<'_, T> {
@@ -78,6 +78,9 @@ impl<T: Scalar> Group<'_, T> {
         self.load(op.support, &self.places.step(0));
         self.load(op.query, &self.places.query);
         self.spread();
+        if let Some(sums) = self.rate_sums() {
+            sums.fill(T::ZERO);
+        }
         for step in 0..op.steps {
             self.trace(step);
             let pass = self.places.step(step);
@@ -109,24 +112,24 @@ impl<T: Scalar> Group<'_, T> {
 
     /// Vectors from place `start` on.
     #[allow(clippy::mut_from_ref)]
-    fn at(&self, start: usize, count: usize) -> &mut [T] {
+    pub fn at(&self, start: usize, count: usize) -> &mut [T] {
         debug_assert!(start + count <= self.places.len);
         // SAFETY: inside the room, which is this group's own; what is borrowed at once does not overlap.
         unsafe { std::slice::from_raw_parts_mut(self.room.add((1 + start) * T::LANES), count * T::LANES) }
     }
 
-    fn multiply(&self, shape: (usize, usize), terms: &[Term], scale: T, onto: Option<Grid>, out: Grid) {
+    pub fn multiply(&self, shape: (usize, usize), terms: &[Term], scale: T, onto: Option<Grid>, out: Grid) {
         // SAFETY: the grids are made of this group's places.
         unsafe { multiply(self.room, Product { shape, terms, scale, onto, out }) };
     }
 
     /// A row-major matrix at a place.
-    fn grid(place: usize, width: usize) -> Grid {
+    pub fn grid(place: usize, width: usize) -> Grid {
         Grid::rows(1 + place, width)
     }
 
     /// A layer of parameters at a place.
-    fn layer(&self, parameters: usize, layer: usize) -> Layer {
+    pub fn layer(&self, parameters: usize, layer: usize) -> Layer {
         let mlp = self.op.mlp;
         let (inputs, outputs) = (mlp.widths()[layer], mlp.widths()[layer + 1]);
         let weight = Self::grid(parameters + mlp.weight_range(layer).start, inputs);
@@ -148,7 +151,7 @@ impl<T: Scalar> Group<'_, T> {
     }
 
     /// The shared parameters.
-    fn shared(&self) -> &[T] {
+    pub fn shared(&self) -> &[T] {
         // SAFETY: a declared region that is only read.
         unsafe { self.base.slice(self.op.parameters.offset, self.op.parameters.len()) }
     }
@@ -173,15 +176,15 @@ impl<T: Scalar> Group<'_, T> {
         self.rates()[step * self.op.mlp.layers() + layer]
     }
 
-    fn level(&self, pass: &Pass, level: usize) -> &mut [T] {
+    pub fn level(&self, pass: &Pass, level: usize) -> &mut [T] {
         self.at(pass.level(self.op.mlp, level), pass.rows * self.op.mlp.widths()[level])
     }
 
-    fn output(&self, pass: &Pass) -> &[T] {
+    pub fn output(&self, pass: &Pass) -> &[T] {
         self.level(pass, self.op.mlp.layers())
     }
 
-    fn targets(&self, pass: &Pass) -> &[T] {
+    pub fn targets(&self, pass: &Pass) -> &[T] {
         self.at(pass.targets, pass.rows * self.op.mlp.outputs())
     }
 
@@ -190,7 +193,7 @@ impl<T: Scalar> Group<'_, T> {
         self.at(pass.delta(mlp, mlp.layers() - 1), pass.rows * mlp.outputs())
     }
 
-    fn loss(&self, pass: &Pass) -> LanesLoss {
+    pub fn loss(&self, pass: &Pass) -> LanesLoss {
         let mlp = self.op.mlp;
         let activation = mlp.activations()[mlp.layers() - 1];
         LanesLoss { loss: self.op.loss, activation, rows: pass.rows, outputs: mlp.outputs() }
@@ -225,7 +228,7 @@ impl<T: Scalar> Group<'_, T> {
     }
 
     /// `out = onto + scale * (sum over the pairs of p^T q)`, a weight; its bias with ones for the first q.
-    fn gradient(&self, pass: &Pass, pairs: &[(usize, usize)], scale: T, onto: Option<Layer>, out: Layer) {
+    pub fn gradient(&self, pass: &Pass, pairs: &[(usize, usize)], scale: T, onto: Option<Layer>, out: Layer) {
         let term = |&(p, q): &(usize, usize)| Term {
             left: Self::grid(p, out.outputs).transposed(),
             right: Self::grid(q, out.inputs),
@@ -245,12 +248,12 @@ impl<T: Scalar> Group<'_, T> {
         self.op.mlp.weight_range(self.op.first_moving).start..self.op.mlp.parameter_count()
     }
 
-    fn layers(&self, index: usize) -> std::ops::Range<usize> {
+    pub fn layers(&self, index: usize) -> std::ops::Range<usize> {
         self.op.mlp.weight_range(index).start..self.op.mlp.bias_range(index).end
     }
 
     /// The layer's part of parameters at a place.
-    fn part(&self, place: usize, layer: usize) -> &mut [T] {
+    pub fn part(&self, place: usize, layer: usize) -> &mut [T] {
         let range = self.layers(layer);
         self.at(place + range.start, range.len())
     }
@@ -301,7 +304,7 @@ impl<T: Scalar> Group<'_, T> {
     }
 
     /// `to = share * to - rate * from`, of a layer; without a share, whatever lies there.
-    fn subtract(&self, layer: usize, step: usize, share: T, from: &[T], to: &mut [T]) {
+    pub fn subtract(&self, layer: usize, step: usize, share: T, from: &[T], to: &mut [T]) {
         pulp::Arch::new().dispatch(|| {
             let pairs = to.iter_mut().zip(from);
             if self.op.per_parameter {
@@ -338,123 +341,6 @@ impl<T: Scalar> Group<'_, T> {
         for index in 0..op.mlp.layers() {
             let rows = [(pass.delta(op.mlp, index), pass.level(op.mlp, index))];
             self.gradient(&pass, &rows, T::ONE, None, self.layer(self.places.cotangent, index));
-        }
-    }
-
-    /// How far the steps moved the parameters.
-    fn displacement(&self) {
-        let count = self.op.mlp.parameter_count();
-        let moved = self.at(self.places.cotangent, count);
-        let adapted = self.at(self.places.weights(self.op.steps), count);
-        for ((moved, adapted), shared) in moved.chunks_mut(T::LANES).zip(adapted.chunks(T::LANES)).zip(self.shared()) {
-            moved.iter_mut().zip(adapted).for_each(|(moved, adapted)| *moved = *adapted - *shared);
-        }
-    }
-
-    /// From the cotangent of the weights after a step to that of its gradient, and to the gradient of the rates.
-    fn reverse(&self, step: usize) {
-        let op = self.op;
-        for layer in op.first_moving..op.mlp.layers() {
-            self.rate_gradient(layer, step);
-            let (cotangent, direction) =
-                (self.part(self.places.cotangent, layer), self.part(self.places.direction, layer));
-            let momentum = if step + 1 == op.steps { T::ZERO } else { op.momentum };
-            self.subtract(layer, step, momentum, cotangent, direction);
-            if op.decay != T::ZERO {
-                pulp::Arch::new()
-                    .dispatch(|| cotangent.iter_mut().zip(direction).for_each(|(c, d)| *c += op.decay * *d));
-            }
-        }
-    }
-
-    /// `<cotangent, v>` of a layer, summed over the group's tasks.
-    fn rate_gradient(&self, layer: usize, step: usize) {
-        let (op, range) = (self.op, self.layers(layer));
-        let (Some([_, sums]), Some(velocity)) = (op.rate_gradient, self.places.velocity(step)) else { return };
-        let sums = sums.elements(self.index * sums.width, sums.width);
-        // SAFETY: a declared region; each group writes its own row.
-        let sums = unsafe { self.base.slice_mut(sums.offset, sums.len()) };
-        let products = self.part(self.places.cotangent, layer).chunks(T::LANES);
-        let products = products.zip(self.part(velocity, layer).chunks(T::LANES));
-        let first = step + 1 == op.steps;
-        pulp::Arch::new().dispatch(|| {
-            let mut total = [0.0; MOST];
-            for (i, (cotangent, velocity)) in products.enumerate() {
-                let mut inner = [0.0; MOST];
-                for ((inner, c), v) in inner.iter_mut().zip(cotangent).zip(velocity) {
-                    *inner = c.to_f64() * v.to_f64();
-                }
-                if op.per_parameter {
-                    let inner = T::from_f64(inner[..self.tasks].iter().sum());
-                    let sum = &mut sums[range.start + i];
-                    *sum = if first { inner } else { *sum + inner };
-                }
-                total.iter_mut().zip(inner).for_each(|(total, inner)| *total += inner);
-            }
-            if !op.per_parameter {
-                sums[step * op.mlp.layers() + layer] = T::from_f64(total[..self.tasks].iter().sum());
-            }
-        });
-    }
-
-    /// The cotangent of the weights before a step, from that of its gradient (dual form, section "The adjoint form").
-    fn adjoint(&self, step: usize) {
-        let (op, pass) = (self.op, self.places.step(step));
-        let (mlp, places) = (op.mlp, &self.places);
-        let (layers, rows) = (mlp.layers(), pass.rows);
-        let e = |level: usize| places.e + rows * before(mlp, level);
-        let z = |layer: usize| places.z + rows * before(mlp, layer + 1);
-        let curved = |layer: usize| layer >= op.first_moving && mlp.activations()[layer].is_curved();
-        for index in op.first_moving..layers {
-            let (layer, direction) = (self.layer(places.weights(step), index), self.layer(places.direction, index));
-            let Layer { inputs, outputs, .. } = layer;
-            let up = |place, layer: Layer| Term {
-                left: Self::grid(place, inputs),
-                right: layer.weight.transposed(),
-                depth: inputs,
-            };
-            let terms = [up(pass.level(mlp, index), direction), up(if index > 0 { e(index) } else { 0 }, layer)];
-            let count = if index > op.first_moving { 2 } else { 1 };
-            let bias = Grid::one_row(1 + direction.bias);
-            self.multiply((rows, outputs), &terms[..count], T::ONE, Some(bias), Self::grid(e(index + 1), outputs));
-            let e = self.at(e(index + 1), rows * outputs);
-            let values = self.level(&pass, index + 1);
-            if curved(index) {
-                let delta = self.at(pass.delta(mlp, index), rows * outputs);
-                bend(mlp.activations()[index], values, [e, delta], self.at(z(index), rows * outputs));
-            }
-            gate(mlp.activations()[index], values, e);
-        }
-        let outputs = rows * mlp.outputs();
-        let top = self.at(z(layers - 1), outputs);
-        if !curved(layers - 1) {
-            top.fill(T::ZERO);
-        }
-        self.loss(&pass).curvature(self.output(&pass), self.targets(&pass), self.at(e(layers), outputs), top);
-        for index in (0..layers).rev() {
-            let cotangent = self.layer(places.cotangent, index);
-            let pairs =
-                [(z(index), pass.level(mlp, index)), (pass.delta(mlp, index), if index > 0 { e(index) } else { 0 })];
-            let count = if index > op.first_moving { 2 } else { 1 };
-            self.gradient(&pass, &pairs[..count], T::ONE, Some(cotangent), cotangent);
-            if index == 0 {
-                break;
-            }
-            let (layer, direction) = (self.layer(places.weights(step), index), self.layer(places.direction, index));
-            let Layer { inputs, outputs, .. } = layer;
-            let down =
-                |place, layer: Layer| Term { left: Self::grid(place, outputs), right: layer.weight, depth: outputs };
-            let terms = [down(z(index), layer), down(pass.delta(mlp, index), direction)];
-            let count = if index >= op.first_moving { 2 } else { 1 };
-            // The gate is of this part alone: what is there already is added to it afterwards. e is done with.
-            let begun = curved(index - 1);
-            let out = if begun { e(index) } else { z(index - 1) };
-            self.multiply((rows, inputs), &terms[..count], T::ONE, None, Self::grid(out, inputs));
-            let part = self.at(out, rows * inputs);
-            gate(mlp.activations()[index - 1], self.level(&pass, index), part);
-            if begun {
-                self.at(z(index - 1), rows * inputs).iter_mut().zip(part).for_each(|(z, part)| *z += *part);
-            }
         }
     }
 
@@ -519,17 +405,8 @@ fn activate<T: Scalar>(activation: Activation, values: &mut [T]) {
 }
 
 /// Multiplies by the derivative where the values are these.
-fn gate<T: Scalar>(activation: Activation, values: &[T], out: &mut [T]) {
+pub(super) fn gate<T: Scalar>(activation: Activation, values: &[T], out: &mut [T]) {
     pulp::Arch::new().dispatch(|| {
         with_activation!(activation, ACT => out.iter_mut().zip(values).for_each(|(o, v)| *o = *o * ACT.derivative(*v)));
-    });
-}
-
-/// `z = g delta act'' / act'`.
-fn bend<T: Scalar>(activation: Activation, values: &[T], [g, delta]: [&[T]; 2], z: &mut [T]) {
-    pulp::Arch::new().dispatch(|| {
-        with_activation!(activation, ACT => for (((z, g), d), v) in z.iter_mut().zip(g).zip(delta).zip(values) {
-            *z = *g * *d * ACT.curvature(*v);
-        });
     });
 }
