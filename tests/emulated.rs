@@ -8,7 +8,9 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedMemory, Kernel};
+use innerloop::device::cuda::{
+    CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, GraphWork, Kernel,
+};
 use innerloop::device::{
     ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, OuterProduct, OuterTerm, Region,
 };
@@ -55,23 +57,35 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// Refuses the launch of one kernel, and keeps count.
+/// Refuses one kernel, launched or in a graph, and keeps count.
 #[derive(Clone)]
 struct Refusing {
     driver: EmulatedDriver,
     kernel: Option<Kernel>,
     calls: Arc<AtomicUsize>,
+    graphs: Arc<AtomicUsize>,
+    changes: Arc<AtomicUsize>,
+    replays: Arc<AtomicUsize>,
     launched: Arc<Mutex<Vec<Kernel>>>,
 }
 
 impl Refusing {
     fn new(kernel: Option<Kernel>) -> Self {
-        Self { driver: EmulatedDriver::new(0), kernel, calls: Arc::default(), launched: Arc::default() }
+        Self {
+            driver: EmulatedDriver::new(0),
+            kernel,
+            calls: Arc::default(),
+            graphs: Arc::default(),
+            changes: Arc::default(),
+            replays: Arc::default(),
+            launched: Arc::default(),
+        }
     }
 }
 
 impl Driver for Refusing {
     type Memory = EmulatedMemory;
+    type Graph = EmulatedGraph;
 
     fn name(&self) -> String {
         "cuda:9".into()
@@ -104,6 +118,36 @@ impl Driver for Refusing {
         }
         // SAFETY: the caller's promise.
         unsafe { self.driver.launch(memory, kernel, grid, arguments) }
+    }
+    unsafe fn graph(&self, memory: &EmulatedMemory, steps: &[GraphStep<'_>]) -> Result<EmulatedGraph, String> {
+        self.graphs.fetch_add(1, Ordering::Relaxed);
+        if steps.iter().any(|s| matches!(s.work, GraphWork::Launch { kernel, .. } if Some(kernel) == self.kernel)) {
+            return Err("CUDA_ERROR_INVALID_VALUE (invalid argument)".into());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.graph(memory, steps) }
+    }
+    unsafe fn change(
+        &self,
+        memory: &EmulatedMemory,
+        graph: &mut EmulatedGraph,
+        index: usize,
+        step: &GraphStep<'_>,
+    ) -> Result<(), String> {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.change(memory, graph, index, step) }
+    }
+    fn staging<'g>(&self, graph: &'g mut EmulatedGraph) -> Result<&'g mut [f32], String> {
+        self.driver.staging(graph)
+    }
+    unsafe fn replay(&self, memory: &EmulatedMemory, graph: &mut EmulatedGraph) -> Result<(), String> {
+        self.replays.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.replay(memory, graph) }
+    }
+    fn results<'g>(&self, graph: &'g mut EmulatedGraph) -> Result<&'g [f32], String> {
+        self.driver.results(graph)
     }
 }
 
@@ -274,11 +318,12 @@ fn meta_steps_allocate_nothing() {
         learner.set_parameters(0, &Parameters::initialise(&mlp, &mut rng)).unwrap();
         let outer = OuterConfig { clip: Some(1.0), ..OuterConfig::adam(1e-4) };
         let mut before = 0;
-        for step in 0..3 {
+        // The first is carried out as it comes, the second is made a graph of, the third changes its arguments.
+        for step in 0..6 {
             learner.run(rows, &mut rng).unwrap();
             learner.update(&outer).unwrap();
             let count = ALLOCATIONS.get();
-            assert!(step == 0 || count == before, "{optimizer:?} {strategy}: {} in step {step}", count - before);
+            assert!(step < 3 || count == before, "{optimizer:?} {strategy}: {} in step {step}", count - before);
             before = ALLOCATIONS.get();
         }
     }

@@ -8,7 +8,8 @@ use super::work::{Counted, Work};
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
-    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature,
+    SupervisedLoss,
 };
 use crate::Result;
 use crate::scalar::Scalar;
@@ -92,6 +93,7 @@ macro_rules! pass_on {
 
 impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
     type Arena = D::Arena;
+    type Graph = Submitted<T>;
 
     fn free_bytes(&self) -> Option<u64> {
         self.inner.free_bytes()
@@ -170,6 +172,19 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
         pixel_loss(PixelLoss<T>);
         pixel_curvature(PixelCurvature<T>);
         outer_step(OuterStep);
+    }
+
+    fn submit(
+        &self,
+        arena: &mut Self::Arena,
+        graph: &mut Submitted<T>,
+        results: &[Region],
+        work: impl FnOnce(&Self, &mut Self::Arena),
+    ) {
+        graph.carry_out(self, arena, results, work);
+    }
+    fn results<'g>(&self, graph: &'g mut Submitted<T>) -> &'g [T] {
+        graph.results()
     }
 
     fn for_each_lane<L: Send>(&self, lanes: &mut [L], work: impl Fn(&Self, &mut L) + Sync) {

@@ -2,7 +2,7 @@ use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
 use super::layout::{LaidOut, check_memory};
-use super::objective::{LaneShape, Objective};
+use super::objective::{LaneShape, LossRegions, Objective};
 use super::{MetaOptimizer, RateKind};
 use crate::device::{Device, Region};
 use crate::inner::{Cost, LowRankChange, Rates, Strategy};
@@ -60,6 +60,8 @@ pub(super) struct Lane<T: Scalar, D: Device<T>, O: Objective> {
     pub(super) arena: D::Arena,
     pub(super) inner: O::Loop<T>,
     pub(super) indices: Vec<u32>,
+    /// The inner loop, kept to be replayed.
+    pub(super) graph: D::Graph,
 }
 
 /// Meta-learning of an objective on a device: holds the shared parameters, phi and the outer optimizer's state, and
@@ -153,7 +155,13 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let lanes = (lanes.into_iter())
             .map(|(shape, built, elements)| {
                 let rows = inner.minibatch.map_or(0, |rows| rows * inner.steps * shape.tasks.len());
-                Ok(Lane { shape, arena: device.arena(elements)?, inner: built, indices: vec![0; rows] })
+                Ok(Lane {
+                    shape,
+                    arena: device.arena(elements)?,
+                    inner: built,
+                    indices: vec![0; rows],
+                    graph: D::Graph::default(),
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         let rates: Vec<_> = match inner.rates {
@@ -340,8 +348,12 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         }
         let rates = &self.rates;
         self.device.for_each_lane(&mut self.lanes, |device, lane| {
-            let Lane { shape, arena, inner, indices } = lane;
-            O::run(inner, device, arena, rates, rows, shape, indices);
+            let Lane { shape, arena, inner, indices, graph } = lane;
+            let LossRegions { primary, secondary, .. } = O::losses(inner);
+            let results = [primary, secondary.unwrap_or(primary.rows(0, 0))];
+            device.submit(arena, graph, &results, |device, arena| {
+                O::run(inner, device, arena, rates, rows, shape, indices);
+            });
         });
         self.collect_losses();
         self.reduce_gradients();
@@ -362,13 +374,13 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     }
 
     fn collect_losses(&mut self) {
-        for lane in &self.lanes {
-            let regions = O::losses(&lane.inner);
+        for lane in &mut self.lanes {
             let tasks = lane.shape.tasks.clone();
-            self.device.download(&lane.arena, regions.primary, &mut self.losses.task[tasks.clone()]);
-            if let Some(region) = regions.secondary {
+            let (task, discriminator) = self.device.results(&mut lane.graph).split_at(tasks.len());
+            self.losses.task[tasks.clone()].copy_from_slice(task);
+            if !discriminator.is_empty() {
                 self.losses.discriminator.resize(self.shape.tasks, T::ZERO);
-                self.device.download(&lane.arena, region, &mut self.losses.discriminator[tasks]);
+                self.losses.discriminator[tasks].copy_from_slice(discriminator);
             }
         }
     }

@@ -36,7 +36,8 @@ use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
-    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature,
+    SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -162,6 +163,7 @@ impl<T: Scalar> Base<T> {
 
 impl<T: Scalar> Device<T> for CpuDevice {
     type Arena = CpuArena<T>;
+    type Graph = Submitted<T>;
 
     fn label(&self) -> String {
         format!("{} threads", self.threads())
@@ -280,6 +282,19 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
     fn outer_step(&self, arena: &mut Self::Arena, operation: &OuterStep) {
         elementwise::outer_step(self, arena, operation);
+    }
+
+    fn submit(
+        &self,
+        arena: &mut Self::Arena,
+        graph: &mut Submitted<T>,
+        results: &[Region],
+        work: impl FnOnce(&Self, &mut Self::Arena),
+    ) {
+        graph.carry_out(self, arena, results, work);
+    }
+    fn results<'g>(&self, graph: &'g mut Submitted<T>) -> &'g [T] {
+        graph.results()
     }
 
     fn for_each_lane<L: Send>(&self, lanes: &mut [L], work: impl Fn(&Self, &mut L) + Sync) {

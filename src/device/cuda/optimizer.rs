@@ -5,6 +5,7 @@ use super::{Arguments, CudaArena, CudaDevice, array, blocks_of, wide};
 use crate::device::OuterStep;
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Adam {
     parameters: u64,
     gradient: u64,

@@ -12,6 +12,7 @@ const SUMS: usize = 256;
 pub(super) const PARTIALS: usize = SUMS * size_of::<f64>() / size_of::<f32>();
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Dot {
     x: u64,
     y: u64,
@@ -24,6 +25,7 @@ struct Dot {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AddTotal {
     partials: u64,
     output: u64,
@@ -40,6 +42,7 @@ super::arguments! {
 /// See [`crate::device::Device::squared_norm`].
 pub(super) fn squared_norm<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, region: Region) -> f64 {
     arena.check(&[region], &[]);
+    assert!(arena.recording().is_none(), "submitted work must not wait for the device");
     let _alone = device.reduction.lock().unwrap_or_else(PoisonError::into_inner);
     let place = (region.offset, 0);
     let count = dot(device, arena, place, place, region.len(), 1);
