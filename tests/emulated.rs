@@ -1,16 +1,15 @@
 //! The CUDA kernels and their launchers, emulated on the CPU.
 
 mod device;
+mod graphs;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use innerloop::device::cuda::{
-    CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, GraphWork, Kernel,
-};
+use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, Kernel};
 use innerloop::device::{
     ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, OuterProduct, OuterTerm, Region,
 };
@@ -42,7 +41,11 @@ fn main() {
             })
         },
     ));
-    let own: [(&str, fn()); 4] = [
+    let own: [(&str, fn()); 8] = [
+        ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
+        ("graphs_replay_meta_steps", graphs::replay_meta_steps),
+        ("a_fault_stops_what_follows", graphs::a_fault_stops_what_follows),
+        ("refused_graphs_are_told", graphs::refused_graphs_are_told),
         ("tiles_fit_the_shape", tiles_fit_the_shape),
         ("failures_are_told", failures_are_told),
         ("every_kernel_is_named", every_kernel_is_named),
@@ -57,7 +60,7 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// Refuses one kernel, launched or in a graph, and keeps count.
+/// Refuses the launch of one kernel, or graphs, and keeps count.
 #[derive(Clone)]
 struct Refusing {
     driver: EmulatedDriver,
@@ -66,6 +69,7 @@ struct Refusing {
     graphs: Arc<AtomicUsize>,
     changes: Arc<AtomicUsize>,
     replays: Arc<AtomicUsize>,
+    refuses_graphs: Arc<AtomicBool>,
     launched: Arc<Mutex<Vec<Kernel>>>,
 }
 
@@ -78,6 +82,7 @@ impl Refusing {
             graphs: Arc::default(),
             changes: Arc::default(),
             replays: Arc::default(),
+            refuses_graphs: Arc::default(),
             launched: Arc::default(),
         }
     }
@@ -121,7 +126,7 @@ impl Driver for Refusing {
     }
     unsafe fn graph(&self, memory: &EmulatedMemory, steps: &[GraphStep<'_>]) -> Result<EmulatedGraph, String> {
         self.graphs.fetch_add(1, Ordering::Relaxed);
-        if steps.iter().any(|s| matches!(s.work, GraphWork::Launch { kernel, .. } if Some(kernel) == self.kernel)) {
+        if self.refuses_graphs.load(Ordering::Relaxed) {
             return Err("CUDA_ERROR_INVALID_VALUE (invalid argument)".into());
         }
         // SAFETY: the caller's promise.
@@ -179,7 +184,15 @@ fn failures_are_told() {
 fn every_kernel_is_named() {
     // What no single meta-step over all rows has a use for, and the discriminators of the problems, whose activations are
     // not curved.
-    let outside = [Kernel::Adam, Kernel::Copy, Kernel::Gather, Kernel::AddScaled, Kernel::AdjointGate];
+    let outside = [
+        Kernel::CheckGradient,
+        Kernel::Sgd,
+        Kernel::Adam,
+        Kernel::Copy,
+        Kernel::Gather,
+        Kernel::AddScaled,
+        Kernel::AdjointGate,
+    ];
     // Nor are the problems large enough for large tiles of tensor cores.
     let large = |kernel: &Kernel| {
         let name = kernel.name();

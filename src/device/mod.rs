@@ -15,6 +15,7 @@ pub mod cuda;
 mod explained;
 mod inner_adam;
 mod operation;
+mod outer;
 mod precision;
 mod region;
 mod selection;
@@ -26,9 +27,10 @@ pub use inner_adam::{Adam, AdamRateGradient, AdamUpdate, ReverseAdam};
 pub use operation::{
     AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale, ColumnScaleAdjoint,
     Corrections, Direction, Gate, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward,
-    LowRank, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature,
+    LowRank, OuterProduct, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature,
     SupervisedLoss, Term,
 };
+pub use outer::{CHECKED_GRADIENTS, FINDINGS, Finding, GradientCheck, OuterStep};
 pub use precision::MatrixPrecision;
 pub use region::{ArenaPlan, Region};
 pub use selection::DeviceKind;
@@ -133,12 +135,12 @@ pub trait Device<T: Scalar>: Sync {
     /// See [`PixelCurvature`].
     fn pixel_curvature(&self, arena: &mut Self::Arena, operation: &PixelCurvature<T>);
 
-    /// Sum of the squares of a region, in double precision, the same from run to run.
-    fn squared_norm(&self, arena: &Self::Arena, region: Region) -> f64;
+    /// See [`GradientCheck`].
+    fn gradient_check(&self, arena: &mut Self::Arena, operation: &GradientCheck);
     /// See [`OuterStep`].
     fn outer_step(&self, arena: &mut Self::Arena, operation: &OuterStep);
 
-    /// Carries out `work`, which neither downloads nor takes norms, and keeps `results` for [`Device::results`].
+    /// Carries out `work`, which downloads nothing, and keeps `results` for [`Device::results`].
     ///
     /// A device that can makes one graph of the work, which is launched as a whole the next time that the same work is
     /// submitted with `graph`; arguments and uploaded numbers may differ from time to time. `graph` belongs to `arena`.

@@ -16,6 +16,7 @@ mod low_rank;
 mod matrix;
 mod memory;
 mod multiply;
+mod outer;
 mod outer_product;
 mod panels;
 mod pixel;
@@ -35,9 +36,9 @@ use self::panels::PanelCache;
 use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
-    OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature,
-    SupervisedLoss,
+    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
+    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, Submitted,
+    SupervisedCurvature, SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -277,11 +278,11 @@ impl<T: Scalar> Device<T> for CpuDevice {
         pixel::curvature(self, arena, operation);
     }
 
-    fn squared_norm(&self, arena: &Self::Arena, region: Region) -> f64 {
-        elementwise::squared_norm(arena.slice(region))
+    fn gradient_check(&self, arena: &mut Self::Arena, operation: &GradientCheck) {
+        outer::gradient_check(arena, operation);
     }
     fn outer_step(&self, arena: &mut Self::Arena, operation: &OuterStep) {
-        elementwise::outer_step(self, arena, operation);
+        outer::outer_step(self, arena, operation);
     }
 
     fn submit(

@@ -231,6 +231,8 @@ kernels! {
     ReverseAdam reverse_adam emulate_reverse_adam,
     Dot dot emulate_dot,
     AddTotal add_total emulate_add_total,
+    CheckGradient check_gradient emulate_check_gradient,
+    Sgd sgd emulate_sgd,
     Adam adam emulate_adam,
     Fill fill emulate_fill,
     Copy copy emulate_copy,

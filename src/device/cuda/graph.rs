@@ -79,15 +79,15 @@ impl Record {
         let [pieces, regions] = self.begin(index);
         self.steps.truncate(index);
         self.pieces.truncate(pieces);
-        self.of.regions.truncate(regions);
+        self.regions.truncate(regions);
     }
 
     fn push(&mut self, work: GraphWork, arguments: &[u8], regions: &[(usize, usize)]) {
         let first = self.pieces.len();
         self.pieces.resize(first + arguments.len().div_ceil(size_of::<ArgumentPiece>()), ArgumentPiece::zeroed());
         bytemuck::cast_slice_mut(&mut self.pieces[first..])[..arguments.len()].copy_from_slice(arguments);
-        self.of.regions.extend_from_slice(regions);
-        self.steps.push(Step { work, pieces: self.pieces.len(), regions: self.of.regions.len() });
+        self.regions.extend_from_slice(regions);
+        self.steps.push(Step { work, pieces: self.pieces.len(), regions: self.regions.len() });
     }
 }
 

@@ -3,7 +3,7 @@
 //! [`CudaDevice`] is generic over a [`Driver`]: [`GpuDriver`] drives a real GPU (feature `cuda`), [`EmulatedDriver`] runs
 //! the same kernels on the CPU to test them and their launchers (feature `emulate`).
 //!
-//! Operations are asynchronous: only downloads, norms and [`Device::results`] wait. Work that is submitted again and again,
+//! Operations are asynchronous: only downloads and [`Device::results`] wait. Work that is submitted again and again,
 //! such as a meta-step, is one CUDA graph. An operation that fails is remembered, those that follow
 //! do nothing, and [`Device::check`] tells. Results are the same from run to run.
 
@@ -42,9 +42,9 @@ pub use graph::CudaGraph;
 use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, MatrixPrecision,
-    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature,
-    SupervisedLoss,
+    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
+    MatrixPrecision, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate,
+    SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -56,8 +56,6 @@ pub struct CudaDevice<D> {
     precision: MatrixPrecision,
     /// The first failure since the last [`Device::check`].
     failure: Arc<Mutex<Option<Error>>>,
-    /// Held while the partial sums behind an arena are in use through a shared reference.
-    reduction: Arc<Mutex<()>>,
 }
 
 /// Memory of a [`CudaDevice`]: the regions, and behind them room for partial sums.
@@ -90,7 +88,7 @@ impl CudaDevice<EmulatedDriver> {
 impl<D: Driver> CudaDevice<D> {
     /// A device over a driver.
     pub fn with_driver(driver: D) -> Self {
-        Self { driver, precision: MatrixPrecision::F32, failure: Arc::default(), reduction: Arc::default() }
+        Self { driver, precision: MatrixPrecision::F32, failure: Arc::default() }
     }
 
     /// The same device with large matrix products in another precision; [`MatrixPrecision::F32`] at first.
@@ -361,8 +359,8 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         loss::pixel_curvature(self, arena, operation);
     }
 
-    fn squared_norm(&self, arena: &CudaArena<D>, region: Region) -> f64 {
-        reduction::squared_norm(self, arena, region)
+    fn gradient_check(&self, arena: &mut CudaArena<D>, operation: &GradientCheck) {
+        optimizer::gradient_check(self, arena, operation);
     }
     fn outer_step(&self, arena: &mut CudaArena<D>, operation: &OuterStep) {
         optimizer::outer_step(self, arena, operation);
