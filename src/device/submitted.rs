@@ -24,7 +24,7 @@ impl<T: Scalar> Submitted<T> {
     ) {
         work(device, arena);
         self.make_room(results);
-        let mut to = &mut self.results[..];
+        let mut to = self.room();
         for region in results {
             let (part, rest) = to.split_at_mut(region.len());
             device.download(arena, *region, part);

@@ -215,7 +215,7 @@ fn diverged(error: Error, expected: &str, number: u64) {
 pub fn a_gradient_alone_diverges() {
     let mlp = Mlp::with_hidden(3, &[6], 2, Activation::LeakyRelu, Activation::Linear).unwrap();
     let config =
-        SupervisedConfig { mlp: mlp.clone(), loss: Loss::BceWithLogits, inner: InnerConfig::new(Algorithm::Maml, 1) };
+        SupervisedConfig { mlp: mlp.clone(), loss: Loss::BceWithLogits, inner: InnerConfig::new(Algorithm::Maml, 2) };
     let mut parameters = Parameters::zeros(&mlp);
     parameters.values_mut()[mlp.weight_range(0)].fill(1e-3);
     parameters.values_mut()[mlp.weight_range(1)].fill(10.0);
