@@ -18,6 +18,7 @@ mod memory;
 mod multiply;
 mod outer;
 mod outer_product;
+mod packed;
 mod panels;
 mod pixel;
 mod product;
