@@ -53,9 +53,9 @@ pub(super) unsafe fn multiply_sum<T: Scalar>(
                 };
                 for (first, values) in (0..).step_by(group).zip(left.chunks(group)) {
                     // Of fixed size, which is but two moves.
-                    match values.as_array::<6>() {
-                        Some(values) => lefts[first * depth + row * 6..][..6].copy_from_slice(values),
-                        None => lefts[first * depth + row * values.len()..][..values.len()].copy_from_slice(values),
+                    match <&[T; 6]>::try_from(values) {
+                        Ok(values) => lefts[first * depth + row * 6..][..6].copy_from_slice(values),
+                        Err(_) => lefts[first * depth + row * values.len()..][..values.len()].copy_from_slice(values),
                     }
                 }
                 for (first, values) in (0..).step_by(COLUMNS).zip(right.chunks(COLUMNS)) {
