@@ -1,14 +1,15 @@
 //! The CUDA kernels and their launchers, emulated on the CPU.
 
 mod device;
+mod graphs;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 use std::ffi::c_void;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedMemory, Kernel};
+use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, Kernel};
 use innerloop::device::{
     ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, OuterProduct, OuterTerm, Region,
 };
@@ -40,7 +41,11 @@ fn main() {
             })
         },
     ));
-    let own: [(&str, fn()); 4] = [
+    let own: [(&str, fn()); 8] = [
+        ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
+        ("graphs_replay_meta_steps", graphs::replay_meta_steps),
+        ("a_fault_stops_what_follows", graphs::a_fault_stops_what_follows),
+        ("refused_graphs_are_told", graphs::refused_graphs_are_told),
         ("tiles_fit_the_shape", tiles_fit_the_shape),
         ("failures_are_told", failures_are_told),
         ("every_kernel_is_named", every_kernel_is_named),
@@ -55,23 +60,37 @@ fn main() {
     libtest_mimic::run(&arguments, trials).exit();
 }
 
-/// Refuses the launch of one kernel, and keeps count.
+/// Refuses the launch of one kernel, or graphs, and keeps count.
 #[derive(Clone)]
 struct Refusing {
     driver: EmulatedDriver,
     kernel: Option<Kernel>,
     calls: Arc<AtomicUsize>,
+    graphs: Arc<AtomicUsize>,
+    changes: Arc<AtomicUsize>,
+    replays: Arc<AtomicUsize>,
+    refuses_graphs: Arc<AtomicBool>,
     launched: Arc<Mutex<Vec<Kernel>>>,
 }
 
 impl Refusing {
     fn new(kernel: Option<Kernel>) -> Self {
-        Self { driver: EmulatedDriver::new(0), kernel, calls: Arc::default(), launched: Arc::default() }
+        Self {
+            driver: EmulatedDriver::new(0),
+            kernel,
+            calls: Arc::default(),
+            graphs: Arc::default(),
+            changes: Arc::default(),
+            replays: Arc::default(),
+            refuses_graphs: Arc::default(),
+            launched: Arc::default(),
+        }
     }
 }
 
 impl Driver for Refusing {
     type Memory = EmulatedMemory;
+    type Graph = EmulatedGraph;
 
     fn name(&self) -> String {
         "cuda:9".into()
@@ -109,6 +128,36 @@ impl Driver for Refusing {
         // SAFETY: the caller's promise.
         unsafe { self.driver.launch(memory, kernel, grid, shared, arguments) }
     }
+    unsafe fn graph(&self, memory: &EmulatedMemory, steps: &[GraphStep<'_>]) -> Result<EmulatedGraph, String> {
+        self.graphs.fetch_add(1, Ordering::Relaxed);
+        if self.refuses_graphs.load(Ordering::Relaxed) {
+            return Err("CUDA_ERROR_INVALID_VALUE (invalid argument)".into());
+        }
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.graph(memory, steps) }
+    }
+    unsafe fn change(
+        &self,
+        memory: &EmulatedMemory,
+        graph: &mut EmulatedGraph,
+        index: usize,
+        step: &GraphStep<'_>,
+    ) -> Result<(), String> {
+        self.changes.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.change(memory, graph, index, step) }
+    }
+    fn staging<'g>(&self, graph: &'g mut EmulatedGraph) -> Result<&'g mut [f32], String> {
+        self.driver.staging(graph)
+    }
+    unsafe fn replay(&self, memory: &EmulatedMemory, graph: &mut EmulatedGraph) -> Result<(), String> {
+        self.replays.fetch_add(1, Ordering::Relaxed);
+        // SAFETY: the caller's promise.
+        unsafe { self.driver.replay(memory, graph) }
+    }
+    fn results<'g>(&self, graph: &'g mut EmulatedGraph) -> Result<&'g [f32], String> {
+        self.driver.results(graph)
+    }
 }
 
 /// The first failure names the device, the kernel, its grid and its shapes; nothing is tried after it until it was told.
@@ -139,7 +188,15 @@ fn failures_are_told() {
 fn every_kernel_is_named() {
     // What no single meta-step over all rows has a use for, and the discriminators of the problems, whose activations are
     // not curved.
-    let outside = [Kernel::Adam, Kernel::Copy, Kernel::Gather, Kernel::AddScaled, Kernel::AdjointGate];
+    let outside = [
+        Kernel::CheckGradient,
+        Kernel::Sgd,
+        Kernel::Adam,
+        Kernel::Copy,
+        Kernel::Gather,
+        Kernel::AddScaled,
+        Kernel::AdjointGate,
+    ];
     // Nor are the problems large enough for large tiles of tensor cores.
     let large = |kernel: &Kernel| {
         let name = kernel.name();
@@ -283,11 +340,12 @@ fn meta_steps_allocate_nothing() {
         learner.set_parameters(0, &Parameters::initialise(&mlp, &mut rng)).unwrap();
         let outer = OuterConfig { clip: Some(1.0), ..OuterConfig::adam(1e-4) };
         let mut before = 0;
-        for step in 0..3 {
+        // The first is carried out as it comes, the second is made a graph of, the third changes its arguments.
+        for step in 0..6 {
             learner.run(rows, &mut rng).unwrap();
             learner.update(&outer).unwrap();
             let count = ALLOCATIONS.get();
-            assert!(step == 0 || count == before, "{optimizer:?} {strategy}: {} in step {step}", count - before);
+            assert!(step < 3 || count == before, "{optimizer:?} {strategy}: {} in step {step}", count - before);
             before = ALLOCATIONS.get();
         }
     }

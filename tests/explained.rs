@@ -92,9 +92,9 @@ fn gan(inner: InnerConfig, threads: usize) -> (BTreeMap<&'static str, Stage>, Co
     account(config, &[&generator, &discriminator], rows, threads)
 }
 
-/// All work but that of what the plan leaves out: the sum over the tasks' gradients and the outer optimizer's norm.
+/// All work but that of what the plan leaves out: the sum over the tasks' gradients and the outer optimizer's check.
 fn planned_work(stages: &BTreeMap<&'static str, Stage>) -> Work {
-    let planned = stages.iter().filter(|(name, _)| !["sum_rows", "squared_norm"].contains(name));
+    let planned = stages.iter().filter(|(name, _)| !["sum_rows", "gradient_check"].contains(name));
     planned.fold(Work::default(), |sum, (_, stage)| sum + stage.work)
 }
 
@@ -178,7 +178,7 @@ fn bench_explains() {
     let parts =
         ["memory: ", "plan: ", "the planner's choice;", "2 lanes, arena", "floor ms", "\ntotal ", "the stages'"];
     assert!(parts.map(place).is_sorted(), "{text}");
-    for stage in ["linear_forward", "outer_product", "supervised_loss", "upload", "squared_norm", "outer_step"] {
+    for stage in ["linear_forward", "outer_product", "supervised_loss", "upload", "gradient_check", "outer_step"] {
         assert!((place("floor ms")..place("\ntotal ")).contains(&place(stage)), "{stage}:\n{text}");
     }
     assert!(!succeed(folder.path(), bench).contains("plan:"));

@@ -3,10 +3,10 @@
 use innerloop::device::cpu::{CpuArena, CpuDevice};
 use innerloop::device::{
     Adam, AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss,
-    ArenaPlan, ColumnScale, ColumnScaleAdjoint, Corrections, Device, Direction, Explained, Gate, Gram, GramInner,
-    GramView, InnerUpdate, Linear, LinearBackward, LinearForward, LowRank, OuterProduct, OuterStep, OuterTerm,
-    PixelCurvature, PixelLoss, Rate, Region, Resident, ResidentGradient, ReverseAdam, ReverseUpdate,
-    SupervisedCurvature, SupervisedLoss, Term,
+    ArenaPlan, ColumnScale, ColumnScaleAdjoint, Corrections, Device, Direction, Explained, FINDINGS, Finding, Gate,
+    GradientCheck, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, LowRank,
+    OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, Region, Resident, ResidentGradient,
+    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
 };
 use innerloop::model::{Activation, Mlp};
 use innerloop::objective::{FrameShape, Loss};
@@ -386,12 +386,16 @@ fn arrays() {
     s.counts("gather", [0, 0, 16 + 1], |d, a| d.gather(a, x, &[5, 1], y.rows(0, 2)));
     s.counts("sum_rows", [24, 0, 24 + 8], |d, a| d.sum_rows(a, x, 1.0, row, true));
     s.counts("add_scaled", [0, 0, 72], |d, a| d.add_scaled(a, x, 1.0, y));
-    s.counts("squared_norm", [48, 0, 24], |d, a| assert!(d.squared_norm(a, x) > 0.0));
     let [parameters, gradient, first, second] = [(); 4].map(|()| s.take(1, 25));
-    let sgd = OuterStep::Sgd { parameters, gradient, rate: 0.1, factor: 1.0 };
+    let findings = s.take(1, FINDINGS);
+    let check =
+        GradientCheck { losses: [Some(row), None], gradients: [Some(x), None, None, None], clip: None, findings };
+    s.counts("gradient_check", [48, 0, 24 + 4], |d, a| d.gradient_check(a, &check));
+    let finding = Finding { findings, gradient: 0 };
+    let sgd = OuterStep::Sgd { parameters, gradient, rate: 0.1, finding };
     s.counts("outer_step", [0, 0, 75], |d, a| d.outer_step(a, &sgd));
     let betas = (0.9, 0.99);
     let adam =
-        OuterStep::Adam { parameters, gradient, first, second, rate: 0.1, factor: 1.0, betas, epsilon: 1e-8, step: 1 };
+        OuterStep::Adam { parameters, gradient, first, second, rate: 0.1, finding, betas, epsilon: 1e-8, step: 1 };
     s.counts("outer_step", [0, 0, 175], |d, a| d.outer_step(a, &adam));
 }

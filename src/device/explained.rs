@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 use super::work::{Counted, Work};
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
-    OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature,
-    SupervisedLoss,
+    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
+    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, Submitted,
+    SupervisedCurvature, SupervisedLoss,
 };
 use crate::Result;
 use crate::scalar::Scalar;
@@ -93,6 +93,7 @@ macro_rules! pass_on {
 
 impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
     type Arena = D::Arena;
+    type Graph = Submitted<T>;
 
     fn free_bytes(&self) -> Option<u64> {
         self.inner.free_bytes()
@@ -141,12 +142,6 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
         let work = Work::new::<T>(0, from.len() + 2 * to.len());
         self.operate("add_scaled", work, arena, |inner, arena| inner.add_scaled(arena, from, scale, to));
     }
-    fn squared_norm(&self, arena: &Self::Arena, region: Region) -> f64 {
-        let start = Instant::now();
-        let norm = self.inner.squared_norm(arena, region);
-        self.record("squared_norm", Work::new::<T>(2 * region.len(), region.len()), start.elapsed());
-        norm
-    }
 
     pass_on! {
         linear_forward(LinearForward<'_, T>);
@@ -171,7 +166,21 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
         adversarial_curvature(AdversarialCurvature<T>);
         pixel_loss(PixelLoss<T>);
         pixel_curvature(PixelCurvature<T>);
+        gradient_check(GradientCheck);
         outer_step(OuterStep);
+    }
+
+    fn submit(
+        &self,
+        arena: &mut Self::Arena,
+        graph: &mut Submitted<T>,
+        results: &[Region],
+        work: impl FnOnce(&Self, &mut Self::Arena),
+    ) {
+        graph.carry_out(self, arena, results, work);
+    }
+    fn results<'g>(&self, graph: &'g mut Submitted<T>) -> &'g [T] {
+        graph.results()
     }
 
     fn for_each_lane<L: Send>(&self, lanes: &mut [L], work: impl Fn(&Self, &mut L) + Sync) {

@@ -15,10 +15,12 @@ pub mod cuda;
 mod explained;
 mod inner_adam;
 mod operation;
+mod outer;
 mod precision;
 mod region;
 mod resident;
 mod selection;
+mod submitted;
 mod work;
 
 pub use explained::{Explained, Stage};
@@ -26,13 +28,15 @@ pub use inner_adam::{Adam, AdamRateGradient, AdamUpdate, ReverseAdam};
 pub use operation::{
     AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale, ColumnScaleAdjoint,
     Corrections, Direction, Gate, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward,
-    LowRank, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature,
+    LowRank, OuterProduct, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature,
     SupervisedLoss, Term,
 };
+pub use outer::{CHECKED_GRADIENTS, FINDINGS, Finding, GradientCheck, OuterStep};
 pub use precision::MatrixPrecision;
 pub use region::{ArenaPlan, Region};
 pub use resident::{Resident, ResidentGradient};
 pub use selection::DeviceKind;
+pub use submitted::Submitted;
 pub use work::Work;
 
 use crate::Result;
@@ -45,6 +49,9 @@ use crate::scalar::Scalar;
 pub trait Device<T: Scalar>: Sync {
     /// Memory of the device.
     type Arena: Send + Sync;
+
+    /// What is kept of work that is submitted again and again.
+    type Graph: Default + Send;
 
     /// Bytes that arenas can have in all, as far as the device knows.
     fn free_bytes(&self) -> Option<u64> {
@@ -137,10 +144,30 @@ pub trait Device<T: Scalar>: Sync {
     /// How many tasks of [`Resident`] run at once on one processor, and take as long as a single one.
     fn resident_tasks(&self) -> usize;
 
-    /// Sum of the squares of a region, in double precision, the same from run to run.
-    fn squared_norm(&self, arena: &Self::Arena, region: Region) -> f64;
+    /// See [`GradientCheck`].
+    fn gradient_check(&self, arena: &mut Self::Arena, operation: &GradientCheck);
     /// See [`OuterStep`].
     fn outer_step(&self, arena: &mut Self::Arena, operation: &OuterStep);
+
+    /// Carries out `work`, which downloads nothing, and keeps `results` for [`Device::results`].
+    ///
+    /// A device that can makes one graph of the work, which is launched as a whole the next time that the same work is
+    /// submitted with `graph`; arguments and uploaded numbers may differ from time to time. `graph` belongs to `arena`.
+    fn submit(
+        &self,
+        arena: &mut Self::Arena,
+        graph: &mut Self::Graph,
+        results: &[Region],
+        work: impl FnOnce(&Self, &mut Self::Arena),
+    ) where
+        Self: Sized;
+    /// The numbers of the `results` regions, one after the other, as the work last submitted with `graph` left them; waits
+    /// for it.
+    fn results<'g>(&self, graph: &'g mut Self::Graph) -> &'g [T];
+    /// Whether submitted work goes on while the host does other things.
+    fn runs_behind(&self) -> bool {
+        false
+    }
 
     /// Runs `work` on every lane, each with a device of its own, in parallel where the device can.
     fn for_each_lane<L: Send>(&self, lanes: &mut [L], work: impl Fn(&Self, &mut L) + Sync)

@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Corrections, Direction, Gate, Gram, GramInner, InnerUpdate, Linear, LinearBackward,
-    LinearForward, LowRank, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Rate, Region, Resident, ReverseAdam,
-    ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    ColumnScaleAdjoint, Corrections, Direction, Gate, GradientCheck, Gram, GramInner, InnerUpdate, Linear,
+    LinearBackward, LinearForward, LowRank, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Rate, Region, Resident,
+    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::objective::Loss;
@@ -331,6 +331,13 @@ impl<T: Scalar> Counted<T> for PixelCurvature<T> {
         let read = slope(self.at.activation, self.at.prediction.len()) + self.at.upstream.len();
         let z = written(self.z_cotangent.len(), self.accumulate);
         Work::new::<T>(0, read + self.e_cotangent.len() + z)
+    }
+}
+
+impl<T: Scalar> Counted<T> for GradientCheck {
+    fn work(&self) -> Work {
+        let gradients: usize = self.gradients.iter().flatten().map(Region::len).sum();
+        Work::new::<T>(2 * gradients, self.operands().map(|region| region.len()).sum())
     }
 }
 

@@ -3,7 +3,7 @@
 use super::MetaOptimizer;
 use super::learner::Shape;
 use super::objective::{LaneShape, Objective};
-use crate::device::{ArenaPlan, Device, Region};
+use crate::device::{ArenaPlan, Device, FINDINGS, Region};
 use crate::inner::Strategy;
 use crate::{Error, Result, Scalar};
 
@@ -14,6 +14,8 @@ pub(super) struct LaidOut<T: Scalar, O: Objective> {
     /// Adam's moments, in the first lane's arena.
     pub moments: Vec<[Region; 2]>,
     pub weight_moments: Vec<[Region; 2]>,
+    /// What the outer optimizer asks beforehand, there too.
+    pub findings: Region,
 }
 
 impl<T: Scalar, O: Objective> LaidOut<T, O> {
@@ -29,7 +31,8 @@ impl<T: Scalar, O: Objective> LaidOut<T, O> {
         // The resident form's operation spreads the tasks over the threads by itself.
         let resident = strategy == Strategy::Resident;
         let lanes = if resident { 1 } else { crate::inner::lanes(&objective.specs(&whole), available) };
-        let mut this = Self { lanes: Vec::new(), moments: Vec::new(), weight_moments: Vec::new() };
+        let findings = ArenaPlan::default().take(0, 0);
+        let mut this = Self { lanes: Vec::new(), moments: Vec::new(), weight_moments: Vec::new(), findings };
         for lane in 0..lanes {
             // The first lane begins first, and so takes what is left over.
             let tasks = (shape.tasks * lane).div_ceil(lanes)..(shape.tasks * (lane + 1)).div_ceil(lanes);
@@ -40,6 +43,7 @@ impl<T: Scalar, O: Objective> LaidOut<T, O> {
                 let mut moments = |count: usize| [(); 2].map(|()| plan.take(1, count));
                 this.moments = objective.networks().iter().map(|(_, mlp)| moments(mlp.parameter_count())).collect();
                 this.weight_moments = phi.iter().map(|phi| moments(phi.weights().len())).collect();
+                this.findings = plan.take(1, FINDINGS);
             }
             this.lanes.push((lane_shape, built, plan.elements()));
         }

@@ -1,6 +1,9 @@
+use std::ops::Range;
+
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
+use super::ahead::Ahead;
 use super::layout::{LaidOut, check_memory};
 use super::objective::{LaneShape, Objective};
 use super::{MetaOptimizer, RateKind};
@@ -35,6 +38,16 @@ impl<T: Scalar> Losses<T> {
         mean(&self.task)
     }
 
+    /// Takes those of some of `all` tasks: the task losses, then the discriminator's if there is one.
+    pub(super) fn take(&mut self, tasks: Range<usize>, all: usize, results: &[T]) {
+        let (task, discriminator) = results.split_at(tasks.len());
+        self.task[tasks.clone()].copy_from_slice(task);
+        if !discriminator.is_empty() {
+            self.discriminator.resize(all, T::ZERO);
+            self.discriminator[tasks].copy_from_slice(discriminator);
+        }
+    }
+
     /// The discriminator's, a mean over the tasks; NaN without one.
     pub fn discriminator_mean(&self) -> f64 {
         mean(&self.discriminator)
@@ -60,6 +73,8 @@ pub(super) struct Lane<T: Scalar, D: Device<T>, O: Objective> {
     pub(super) arena: D::Arena,
     pub(super) inner: O::Loop<T>,
     pub(super) indices: Vec<u32>,
+    /// The inner loop, kept to be replayed.
+    pub(super) graph: D::Graph,
 }
 
 /// Meta-learning of an objective on a device: holds the shared parameters, phi and the outer optimizer's state, and
@@ -92,6 +107,11 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     pub(super) steps_of: Vec<u64>,
     pub(super) losses: Losses<T>,
     pub(super) host: Vec<T>,
+    /// What the outer optimizer's step finds beforehand, in the first lane's arena.
+    pub(super) findings: Region,
+    /// The outer optimizer's step alone, kept to be replayed.
+    pub(super) update_graph: D::Graph,
+    pub(super) ahead: Ahead<D::Graph>,
 }
 
 impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
@@ -153,11 +173,17 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let whole = laid_out(shape.tasks);
         let bytes = whole.bytes();
         check_memory(&device, shape.tasks, bytes, |tasks| laid_out(tasks).bytes())?;
-        let LaidOut { lanes, moments, weight_moments } = whole;
+        let LaidOut { lanes, moments, weight_moments, findings } = whole;
         let lanes = (lanes.into_iter())
             .map(|(shape, built, elements)| {
                 let rows = inner.minibatch.map_or(0, |rows| rows * inner.steps * shape.tasks.len());
-                Ok(Lane { shape, arena: device.arena(elements)?, inner: built, indices: vec![0; rows] })
+                Ok(Lane {
+                    shape,
+                    arena: device.arena(elements)?,
+                    inner: built,
+                    indices: vec![0; rows],
+                    graph: D::Graph::default(),
+                })
             })
             .collect::<Result<Vec<_>>>()?;
         let rates: Vec<_> = match inner.rates {
@@ -190,6 +216,9 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             weight_moments,
             steps_done: 0,
             steps_of: vec![0; mlps.len()],
+            findings,
+            update_graph: D::Graph::default(),
+            ahead: Ahead::default(),
         };
         learner.upload_phi();
         Ok(learner)
@@ -329,23 +358,14 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// # Errors
     /// Rows that do not fit the shape, or a device that failed.
     pub fn run(&mut self, rows: O::Rows<'_, T>, rng: &mut impl Rng) -> Result<&Losses<T>> {
-        self.objective.check_rows(&self.shape, rows)?;
-        let inner = self.objective.inner();
-        let (steps, learn, shots) = (inner.steps, inner.learn_rates, self.shape.shots);
-        // Step by step over the whole meta-batch, so that the draws do not depend on the number of lanes.
-        for step in 0..steps {
-            for lane in &mut self.lanes {
-                let rows = lane.indices.len() / steps;
-                draw_minibatches(&mut lane.indices[step * rows..][..rows], lane.shape.tasks.len(), shots, rng);
-            }
-        }
-        for (phi, rates) in self.phi.iter().zip(&mut self.rates) {
-            phi.expand(rates);
-        }
+        self.prepare(rows, rng)?;
+        let learn = self.objective.inner().learn_rates;
         let rates = &self.rates;
         self.device.for_each_lane(&mut self.lanes, |device, lane| {
-            let Lane { shape, arena, inner, indices } = lane;
-            O::run(inner, device, arena, rates, rows, shape, indices);
+            let Lane { shape, arena, inner, indices, graph } = lane;
+            device.submit(arena, graph, &O::losses(inner).of_tasks(), |device, arena| {
+                O::run(inner, device, arena, rates, rows, shape, indices);
+            });
         });
         self.collect_losses();
         self.reduce_gradients();
@@ -365,15 +385,27 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         Ok(&self.losses)
     }
 
-    fn collect_losses(&mut self) {
-        for lane in &self.lanes {
-            let regions = O::losses(&lane.inner);
-            let tasks = lane.shape.tasks.clone();
-            self.device.download(&lane.arena, regions.primary, &mut self.losses.task[tasks.clone()]);
-            if let Some(region) = regions.secondary {
-                self.losses.discriminator.resize(self.shape.tasks, T::ZERO);
-                self.device.download(&lane.arena, region, &mut self.losses.discriminator[tasks]);
+    /// What a run takes beside the rows: minibatches, and the rates.
+    pub(super) fn prepare(&mut self, rows: O::Rows<'_, T>, rng: &mut impl Rng) -> Result<()> {
+        self.objective.check_rows(&self.shape, rows)?;
+        let (steps, shots) = (self.objective.inner().steps, self.shape.shots);
+        // Step by step over the whole meta-batch, so that the draws do not depend on the number of lanes.
+        for step in 0..steps {
+            for lane in &mut self.lanes {
+                let rows = lane.indices.len() / steps;
+                draw_minibatches(&mut lane.indices[step * rows..][..rows], lane.shape.tasks.len(), shots, rng);
             }
+        }
+        for (phi, rates) in self.phi.iter().zip(&mut self.rates) {
+            phi.expand(rates);
+        }
+        Ok(())
+    }
+
+    fn collect_losses(&mut self) {
+        for lane in &mut self.lanes {
+            let tasks = lane.shape.tasks.clone();
+            self.losses.take(tasks, self.shape.tasks, self.device.results(&mut lane.graph));
         }
     }
 

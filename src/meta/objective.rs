@@ -34,6 +34,13 @@ pub struct LossRegions {
     pub trace_output: Region,
 }
 
+impl LossRegions {
+    /// Those at the adapted parameters; without a discriminator the second is empty.
+    pub fn of_tasks(&self) -> [Region; 2] {
+        [self.primary, self.secondary.unwrap_or(self.primary.rows(0, 0))]
+    }
+}
+
 pub(crate) mod sealed {
     use super::*;
 

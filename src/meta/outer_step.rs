@@ -1,10 +1,10 @@
 //! The outer optimizer's step, and its state.
 
-use super::learner::MetaLearner;
+use super::learner::{Losses, MetaLearner};
 use super::objective::Objective;
 use super::outer::host_change;
 use super::{MetaOptimizer, OuterConfig, OuterKind};
-use crate::device::{Device, OuterStep, Region};
+use crate::device::{CHECKED_GRADIENTS, Device, Finding, GradientCheck, OuterStep, Region};
 use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
 
@@ -21,7 +21,133 @@ pub struct OptimizerState<T> {
     pub steps: u64,
 }
 
+/// One step of the outer optimizer, as far as the device takes it.
+pub(super) struct OuterWork<'a> {
+    config: &'a OuterConfig,
+    /// The schedule's share of the learning rates.
+    scale: f64,
+    /// Whether phi's weights move.
+    learns: bool,
+    /// The number of this step, for each network.
+    steps_of: [u64; NETWORKS],
+    /// How many of phi's weights are factors.
+    factors: [usize; NETWORKS],
+    moments: &'a [[Region; 2]],
+    weight_moments: &'a [[Region; 2]],
+    findings: Region,
+}
+
+/// Networks of an objective at most, and gradients of each: of its parameters, and of its phi's weights.
+const NETWORKS: usize = 2;
+const PARTS: [&str; 2] = ["gradient", "gradient of phi"];
+const _: () = assert!(NETWORKS * PARTS.len() <= CHECKED_GRADIENTS);
+
+impl OuterWork<'_> {
+    /// The networks' regions that take part, parameters and gradient of either part.
+    fn changed<T: Scalar, O: Objective>(&self, inner: &O::Loop<T>, network: usize) -> [Option<[Region; 2]>; 2] {
+        if !O::plays(inner, network) {
+            return [None; 2];
+        }
+        let net = O::network(inner, network);
+        let parameters = self.config.trains_parameters.then_some([net.parameters, net.gradient]);
+        [parameters, net.phi_weights().filter(|_| self.learns)]
+    }
+
+    /// Checks the gradients, and `losses`, and changes the parameters and phi's weights if all is well.
+    pub fn carry_out<T: Scalar, D: Device<T>, O: Objective>(
+        &self,
+        device: &D,
+        arena: &mut D::Arena,
+        inner: &O::Loop<T>,
+        losses: [Option<Region>; 2],
+    ) {
+        let mut gradients = [None; CHECKED_GRADIENTS];
+        let place = |network: usize, part: usize| network * PARTS.len() + part;
+        for network in 0..self.moments.len() {
+            for (part, regions) in self.changed::<T, O>(inner, network).into_iter().enumerate() {
+                gradients[place(network, part)] = regions.map(|[_, gradient]| gradient);
+            }
+        }
+        let (findings, config) = (self.findings, self.config);
+        device.gradient_check(arena, &GradientCheck { losses, gradients, clip: config.clip, findings });
+        for network in 0..self.moments.len() {
+            let step = self.steps_of[network];
+            let change = |[parameters, gradient]: [Region; 2], [first, second]: [Region; 2], rate, part| {
+                let (rate, finding) = (rate * self.scale, Finding { findings, gradient: place(network, part) });
+                match config.kind {
+                    OuterKind::Sgd => OuterStep::Sgd { parameters, gradient, rate, finding },
+                    OuterKind::Adam { beta1, beta2, epsilon } => {
+                        let betas = (beta1, beta2);
+                        OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step }
+                    }
+                }
+            };
+            let [parameters, weights] = self.changed::<T, O>(inner, network);
+            if let Some(regions) = parameters {
+                device.outer_step(arena, &change(regions, self.moments[network], config.learning_rate, 0));
+            }
+            let Some(weights) = weights else { continue };
+            let factors = self.factors[network];
+            let rates = [config.phi_factor_learning_rate, config.phi_weight_learning_rate];
+            for (part, rate) in [0..factors, factors..weights[0].len()].into_iter().zip(rates) {
+                let of = |region: Region| region.elements(part.start, part.len());
+                let moments = self.weight_moments[network].map(of);
+                device.outer_step(arena, &change(weights.map(of), moments, rate, 1));
+            }
+        }
+    }
+}
+
+/// What [`OuterWork`] found to be wrong, if anything: what, and its value.
+pub(super) fn fault<T: Scalar>(findings: &[T]) -> Option<(&'static str, f64)> {
+    let wrong = findings[0] != T::ZERO;
+    let norms = findings[1..].chunks(2).map(|finding| finding[1].to_f64());
+    // A norm that was not taken is 0.
+    let mut named = norms.zip(PARTS.iter().cycle());
+    wrong.then(|| named.find(|(norm, _)| !norm.is_finite()).map_or(("loss", f64::NAN), |(norm, what)| (*what, norm)))
+}
+
+impl<T: Scalar> Losses<T> {
+    /// The first that is not finite: which kind, and its value.
+    pub(super) fn fault(&self) -> Option<(&'static str, f64)> {
+        [("loss", &self.task), ("discriminator loss", &self.discriminator)]
+            .into_iter()
+            .find_map(|(what, losses)| losses.iter().find(|loss| !loss.is_finite()).map(|loss| (what, loss.to_f64())))
+    }
+}
+
 impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
+    /// Whether phi is learned.
+    pub(super) fn learns(&self) -> bool {
+        self.objective.inner().learn_rates && self.objective.inner().algorithm.differentiates_query()
+    }
+
+    /// That the gradient a configuration asks for is computed.
+    pub(super) fn check_trains(&self, config: &OuterConfig) -> Result<()> {
+        if config.trains_parameters && !O::network(&self.lanes[0].inner, 0).wants_gradient {
+            let expected = "MetaLearner::set_trains_parameters(true) before the run, or phi alone to be trained";
+            return Err(Error::invalid("gradient of the parameters", "not computed", expected));
+        }
+        Ok(())
+    }
+
+    /// The coming step.
+    pub(super) fn outer_work<'a>(&'a self, config: &'a OuterConfig) -> OuterWork<'a> {
+        let of = |count: &dyn Fn(usize) -> u64| {
+            std::array::from_fn(|network| if network < self.phi.len() { count(network) } else { 0 })
+        };
+        OuterWork {
+            config,
+            scale: config.factor(self.steps_done),
+            learns: self.learns(),
+            steps_of: of(&|network| self.steps_of[network] + 1),
+            factors: of(&|network| self.phi[network].factor_count() as u64).map(|count| count as usize),
+            moments: &self.moments,
+            weight_moments: &self.weight_moments,
+            findings: self.findings,
+        }
+    }
+
     /// One step of the outer optimizer with the gradient of the last [`MetaLearner::run`].
     ///
     /// phi's rates move in their logarithm, so that they stay positive and the learning rate is relative to them.
@@ -31,74 +157,36 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// ([`MetaLearner::set_trains_parameters`]) but asked for: the parameters are left as they were. Or a device that failed.
     pub fn update(&mut self, config: &OuterConfig) -> Result<()> {
         let step = self.steps_done + 1;
-        let diverged = |what, value| Err(Error::Diverged { what, value, step });
-        for (what, losses) in [("loss", &self.losses.task), ("discriminator loss", &self.losses.discriminator)] {
-            if let Some(value) = losses.iter().find(|loss| !loss.is_finite()) {
-                return diverged(what, value.to_f64());
-            }
+        let diverged = |(what, value)| Err(Error::Diverged { what, value, step });
+        if let Some(fault) = self.losses.fault() {
+            return diverged(fault);
         }
-        let learns = self.objective.inner().learn_rates && self.objective.inner().algorithm.differentiates_query();
-        let norm = |region: Region| self.device.squared_norm(&self.lanes[0].arena, region).sqrt();
-        // What the norms' bound makes of the gradients: of each network, and of its phi's weights.
-        let mut factors = [[1.0; 2]; 2];
-        for (network, factors) in factors.iter_mut().enumerate().take(self.phi.len()) {
-            let net = O::network(&self.lanes[0].inner, network);
-            let weights = net.phi_weights().filter(|_| learns).map(|[_, gradient]| ("gradient of phi", gradient));
-            if config.trains_parameters && !net.wants_gradient {
-                let expected = "MetaLearner::set_trains_parameters(true) before the run, or phi alone to be trained";
-                return Err(Error::invalid("gradient of the parameters", "not computed", expected));
-            }
-            let parameters = config.trains_parameters.then_some(("gradient", net.gradient));
-            for (factor, gradient) in factors.iter_mut().zip([parameters, weights]) {
-                let Some((what, gradient)) = gradient else { continue };
-                let norm = norm(gradient);
-                if !norm.is_finite() {
-                    return diverged(what, norm);
-                }
-                if let Some(clip) = config.clip
-                    && norm > clip
-                {
-                    *factor = clip / norm;
-                }
-            }
-        }
+        self.check_trains(config)?;
         if let Some(value) = self.phi_gradient.iter().flatten().find(|g| !g.is_finite()) {
-            return diverged("gradient of the rates", value.to_f64());
+            return diverged(("gradient of the rates", value.to_f64()));
         }
-        let scale = config.factor(self.steps_done);
-        for (network, [factor, weight_factor]) in factors.into_iter().enumerate().take(self.phi.len()) {
+        let mut graph = std::mem::take(&mut self.update_graph);
+        let mut lanes = std::mem::take(&mut self.lanes);
+        let (work, first) = (self.outer_work(config), &mut lanes[0]);
+        self.device.submit(&mut first.arena, &mut graph, &[self.findings], |device, arena| {
+            work.carry_out::<T, D, O>(device, arena, &first.inner, [None; 2]);
+        });
+        let (scale, learns) = (work.scale, work.learns);
+        self.lanes = lanes;
+        let fault = fault(self.device.results(&mut graph));
+        self.update_graph = graph;
+        self.device.check()?;
+        if let Some(fault) = fault {
+            self.forget_fault();
+            return diverged(fault);
+        }
+        for network in 0..self.phi.len() {
             if !O::plays(&self.lanes[0].inner, network) {
                 continue;
             }
             self.steps_of[network] += 1;
-            let step = self.steps_of[network];
-            let first = &mut self.lanes[0];
-            let net = O::network(&first.inner, network);
-            let change =
-                |[parameters, gradient]: [Region; 2], [first, second]: [Region; 2], rate, factor| match config.kind {
-                    OuterKind::Sgd => OuterStep::Sgd { parameters, gradient, rate, factor },
-                    OuterKind::Adam { beta1, beta2, epsilon } => {
-                        let betas = (beta1, beta2);
-                        OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas, epsilon, step }
-                    }
-                };
-            if config.trains_parameters {
-                let rate = config.learning_rate * scale;
-                let step = change([net.parameters, net.gradient], self.moments[network], rate, factor);
-                self.device.outer_step(&mut first.arena, &step);
-            }
-            if let Some(weights) = net.phi_weights().filter(|_| learns) {
-                let factors = self.phi[network].factor_count();
-                let rates = [config.phi_factor_learning_rate, config.phi_weight_learning_rate];
-                for (part, rate) in [0..factors, factors..weights[0].len()].into_iter().zip(rates) {
-                    let of = |region: Region| region.elements(part.start, part.len());
-                    let moments = self.weight_moments[network].map(of);
-                    let step = change(weights.map(of), moments, rate * scale, weight_factor);
-                    self.device.outer_step(&mut first.arena, &step);
-                }
-            }
             if learns {
-                let rate = config.phi_learning_rate * scale;
+                let (rate, step) = (config.phi_learning_rate * scale, self.steps_of[network]);
                 let gradient = &self.phi_gradient[network];
                 let values = self.phi[network].rates_mut().iter_mut();
                 for ((value, gradient), moments) in values.zip(gradient).zip(&mut self.phi_moments[network]) {
@@ -111,6 +199,11 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.broadcast();
         self.steps_done = step;
         self.device.check()
+    }
+
+    /// Lets steps change parameters again, after one that went wrong.
+    pub(super) fn forget_fault(&mut self) {
+        self.device.fill(&mut self.lanes[0].arena, self.findings.elements(0, 1), T::ZERO);
     }
 
     /// The first lane's parameters and phi, to the others.

@@ -53,6 +53,8 @@ pub struct Trainer<O: Objective, S: Tasks<O>, D: Device<f32>> {
     config: TrainingConfig,
     tasks: S,
     batch: O::Batch,
+    /// Which stream the batch was drawn from, if it is for the coming meta-step, and where that has come to.
+    drawn: Option<(u64, ChaCha8Rng)>,
     /// Meta-step `n`, from 1, draws from stream `first_stream + n` of the seed.
     first_stream: u64,
     learner: MetaLearner<f32, D, O>,
@@ -117,7 +119,7 @@ impl<O: Objective, S: Tasks<O>, D: Device<f32> + Clone> Trainer<O, S, D> {
         phi: Vec<MetaOptimizer<f32>>,
     ) -> Result<Self> {
         let learner = MetaLearner::new(device.clone(), objective.clone(), config.shape, phi)?;
-        Ok(Self { device, objective, config, tasks, batch: O::Batch::default(), first_stream: 0, learner })
+        Ok(Self { device, objective, config, tasks, batch: O::Batch::default(), drawn: None, first_stream: 0, learner })
     }
 
     /// Begins with, or goes on from, other parameters, one for each network.
@@ -157,14 +159,27 @@ impl<O: Objective, S: Tasks<O>, D: Device<f32> + Clone> Trainer<O, S, D> {
         let plays = done >= self.config.adversarial_from;
         self.learner.set_adversarial(plays);
         self.learner.set_trains_parameters(self.config.outer.trains_parameters);
-        let mut rng = stream(self.config.seed, self.first_stream + done + 1);
+        let number = self.first_stream + done + 1;
+        let mut rng = match self.drawn.take() {
+            Some((drawn, rng)) if drawn == number => rng,
+            _ => self.draw(number)?,
+        };
+        self.learner.submit(<O as Build>::rows(&self.batch), &self.config.outer, &mut rng)?;
+        if self.learner.may_submit() > 1 {
+            // While the device works. What goes wrong is told by the next step, which tries again.
+            self.drawn = self.draw(number + 1).ok().map(|rng| (number + 1, rng));
+        }
+        let losses = self.learner.wait()?;
+        let discriminator_loss = (plays && !losses.discriminator.is_empty()).then(|| losses.discriminator_mean());
+        Ok(StepReport { step: done + 1, loss: losses.mean(), discriminator_loss })
+    }
+
+    /// Draws a batch from a stream; returns where the stream has come to.
+    fn draw(&mut self, number: u64) -> Result<ChaCha8Rng> {
+        let mut rng = stream(self.config.seed, number);
         O::clear(&mut self.batch);
         self.tasks.draw(&mut rng, &mut self.batch)?;
-        let losses = self.learner.run(<O as Build>::rows(&self.batch), &mut rng)?;
-        let discriminator_loss = (plays && !losses.discriminator.is_empty()).then(|| losses.discriminator_mean());
-        let report = StepReport { step: done + 1, loss: losses.mean(), discriminator_loss };
-        self.learner.update(&self.config.outer)?;
-        Ok(report)
+        Ok(rng)
     }
 
     /// `steps` meta-steps, or fewer if `after_step`, which is called after each, breaks off.

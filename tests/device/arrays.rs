@@ -1,6 +1,8 @@
 //! Plain loops over regions, factors of columns, reductions and the outer optimizer.
 
-use innerloop::device::{ColumnScale, ColumnScaleAdjoint, Device, OuterStep, Region};
+use innerloop::device::{
+    ArenaPlan, ColumnScale, ColumnScaleAdjoint, Device, FINDINGS, Finding, GradientCheck, OuterStep,
+};
 use innerloop::model::Activation;
 use rand::RngExt;
 
@@ -73,20 +75,60 @@ pub fn column_scale<D: Device<f32>>(make: Make<'_, D>) {
     }
 }
 
-/// Sums in double precision: the only error is the order's.
-pub fn squared_norm<D: Device<f32>>(make: Make<'_, D>) {
+/// Factors and norms, summed in double precision: the only error is the rounding of the findings. What is not finite is
+/// found wherever it is, and stays found.
+pub fn gradient_check<D: Device<f32>>(make: Make<'_, D>) {
+    const TASKS: [usize; 2] = [200, 10];
+    fn find<D: Device<f32>>(device: &D, arena: &mut D::Arena, check: &GradientCheck) -> [f32; FINDINGS] {
+        let mut found = [0.0; FINDINGS];
+        device.gradient_check(arena, check);
+        device.download(arena, check.findings, &mut found);
+        device.check().unwrap();
+        found
+    }
     for length in [1, 127, 5000, 70_001] {
+        let mut plan = ArenaPlan::default();
+        let gradient = plan.take(1, length);
+        let losses = TASKS.map(|tasks| plan.take(1, tasks));
+        let findings = plan.take(1, FINDINGS);
         let mut rng = <rand_chacha::ChaCha8Rng as rand::SeedableRng>::seed_from_u64(length as u64);
         let values: Vec<f32> = (0..length).map(|_| rng.random_range(-1.0..1.0)).collect();
-        let expected: f64 = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum();
-        for seed in 0..2 {
+        let norm = values.iter().map(|v| f64::from(*v) * f64::from(*v)).sum::<f64>().sqrt();
+        for (seed, clip, factor) in [(0, None, 1.0), (1, Some(norm / 2.0), 0.5), (2, Some(norm * 2.0), 1.0)] {
             let device = make(seed);
-            let mut arena = device.arena(length + 3).unwrap();
-            let region = Region { offset: 3, rows: 1, width: length };
-            device.upload(&mut arena, region, &values);
-            let got = device.squared_norm(&arena, region);
-            device.check().unwrap();
-            assert!((got - expected).abs() <= 1e-12 * expected, "{length}: {got}, not {expected}");
+            let arena = &mut device.arena(plan.elements()).unwrap();
+            device.upload(arena, gradient, &values);
+            // What is not written keeps its 9.
+            device.fill(arena, findings, 9.0);
+            let flag = findings.elements(0, 1);
+            device.fill(arena, flag, 0.0);
+            let gradients = [None, Some(gradient), None, None];
+            let check = GradientCheck { losses: losses.map(Some), gradients, clip, findings };
+            let found = find(&device, arena, &check);
+            let close = |got: f32, wanted: f64| (f64::from(got) - wanted).abs() <= 1e-7 * wanted;
+            assert!(close(found[3], factor) && close(found[4], norm), "{length}: {found:?}, not {factor}, {norm}");
+            assert_eq!([&found[..3], &found[5..]].concat(), [0.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0], "{length}");
+            for (region, place, value) in [
+                (gradient, 0, f32::NAN),
+                (gradient, length - 1, f32::INFINITY),
+                (losses[0], TASKS[0] - 1, f32::NEG_INFINITY),
+                (losses[1], 3, f32::NAN),
+            ] {
+                let place = region.elements(place, 1);
+                let mut before = [0.0];
+                device.download(arena, place, &mut before);
+                device.upload(arena, place, &[value]);
+                assert_eq!(find(&device, arena, &check)[0], 1.0, "{value} in {region:?}");
+                if region != gradient {
+                    device.fill(arena, flag, 0.0);
+                    let alone = GradientCheck { gradients: [None; 4], ..check };
+                    assert_eq!(find(&device, arena, &alone)[0], 1.0, "{value} in {region:?}, without a gradient");
+                }
+                device.upload(arena, place, &before);
+                assert_eq!(find(&device, arena, &check)[0], 1.0, "forgotten");
+                device.fill(arena, flag, 0.0);
+                assert_eq!(find(&device, arena, &check)[0], 0.0, "found where there is nothing");
+            }
         }
     }
 }
@@ -99,16 +141,24 @@ pub fn outer_step<D: Device<f32>>(make: Make<'_, D>) {
         let parameters = scene.changed(1, length, true);
         let first = scene.changed(1, length, true);
         let second = scene.between(1, length, 0.1, 2.0);
+        let findings = scene.holding(&[0.0, 9.0, 9.0, 0.5, 9.0, 9.0, 9.0, 9.0, 9.0]);
+        let refused = scene.holding(&[1.0, 9.0, 9.0, 0.5, 9.0, 9.0, 9.0, 9.0, 9.0]);
         // The second moment changes too, but stays positive.
         let scene = scene.also_written(second);
         compare!(scene, make, format!("{length} parameters"), |device, arena, _T| {
-            let (rate, factor) = (0.01, 0.5);
-            device.outer_step(arena, &OuterStep::Sgd { parameters: plain, gradient, rate, factor });
+            let (rate, finding) = (0.01, Finding { findings, gradient: 1 });
+            device.outer_step(arena, &OuterStep::Sgd { parameters: plain, gradient, rate, finding });
             for step in [1, 2, 1000] {
                 let (betas, epsilon) = ((0.9, 0.999), 1e-8);
                 let operation =
-                    OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas, epsilon, step };
+                    OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step };
                 device.outer_step(arena, &operation);
+                // Not one that must not be taken.
+                let finding = Finding { findings: refused, gradient: 1 };
+                let operation =
+                    OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step };
+                device.outer_step(arena, &operation);
+                device.outer_step(arena, &OuterStep::Sgd { parameters: plain, gradient, rate, finding });
             }
         });
     }

@@ -71,7 +71,7 @@ fn train<T: Scalar, D: Device<T>, O: Objective>(
     shape: Shape,
     networks: &[Mlp],
     (kind, inner_steps): (RateKind, usize),
-    step: impl Fn(&mut MetaLearner<T, D, O>, &mut ChaCha8Rng),
+    submit: impl Fn(&mut MetaLearner<T, D, O>, &OuterConfig, &mut ChaCha8Rng),
 ) -> Vec<Vec<f64>> {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     // Drawn in single precision, so that every side begins at the same numbers.
@@ -86,10 +86,16 @@ fn train<T: Scalar, D: Device<T>, O: Objective>(
         let parameters = Parameters::<f32>::initialise(mlp, &mut rng);
         learner.set_parameters(network, &parameters.cast()).unwrap();
     }
-    for _ in 0..12 {
-        step(&mut learner, &mut rng);
-        learner.update(&OuterConfig { clip: Some(1.0), ..OuterConfig::adam(1e-3) }).unwrap();
+    let outer = OuterConfig { clip: Some(1.0), ..OuterConfig::adam(1e-3) };
+    // As far ahead as it goes.
+    let ahead = learner.may_submit() - 1;
+    for done in 0..12 {
+        submit(&mut learner, &outer, &mut rng);
+        if done >= ahead {
+            learner.wait().unwrap();
+        }
     }
+    (0..ahead).for_each(|_| assert!(learner.wait().unwrap().mean().is_finite()));
     let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
     (0..networks.len()).flat_map(|n| [wide(learner.parameters(n).values()), wide(learner.phi(n).values())]).collect()
 }
@@ -139,12 +145,12 @@ fn train_supervised<T: Scalar, D: Device<T>>(device: D, config: &SupervisedConfi
     let shape = Shape { tasks: 5, shots: 4, queries: 6 };
     let networks = [config.mlp.clone()];
     let kind = (config.inner.rates, config.inner.steps);
-    train(device, config, shape, &networks, kind, |learner, rng| {
+    train(device, config, shape, &networks, kind, |learner, outer, rng| {
         let (support_x, support_y) = (numbers::<T>(5 * 4 * 3, rng), numbers::<T>(5 * 4 * 2, rng));
         let (query_x, query_y) = (numbers::<T>(5 * 6 * 3, rng), numbers::<T>(5 * 6 * 2, rng));
         let rows =
             SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
-        learner.run(rows, rng).unwrap();
+        learner.submit(rows, outer, rng).unwrap();
     })
 }
 
@@ -178,11 +184,11 @@ fn train_video<T: Scalar, D: Device<T>>(device: D, config: &VideoConfig) -> Vec<
     let (latent, clip) = (config.generator.inputs(), config.generator.outputs());
     let networks = [config.generator.clone(), config.discriminator.clone()];
     let kind = (config.inner.rates, config.inner.steps);
-    train(device, config, shape, &networks, kind, |learner, rng| {
+    train(device, config, shape, &networks, kind, |learner, outer, rng| {
         let (support_x, support_z) = (numbers::<T>(3 * 2 * clip, rng), numbers::<T>(3 * 2 * latent, rng));
         let (query_x, query_z) = (numbers::<T>(3 * 3 * clip, rng), numbers::<T>(3 * 3 * latent, rng));
         let rows = VideoRows { support_x: &support_x, support_z: &support_z, query_x: &query_x, query_z: &query_z };
-        learner.run(rows, rng).unwrap();
+        learner.submit(rows, outer, rng).unwrap();
     })
 }
 

@@ -70,7 +70,7 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("plain_arrays", arrays::plain_arrays::<D>),
         ("gather", arrays::gather::<D>),
         ("sum_rows", arrays::sum_rows::<D>),
-        ("squared_norm", arrays::squared_norm::<D>),
+        ("gradient_check", arrays::gradient_check::<D>),
         ("outer_step", arrays::outer_step::<D>),
         ("golden_problems_dual", learning::golden_dual::<D>),
         ("golden_problems_materialised", learning::golden_materialised::<D>),

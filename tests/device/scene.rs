@@ -79,6 +79,13 @@ impl Scene {
         region
     }
 
+    /// These numbers.
+    pub fn holding(&mut self, numbers: &[f32]) -> Region {
+        let region = self.room(1, numbers.len());
+        self.values[region.offset..region.offset + region.len()].copy_from_slice(numbers);
+        region
+    }
+
     /// NaN, to be written by the operation.
     pub fn written(&mut self, rows: usize, width: usize) -> Region {
         let region = self.room(rows, width);

@@ -109,6 +109,11 @@ impl<T: Scalar> Case<T> {
         region
     }
 
+    /// Another number in the place of one.
+    pub fn set(&mut self, region: Region, element: usize, value: f64) {
+        self.image[region.offset + element] = T::from_f64(value);
+    }
+
     pub fn random(&mut self, rows: usize, width: usize) -> Region {
         self.filled(rows, width, |rng| rng.random_range(-1.0..1.0))
     }

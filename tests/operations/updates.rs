@@ -1,7 +1,9 @@
 //! The materialised form's update with its transpose, and the outer optimizer.
 
 use innerloop::Scalar;
-use innerloop::device::{Device, InnerUpdate, Linear, OuterStep, Rate, Region, ReverseUpdate};
+use innerloop::device::{
+    Device, FINDINGS, Finding, GradientCheck, InnerUpdate, Linear, OuterStep, Rate, Region, ReverseUpdate,
+};
 
 use crate::case::{Case, Image, for_seeds};
 
@@ -114,6 +116,48 @@ fn reverse_update() {
     for_seeds!(75, check);
 }
 
+/// Norms to the rounding of one number, factors that bring them down to the bound, and whatever is not finite.
+#[test]
+fn gradient_check() {
+    fn check<T: Scalar>(seed: u64) {
+        let mut case = Case::<T>::new(seed);
+        let gradients = [1, 17, 20_001].map(|len| case.random(1, len));
+        let losses = case.random(1, 5);
+        // What is found last is overwritten, what nothing is found of stays.
+        let findings = case.filled(1, FINDINGS, |_| 0.0);
+        let clip = case.coin().then_some(3.0);
+        let gradients = [Some(gradients[0]), None, Some(gradients[1]), Some(gradients[2])];
+        let op = GradientCheck { losses: [None, Some(losses)], gradients, clip, findings };
+        let spoilt = case.pick(&[None, Some(losses), gradients[0], gradients[3]]);
+        if let Some(region) = spoilt {
+            let value = case.pick(&[f64::NAN, f64::INFINITY]);
+            case.set(region, region.len() - 1, value);
+        }
+        let image = case.image();
+        let mut found = vec![f64::from(spoilt.is_some())];
+        for gradient in gradients {
+            let norm = gradient.map(|region| image.of(region).iter().map(|g| g * g).sum::<f64>().sqrt());
+            let factor = |norm: f64| clip.filter(|clip| norm > *clip).map_or(1.0, |clip| clip / norm);
+            found.extend(norm.map_or([0.0, 0.0], |norm| [factor(norm), norm]));
+        }
+        if spoilt.is_none_or(|region| region == losses) {
+            case.judge("gradient_check", 1e-7, &[(findings, found)], |d, arena| d.gradient_check(arena, &op));
+        } else {
+            case.judge(
+                "gradient_check of what is not finite",
+                0.0,
+                &[(findings.elements(0, 1), vec![1.0])],
+                |d, arena| {
+                    d.gradient_check(arena, &op);
+                    // The rest is no number to compare.
+                    d.fill(arena, findings.elements(1, FINDINGS - 1), T::ZERO);
+                },
+            );
+        }
+    }
+    for_seeds!(24, check);
+}
+
 /// Adam as its paper writes it, from the moments that are there.
 #[test]
 fn outer_step() {
@@ -123,9 +167,22 @@ fn outer_step() {
         let [parameters, gradient, first]: [Region; 3] = std::array::from_fn(|_| case.random(1, len));
         let second = case.filled(1, len, |rng| rand::RngExt::random_range(rng, 0.0..1.0));
         let (rate, factor, (beta1, beta2), epsilon) = (0.05, 0.5, (0.9, 0.99), 1e-3);
+        let refused = case.coin();
+        let mut held = [f64::from(refused), 9.0, 9.0, 9.0, 9.0, factor, 9.0, 9.0, 9.0].into_iter();
+        let findings = case.filled(1, FINDINGS, |_| held.next().unwrap());
+        let finding = Finding { findings, gradient: 2 };
         let step = case.pick(&[1, 2, 1000]);
-        let adam =
-            OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas: (beta1, beta2), epsilon, step };
+        let adam = OuterStep::Adam {
+            parameters,
+            gradient,
+            first,
+            second,
+            rate,
+            finding,
+            betas: (beta1, beta2),
+            epsilon,
+            step,
+        };
         let image = case.image();
         let [p, g, m, v] = [parameters, gradient, first, second].map(|region| image.of(region));
         let m: Vec<f64> = (0..len).map(|i| beta1 * m[i] + (1.0 - beta1) * (factor * g[i])).collect();
@@ -134,11 +191,13 @@ fn outer_step() {
         let moved =
             (0..len).map(|i| p[i] - rate * unbiased(m[i], beta1) / (unbiased(v[i], beta2).sqrt() + epsilon)).collect();
         let expected = [(parameters, moved), (first, m), (second, v)];
-        case.judge("adam", 1e-6, &expected, |d, arena| d.outer_step(arena, &adam));
+        let expected = if refused { &[] } else { &expected[..] };
+        case.judge("adam", 1e-6, expected, |d, arena| d.outer_step(arena, &adam));
 
-        let sgd = OuterStep::Sgd { parameters, gradient, rate, factor };
+        let sgd = OuterStep::Sgd { parameters, gradient, rate, finding };
         let moved = (0..len).map(|i| p[i] - rate * factor * g[i]).collect();
-        case.judge("sgd", 1e-6, &[(parameters, moved)], |d, arena| d.outer_step(arena, &sgd));
+        let expected = if refused { &[] } else { &[(parameters, moved)][..] };
+        case.judge("sgd", 1e-6, expected, |d, arena| d.outer_step(arena, &sgd));
     }
     for_seeds!(24, check);
 }

@@ -92,13 +92,49 @@ pub(super) unsafe fn multiply<T: Scalar>(
     );
 }
 
+/// Rows of the sums that are in registers at once, for `m` in all: as even as it goes.
+pub(super) fn group(m: usize) -> usize {
+    m.div_ceil(m.div_ceil(6))
+}
+
+/// `out (+)= scale * left right`, `[m, n]`, with the left factor in groups of [`group`] rows, or what is left of them: each
+/// `[depth, rows]`, one after the other.
+///
+/// # Safety
+/// As [`multiply`].
+pub(super) unsafe fn multiply_groups<T: Scalar>(
+    (m, depth, n): (usize, usize, usize),
+    left: *const T,
+    right: Right<T>,
+    scale: T,
+    (out, stride): (*mut T, usize),
+    accumulate: bool,
+) {
+    debug_assert!(serves::<T>());
+    #[cfg(target_arch = "x86_64")]
+    {
+        let right =
+            Right { pointer: right.pointer.cast(), row_stride: right.row_stride, panel_stride: right.panel_stride };
+        let (out, scale) = (out.cast(), scale.to_f64() as f32);
+        let target = x86::Target { out, stride, scale, accumulate, before: out, before_stride: stride };
+        // SAFETY: the caller's promise; T is f32, and the machine has AVX-512.
+        unsafe { x86::groups((m, depth, n), left.cast(), right, target) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    unreachable!(
+        "this machine has no AVX-512: {:?}",
+        (m, depth, n, left, right.pointer, scale, out, stride, accumulate)
+    );
+}
+
 #[cfg(target_arch = "x86_64")]
 // One index runs through pointers and several arrays at once.
 #[allow(clippy::needless_range_loop)]
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::{COLUMNS, Term};
+    use super::{COLUMNS, Right, Term, group};
+    use crate::device::cpu::matrix::Matrix;
 
     /// Numbers in a vector.
     const LANES: usize = 16;
@@ -165,13 +201,30 @@ mod x86 {
     /// All strips.
     #[target_feature(enable = "avx512f,avx512vl")]
     unsafe fn pass((m, n): (usize, usize), terms: &[Term<f32>], target: Target) {
-        // As even as m allows.
-        let group = m.div_ceil(m.div_ceil(6));
+        let group = group(m);
         for row in (0..m).step_by(group) {
             for column in (0..n).step_by(COLUMNS) {
                 let size = (group.min(m - row), (n - column).min(COLUMNS));
                 // SAFETY: `group` rows, or what is left of them, and at most 64 columns from here on exist.
                 unsafe { rows(size, (row, column), terms, target.part(row, column)) };
+            }
+        }
+    }
+
+    /// See [`super::multiply_groups`].
+    #[target_feature(enable = "avx512f,avx512vl")]
+    pub unsafe fn groups((m, depth, n): (usize, usize, usize), left: *const f32, right: Right<f32>, target: Target) {
+        let group = group(m);
+        for row in (0..m).step_by(group) {
+            let height = group.min(m - row);
+            // A strip goes `row` rows further.
+            let pointer = left.wrapping_add(row * depth).wrapping_sub(row);
+            let left = Matrix { pointer, row_stride: 1, column_stride: height };
+            for column in (0..n).step_by(COLUMNS) {
+                let size = (height, (n - column).min(COLUMNS));
+                let term = Term { left, right, depth };
+                // SAFETY: as in `pass`.
+                unsafe { rows(size, (row, column), &[term], target.part(row, column)) };
             }
         }
     }

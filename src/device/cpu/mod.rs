@@ -18,7 +18,9 @@ mod low_rank;
 mod matrix;
 mod memory;
 mod multiply;
+mod outer;
 mod outer_product;
+mod packed;
 mod panels;
 mod pixel;
 mod product;
@@ -38,9 +40,9 @@ use self::panels::PanelCache;
 use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, OuterProduct,
-    OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature,
-    SupervisedLoss,
+    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
+    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, Submitted,
+    SupervisedCurvature, SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -166,6 +168,7 @@ impl<T: Scalar> Base<T> {
 
 impl<T: Scalar> Device<T> for CpuDevice {
     type Arena = CpuArena<T>;
+    type Graph = Submitted<T>;
 
     fn label(&self) -> String {
         format!("{} threads", self.threads())
@@ -289,11 +292,24 @@ impl<T: Scalar> Device<T> for CpuDevice {
         T::LANES
     }
 
-    fn squared_norm(&self, arena: &Self::Arena, region: Region) -> f64 {
-        elementwise::squared_norm(arena.slice(region))
+    fn gradient_check(&self, arena: &mut Self::Arena, operation: &GradientCheck) {
+        outer::gradient_check(arena, operation);
     }
     fn outer_step(&self, arena: &mut Self::Arena, operation: &OuterStep) {
-        elementwise::outer_step(self, arena, operation);
+        outer::outer_step(self, arena, operation);
+    }
+
+    fn submit(
+        &self,
+        arena: &mut Self::Arena,
+        graph: &mut Submitted<T>,
+        results: &[Region],
+        work: impl FnOnce(&Self, &mut Self::Arena),
+    ) {
+        graph.carry_out(self, arena, results, work);
+    }
+    fn results<'g>(&self, graph: &'g mut Submitted<T>) -> &'g [T] {
+        graph.results()
     }
 
     fn for_each_lane<L: Send>(&self, lanes: &mut [L], work: impl Fn(&Self, &mut L) + Sync) {

@@ -2,6 +2,8 @@
 
 use super::matrix::Matrix;
 use super::multiply::{Product, multiply_sum};
+use super::packed;
+use super::scratch::scratch;
 use super::{Base, CpuArena, CpuDevice};
 use crate::device::{Linear, OuterProduct, OuterTerm, Region};
 use crate::scalar::Scalar;
@@ -24,6 +26,9 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
         device.run(op.tasks, |task| of_task(base, op, task));
         return;
     }
+    // By the whole, so that sums do not depend on the number of threads.
+    let most = op.terms.iter().map(|term| term.p.rows).max().unwrap_or(0);
+    let packs = packed::pays::<T>((outputs, inputs), most);
     let threads = device.threads();
     let column_tiles = inputs.div_ceil(TILE_INPUTS);
     let wanted = if threads == 1 { 1 } else { (2 * threads).div_ceil(column_tiles) };
@@ -42,8 +47,17 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
             scale: term.scale,
         });
         let out = base.at(op.layer.weight + row * inputs + column);
+        let shape = (rows, columns);
         // SAFETY: declared regions; each job writes its own tile.
-        unsafe { multiply_sum((rows, columns), products, (out, inputs), op.accumulate) };
+        unsafe {
+            if packs {
+                scratch(packed::room(shape), |_, room| {
+                    packed::multiply_sum(shape, products, (out, inputs), op.accumulate, room);
+                });
+            } else {
+                multiply_sum(shape, products, (out, inputs), op.accumulate);
+            }
+        }
         if column == 0 {
             // SAFETY: the job of the first column owns these biases.
             let bias = unsafe { base.slice_mut(op.layer.bias + row, rows) };

@@ -5,6 +5,7 @@ use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
 use crate::device::Region;
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Fill {
     to: u64,
     length: u64,
@@ -13,6 +14,7 @@ struct Fill {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Copy {
     from: u64,
     to: u64,
@@ -23,6 +25,7 @@ struct Copy {
 const INDICES: usize = 512;
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Gather {
     from: u64,
     to: u64,
@@ -32,6 +35,7 @@ struct Gather {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AddScaled {
     from: u64,
     to: u64,
@@ -41,6 +45,7 @@ struct AddScaled {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct SumRows {
     from: u64,
     to: u64,

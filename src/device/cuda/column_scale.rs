@@ -8,6 +8,7 @@ use crate::device;
 const COLUMNS: usize = 32;
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct ColumnScale {
     from: u64,
     scale: u64,

@@ -1,5 +1,7 @@
 use std::ffi::c_void;
 
+use bytemuck::{Pod, Zeroable};
+
 use crate::Result;
 
 /// What lies under [`super::CudaDevice`]: memory, copies and launches, on a GPU or emulated.
@@ -8,6 +10,9 @@ use crate::Result;
 pub trait Driver: Clone + Send + Sync {
     /// A run of `f32` numbers.
     type Memory: Send + Sync;
+
+    /// Work that is carried out as a whole, as often as wanted, with room for what goes in and what comes out.
+    type Graph: Send;
 
     /// What errors call the device.
     fn name(&self) -> String;
@@ -58,6 +63,110 @@ pub trait Driver: Clone + Send + Sync {
         shared: u32,
         arguments: *const c_void,
     ) -> Result<(), String>;
+
+    /// Makes a graph of `steps` over `memory`, to be carried out in their order.
+    ///
+    /// # Safety
+    /// As [`Driver::launch`] for every launch; `memory` outlives the graph.
+    ///
+    /// # Errors
+    /// The driver refuses a step, or there is no room.
+    unsafe fn graph(&self, memory: &Self::Memory, steps: &[GraphStep<'_>]) -> Result<Self::Graph, String>;
+
+    /// Gives step `index`, a launch of the same kernel over the same grid, other arguments from the next replay on.
+    ///
+    /// # Safety
+    /// As [`Driver::graph`].
+    ///
+    /// # Errors
+    /// The driver refuses.
+    unsafe fn change(
+        &self,
+        memory: &Self::Memory,
+        graph: &mut Self::Graph,
+        index: usize,
+        step: &GraphStep<'_>,
+    ) -> Result<(), String>;
+
+    /// The numbers that go in. They are to be written anew before every replay; waits until the last one has taken them.
+    ///
+    /// # Errors
+    /// Work before this failed.
+    fn staging<'g>(&self, graph: &'g mut Self::Graph) -> Result<&'g mut [f32], String>;
+
+    /// Starts the graph, after what was asked for before.
+    ///
+    /// # Safety
+    /// As [`Driver::graph`].
+    ///
+    /// # Errors
+    /// The driver refuses, or work before this failed.
+    unsafe fn replay(&self, memory: &Self::Memory, graph: &mut Self::Graph) -> Result<(), String>;
+
+    /// The numbers that the last replay has brought out; waits for it.
+    ///
+    /// # Errors
+    /// It failed, or work before it.
+    fn results<'g>(&self, graph: &'g mut Self::Graph) -> Result<&'g [f32], String>;
+}
+
+/// A piece of a kernel's argument structure.
+#[derive(Clone, Copy, Debug, PartialEq, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct ArgumentPiece([u64; 8]);
+
+/// One step of a [`Driver::Graph`].
+#[derive(Clone, Copy, Debug)]
+pub struct GraphStep<'a> {
+    /// What it does.
+    pub work: GraphWork,
+    /// A launch's argument structure.
+    pub arguments: &'a [ArgumentPiece],
+    /// The numbers of the memory it keeps to, by offset and length (see [`Driver::keep_to`]).
+    pub regions: &'a [(usize, usize)],
+}
+
+/// What a step of a graph does; offsets and lengths in numbers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GraphWork {
+    /// A kernel's launch.
+    Launch {
+        /// Which.
+        kernel: Kernel,
+        /// Over which grid.
+        grid: [u32; 3],
+        /// With how many bytes of shared memory beside what it declares.
+        shared: u32,
+    },
+    /// A copy into the memory.
+    Write {
+        /// The first of the numbers that go in.
+        from: usize,
+        /// Where to.
+        offset: usize,
+        /// How many.
+        len: usize,
+    },
+    /// A copy out of the memory.
+    Read {
+        /// Where from.
+        offset: usize,
+        /// The first of the numbers that come out.
+        to: usize,
+        /// How many.
+        len: usize,
+    },
+}
+
+impl GraphStep<'_> {
+    /// How many numbers go into a graph of these steps, and come out.
+    pub fn rooms(steps: &[Self]) -> [usize; 2] {
+        steps.iter().fold([0, 0], |[staging, results], step| match step.work {
+            GraphWork::Launch { .. } => [staging, results],
+            GraphWork::Write { from, len, .. } => [staging.max(from + len), results],
+            GraphWork::Read { to, len, .. } => [staging, results.max(to + len)],
+        })
+    }
 }
 
 /// Threads a block, of every kernel: `THREADS` in `kernels/kernel.cuh`.
@@ -128,6 +237,8 @@ kernels! {
     ReverseAdam reverse_adam emulate_reverse_adam,
     Dot dot emulate_dot,
     AddTotal add_total emulate_add_total,
+    CheckGradient check_gradient emulate_check_gradient,
+    Sgd sgd emulate_sgd,
     Adam adam emulate_adam,
     Fill fill emulate_fill,
     Copy copy emulate_copy,

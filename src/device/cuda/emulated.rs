@@ -2,7 +2,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::driver::{Driver, Kernel, emulated};
+use super::driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, emulated};
 use crate::{Error, Result};
 
 unsafe extern "C" {
@@ -62,6 +62,18 @@ impl EmulatedMemory {
     }
 }
 
+impl EmulatedMemory {
+    /// # Safety
+    /// Nobody else uses the numbers meanwhile.
+    unsafe fn write(&self, offset: usize, from: &[f32]) {
+        assert!(offset + from.len() <= self.elements, "{offset}+{} of {}", from.len(), self.elements);
+        #[cfg(sanitize_emulation)]
+        (self.kept().over = true);
+        // SAFETY: inside the memory; and the caller's promise.
+        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), self.start.add(offset), from.len()) };
+    }
+}
+
 // SAFETY: plain memory, which the driver's methods borrow like a vector.
 unsafe impl Send for EmulatedMemory {}
 // SAFETY: as above; a launch writes it under the contract of `Driver::launch`.
@@ -74,8 +86,24 @@ impl Drop for EmulatedMemory {
     }
 }
 
+/// A graph, as it was made and changed since.
+#[derive(Debug)]
+pub struct EmulatedGraph {
+    steps: Vec<EmulatedStep>,
+    staging: Vec<f32>,
+    results: Vec<f32>,
+}
+
+#[derive(Debug)]
+struct EmulatedStep {
+    work: GraphWork,
+    arguments: Vec<ArgumentPiece>,
+    regions: Vec<(usize, usize)>,
+}
+
 impl Driver for EmulatedDriver {
     type Memory = EmulatedMemory;
+    type Graph = EmulatedGraph;
 
     fn name(&self) -> String {
         "emulated CUDA".into()
@@ -108,11 +136,8 @@ impl Driver for EmulatedDriver {
     }
 
     fn write(&self, memory: &mut EmulatedMemory, offset: usize, from: &[f32]) -> Result<(), String> {
-        assert!(offset + from.len() <= memory.elements, "{offset}+{} of {}", from.len(), memory.elements);
-        #[cfg(sanitize_emulation)]
-        (memory.kept().over = true);
-        // SAFETY: inside the memory, which is borrowed exclusively.
-        unsafe { std::ptr::copy_nonoverlapping(from.as_ptr(), memory.start.add(offset), from.len()) };
+        // SAFETY: the memory is borrowed exclusively.
+        unsafe { memory.write(offset, from) };
         Ok(())
     }
 
@@ -145,5 +170,58 @@ impl Driver for EmulatedDriver {
         // SAFETY: the caller's promise.
         unsafe { emulated::entry(kernel)(memory.start, arguments, grid.as_ptr(), seed) };
         Ok(())
+    }
+
+    unsafe fn graph(&self, _: &EmulatedMemory, steps: &[GraphStep<'_>]) -> Result<EmulatedGraph, String> {
+        let kept = |step: &GraphStep<'_>| EmulatedStep {
+            work: step.work,
+            arguments: step.arguments.to_vec(),
+            regions: step.regions.to_vec(),
+        };
+        let [staging, results] = GraphStep::rooms(steps).map(|len| vec![f32::NAN; len]);
+        Ok(EmulatedGraph { steps: steps.iter().map(kept).collect(), staging, results })
+    }
+
+    unsafe fn change(
+        &self,
+        _: &EmulatedMemory,
+        graph: &mut EmulatedGraph,
+        index: usize,
+        step: &GraphStep<'_>,
+    ) -> Result<(), String> {
+        assert_eq!(graph.steps[index].work, step.work, "step {index} became another one");
+        graph.steps[index].arguments.copy_from_slice(step.arguments);
+        Ok(())
+    }
+
+    fn staging<'g>(&self, graph: &'g mut EmulatedGraph) -> Result<&'g mut [f32], String> {
+        Ok(&mut graph.staging)
+    }
+
+    unsafe fn replay(&self, memory: &EmulatedMemory, graph: &mut EmulatedGraph) -> Result<(), String> {
+        graph.results.fill(f32::NAN);
+        for EmulatedStep { work, arguments, regions } in &graph.steps {
+            if !regions.is_empty() {
+                Self::keep_to(memory, regions.iter().copied());
+            }
+            match *work {
+                // SAFETY: the caller's promise.
+                GraphWork::Launch { kernel, grid, shared } => unsafe {
+                    self.launch(memory, kernel, grid, shared, arguments.as_ptr().cast())?;
+                },
+                GraphWork::Write { from, offset, len } => {
+                    // SAFETY: the caller's promise: the memory is a running meta-step's alone.
+                    unsafe { memory.write(offset, &graph.staging[from..from + len]) };
+                }
+                GraphWork::Read { offset, to, len } => self.read(memory, offset, &mut graph.results[to..to + len])?,
+            }
+        }
+        // What is not written anew is found out.
+        graph.staging.fill(f32::NAN);
+        Ok(())
+    }
+
+    fn results<'g>(&self, graph: &'g mut EmulatedGraph) -> Result<&'g [f32], String> {
+        Ok(&graph.results)
     }
 }

@@ -4,7 +4,8 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum, CUfunction, CUfunction_attribute_enum, CUmodule};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 
-use super::driver::{Driver, Kernel, THREADS};
+use super::driver::{Driver, GraphStep, Kernel, THREADS};
+use super::gpu_graph::GpuGraph;
 use crate::{Error, Result};
 
 /// Bytes of shared memory left to what a kernel declares.
@@ -20,16 +21,18 @@ struct Aligned<B: ?Sized>(B);
 /// A real GPU, through the driver API, which is loaded when the first one is opened.
 #[derive(Clone)]
 pub struct GpuDriver {
-    stream: Arc<CudaStream>,
-    module: Arc<Module>,
+    pub(super) stream: Arc<CudaStream>,
+    /// For what goes into graphs.
+    pub(super) copies: Arc<CudaStream>,
+    pub(super) module: Arc<Module>,
 }
 
 /// The kernels, loaded into the device's context.
-struct Module {
-    context: Arc<CudaContext>,
+pub(super) struct Module {
+    pub(super) context: Arc<CudaContext>,
     module: CUmodule,
     /// In the order of [`Kernel::ALL`].
-    functions: Vec<CUfunction>,
+    pub(super) functions: Vec<CUfunction>,
     name: String,
     /// Bytes of shared memory that a block can have.
     shared: i32,
@@ -82,7 +85,7 @@ impl GpuDriver {
             return Err(Error::invalid(field, format!("this machine has {count} GPUs"), expected));
         }
         let context = CudaContext::new(ordinal).map_err(|e| refused("no context", e, "a GPU that is free"))?;
-        // SAFETY: the device has one stream for everything, so nothing needs events to be ordered.
+        // SAFETY: one stream carries everything out but the copies into graphs, whose order is kept by events of their own.
         unsafe { context.disable_event_tracking() };
         let described = || -> Result<String, DriverError> {
             let (major, minor) = context.compute_capability()?;
@@ -108,13 +111,13 @@ impl GpuDriver {
         let whole = loaded.functions[Kernel::Resident as usize];
         // SAFETY: a function of the module that was just loaded.
         unsafe { result::function::set_function_attribute(whole, dynamic, shared - RESERVED) }.map_err(unloaded)?;
-        let stream = context.new_stream().map_err(|e| refused("no stream", e, "a GPU that is free"))?;
-        Ok(Self { stream, module: Arc::new(loaded) })
+        let stream = || context.new_stream().map_err(|e| refused("no stream", e, "a GPU that is free"));
+        Ok(Self { stream: stream()?, copies: stream()?, module: Arc::new(loaded) })
     }
 }
 
 /// The driver's name for an error, and what it says of it.
-fn words(error: DriverError) -> String {
+pub(super) fn words(error: DriverError) -> String {
     let text =
         |s: Result<&std::ffi::CStr, DriverError>| s.map_or("unknown".into(), |s| s.to_string_lossy().into_owned());
     format!("{} ({})", text(error.error_name()), text(error.error_string()))
@@ -122,6 +125,7 @@ fn words(error: DriverError) -> String {
 
 impl Driver for GpuDriver {
     type Memory = CudaSlice<f32>;
+    type Graph = GpuGraph;
 
     fn name(&self) -> String {
         self.module.name.clone()
@@ -177,5 +181,34 @@ impl Driver for GpuDriver {
         // SAFETY: the caller's promise; the driver copies the parameters before it returns.
         unsafe { result::launch_kernel(function, grid, block, shared, self.stream.cu_stream(), &mut parameters) }
             .map_err(words)
+    }
+
+    unsafe fn graph(&self, memory: &CudaSlice<f32>, steps: &[GraphStep<'_>]) -> Result<GpuGraph, String> {
+        // SAFETY: the caller's promise.
+        unsafe { self.make_graph(memory, steps) }.map_err(words)
+    }
+
+    unsafe fn change(
+        &self,
+        memory: &CudaSlice<f32>,
+        graph: &mut GpuGraph,
+        index: usize,
+        step: &GraphStep<'_>,
+    ) -> Result<(), String> {
+        // SAFETY: the caller's promise.
+        unsafe { self.change_graph(memory, graph, index, step) }.map_err(words)
+    }
+
+    fn staging<'g>(&self, graph: &'g mut GpuGraph) -> Result<&'g mut [f32], String> {
+        graph.staging()
+    }
+
+    unsafe fn replay(&self, _: &CudaSlice<f32>, graph: &mut GpuGraph) -> Result<(), String> {
+        // SAFETY: the caller's promise.
+        unsafe { self.replay_graph(graph) }.map_err(words)
+    }
+
+    fn results<'g>(&self, graph: &'g mut GpuGraph) -> Result<&'g [f32], String> {
+        graph.results()
     }
 }

@@ -6,6 +6,7 @@ use super::{Arguments, CudaArena, CudaDevice, NOTHING, blocks_of, wide};
 use crate::device::{self, Linear};
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AdamRule {
     decay: [f32; 2],
     rest: [f32; 2],
@@ -22,6 +23,7 @@ impl From<&device::Adam<f32>> for AdamRule {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AdamUpdate {
     gradient: GradientRows,
     from: PerTask,
@@ -33,6 +35,7 @@ struct AdamUpdate {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AdamMoved {
     moments: [PerTask; 2],
     output: PerTask,
@@ -41,6 +44,7 @@ struct AdamMoved {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct ReverseAdam {
     gradient: GradientRows,
     cotangent: PerTask,

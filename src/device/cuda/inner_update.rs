@@ -7,6 +7,7 @@ use crate::device::{self, Linear, Rate, Region};
 
 /// An array of a layer's parameters: where the first task's begin, and how far it is to the next task's.
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct PerTask {
     offset: u64,
     stride: u64,
@@ -31,6 +32,7 @@ impl From<&Option<Linear>> for PerTask {
 
 /// One rate, or the place of one for each parameter.
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Rates {
     each: u64,
     all: f32,
@@ -49,6 +51,7 @@ impl From<&Rate<f32>> for Rates {
 
 /// The rows that a layer's gradients are made of, task by task.
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct GradientRows {
     delta: u64,
     values: u64,
@@ -91,6 +94,7 @@ pub(super) fn launch_over<D: Driver, A: Arguments>(
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct InnerUpdate {
     gradient: GradientRows,
     from: PerTask,
@@ -103,6 +107,7 @@ struct InnerUpdate {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct ReverseUpdate {
     cotangent: PerTask,
     direction: PerTask,
@@ -113,6 +118,7 @@ struct ReverseUpdate {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct RateGradient {
     cotangent: PerTask,
     velocity: PerTask,

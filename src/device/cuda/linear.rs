@@ -23,7 +23,7 @@ const ADJOINT: Kernels = Kernels {
 };
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Source {
     input: u64,
     weight: u64,
@@ -36,7 +36,7 @@ struct Source {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Product {
     sources: [Source; 2],
     gate: Gate,
@@ -56,6 +56,7 @@ struct Product {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AdjointGate {
     gate: Gate,
     output: u64,

@@ -9,7 +9,7 @@ use crate::device::{
 use crate::objective::Loss;
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Supervised {
     prediction: u64,
     target: u64,
@@ -26,6 +26,7 @@ struct Supervised {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Adversarial {
     logits: u64,
     delta: u64,
@@ -42,7 +43,7 @@ struct Adversarial {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Differences {
     factor: f64,
     period: u32,
@@ -56,7 +57,7 @@ impl From<operation::Differences> for Differences {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Pixel {
     prediction: u64,
     target: u64,

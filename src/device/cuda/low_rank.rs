@@ -14,7 +14,7 @@ const GROUP: usize = 8;
 const GRAM_COLUMNS: usize = 16;
 
 #[repr(C)]
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Gate {
     values: u64,
     activation: u32,
@@ -42,7 +42,7 @@ impl Gate {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct Term {
     gram: u64,
     rows: u64,
@@ -57,6 +57,7 @@ struct Term {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Corrections {
     terms: [Term; LIST],
     end: [u32; BLOCKS],
@@ -71,7 +72,7 @@ struct Corrections {
 }
 
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct Factor {
     rows: u64,
     count: u32,
@@ -79,6 +80,7 @@ struct Factor {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Gram {
     y: [Factor; LIST],
     x: u64,
@@ -92,6 +94,7 @@ struct Gram {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct GramInner {
     left: u64,
     right: u64,

@@ -3,7 +3,8 @@
 //! [`CudaDevice`] is generic over a [`Driver`]: [`GpuDriver`] drives a real GPU (feature `cuda`), [`EmulatedDriver`] runs
 //! the same kernels on the CPU to test them and their launchers (feature `emulate`).
 //!
-//! Operations are asynchronous: only downloads and norms wait. An operation that fails is remembered, those that follow
+//! Operations are asynchronous: only downloads and [`Device::results`] wait. Work that is submitted again and again,
+//! such as a meta-step, is one CUDA graph. An operation that fails is remembered, those that follow
 //! do nothing, and [`Device::check`] tells. Results are the same from run to run.
 
 mod array;
@@ -13,6 +14,9 @@ mod driver;
 mod emulated;
 #[cfg(feature = "cuda")]
 mod gpu;
+#[cfg(feature = "cuda")]
+mod gpu_graph;
+mod graph;
 mod inner_adam;
 mod inner_update;
 mod linear;
@@ -27,17 +31,20 @@ mod tensor;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use driver::{Driver, Kernel};
+pub use driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel};
 #[cfg(feature = "emulate")]
-pub use emulated::{EmulatedDriver, EmulatedMemory};
+pub use emulated::{EmulatedDriver, EmulatedGraph, EmulatedMemory};
 #[cfg(feature = "cuda")]
 pub use gpu::GpuDriver;
+#[cfg(feature = "cuda")]
+pub use gpu_graph::GpuGraph;
+pub use graph::CudaGraph;
 
 use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, MatrixPrecision,
-    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate,
+    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
+    MatrixPrecision, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate,
     SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
@@ -50,14 +57,14 @@ pub struct CudaDevice<D> {
     precision: MatrixPrecision,
     /// The first failure since the last [`Device::check`].
     failure: Arc<Mutex<Option<Error>>>,
-    /// Held while the partial sums behind an arena are in use through a shared reference.
-    reduction: Arc<Mutex<()>>,
 }
 
 /// Memory of a [`CudaDevice`]: the regions, and behind them room for partial sums.
 pub struct CudaArena<D: Driver> {
     memory: D::Memory,
     elements: usize,
+    /// Work that is being submitted; what is asked for goes there instead.
+    recording: Mutex<Option<graph::Recording<D>>>,
 }
 
 #[cfg(feature = "cuda")]
@@ -82,7 +89,7 @@ impl CudaDevice<EmulatedDriver> {
 impl<D: Driver> CudaDevice<D> {
     /// A device over a driver.
     pub fn with_driver(driver: D) -> Self {
-        Self { driver, precision: MatrixPrecision::F32, failure: Arc::default(), reduction: Arc::default() }
+        Self { driver, precision: MatrixPrecision::F32, failure: Arc::default() }
     }
 
     /// The same device with large matrix products in another precision; [`MatrixPrecision::F32`] at first.
@@ -143,12 +150,16 @@ impl<D: Driver> CudaDevice<D> {
         }
         let [x, y, z] = grid;
         let what = format_args!("kernel {} over a grid of {x} x {y} x {z} blocks ({shapes})", kernel.name());
+        let mut recording = arena.recording();
         self.attempt(what, || {
             // The driver's limits; a grid beyond them means more than 2^31 rows or 2^22 columns.
             if x > i32::MAX as usize || y > 65_535 || z > 65_535 {
                 return Err("the grid is too large; use a smaller meta-batch or network".into());
             }
             let grid = grid.map(|n| n as u32);
+            if let Some(recording) = recording.as_mut() {
+                return recording.launch(&self.driver, kernel, (grid, shared), bytemuck::bytes_of(arguments));
+            }
             // SAFETY: the structure is the kernel's (`Arguments`), the regions were checked, and work on a device is
             // carried out in order.
             unsafe { self.driver.launch(&arena.memory, kernel, grid, shared, std::ptr::from_ref(arguments).cast()) }
@@ -160,7 +171,7 @@ impl<D: Driver> CudaDevice<D> {
 ///
 /// # Safety
 /// It is `repr(C)`, its twin in `kernels/` has the same fields in the same order, and the kernels take it.
-unsafe trait Arguments {
+unsafe trait Arguments: bytemuck::Pod {
     /// The kernels that take it.
     const KERNELS: &[Kernel];
 }
@@ -182,7 +193,11 @@ impl<D: Driver> CudaArena<D> {
     fn check(&self, reads: &[Region], writes: &[Region]) {
         check_access(self.elements, reads, writes);
         let regions = reads.iter().chain(writes).map(|region| (region.offset, region.len()));
-        D::keep_to(&self.memory, regions.chain([(self.partials(), reduction::PARTIALS)]));
+        let regions = regions.chain([(self.partials(), reduction::PARTIALS)]);
+        match self.recording().as_mut() {
+            Some(recording) => recording.keep_to(regions),
+            None => D::keep_to(&self.memory, regions),
+        }
     }
 
     /// Where the room for partial sums begins.
@@ -229,6 +244,7 @@ fn blocks_of(elements: usize) -> usize {
 
 impl<D: Driver> Device<f32> for CudaDevice<D> {
     type Arena = CudaArena<D>;
+    type Graph = CudaGraph<D>;
 
     fn label(&self) -> String {
         match self.precision {
@@ -244,7 +260,7 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
         // Sixteen bytes' worth, so that regions that begin at multiples of that can be copied by as much, emulated too.
         let memory = self.driver.allocate((elements.next_multiple_of(2) + reduction::PARTIALS).next_multiple_of(4))?;
-        Ok(CudaArena { memory, elements })
+        Ok(CudaArena { memory, elements, recording: Mutex::default() })
     }
 
     fn check(&self) -> Result<()> {
@@ -255,11 +271,16 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         assert_eq!(to.len(), from.len());
         arena.check(&[], &[to]);
         let what = format_args!("upload of {} numbers", from.len());
-        self.attempt(what, || self.driver.write(&mut arena.memory, to.offset, from));
+        let recording = arena.recording.get_mut().unwrap_or_else(PoisonError::into_inner);
+        self.attempt(what, || match recording {
+            Some(recording) => recording.write(&self.driver, to.offset, from),
+            None => self.driver.write(&mut arena.memory, to.offset, from),
+        });
     }
     fn download(&self, arena: &CudaArena<D>, from: Region, to: &mut [f32]) {
         assert_eq!(from.len(), to.len());
         arena.check(&[from], &[]);
+        assert!(arena.recording().is_none(), "submitted work must not wait for the device");
         let what = format_args!("download of {} numbers, or a kernel before it", to.len());
         self.attempt(what, || self.driver.read(&arena.memory, from.offset, to));
     }
@@ -363,11 +384,27 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         1
     }
 
-    fn squared_norm(&self, arena: &CudaArena<D>, region: Region) -> f64 {
-        reduction::squared_norm(self, arena, region)
+    fn gradient_check(&self, arena: &mut CudaArena<D>, operation: &GradientCheck) {
+        optimizer::gradient_check(self, arena, operation);
     }
     fn outer_step(&self, arena: &mut CudaArena<D>, operation: &OuterStep) {
         optimizer::outer_step(self, arena, operation);
+    }
+
+    fn submit(
+        &self,
+        arena: &mut CudaArena<D>,
+        graph: &mut CudaGraph<D>,
+        results: &[Region],
+        work: impl FnOnce(&Self, &mut CudaArena<D>),
+    ) {
+        graph::submit(self, arena, graph, results, work);
+    }
+    fn results<'g>(&self, graph: &'g mut CudaGraph<D>) -> &'g [f32] {
+        graph::results(self, graph)
+    }
+    fn runs_behind(&self) -> bool {
+        true
     }
 
     fn for_each_lane<L: Send>(&self, lanes: &mut [L], work: impl Fn(&Self, &mut L) + Sync) {

@@ -1,38 +1,113 @@
 //! The outer optimizer.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, array, blocks_of, wide};
-use crate::device::OuterStep;
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, blocks_of, narrow, reduction, wide};
+use crate::device::{Finding, GradientCheck, OuterStep, Region};
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct CheckGradient {
+    partials: u64,
+    losses: [u64; 2],
+    flag: u64,
+    finding: u64,
+    clip: f64,
+    loss_count: [u32; 2],
+    count: u32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct Sgd {
+    parameters: u64,
+    gradient: u64,
+    length: u64,
+    flag: u64,
+    factor: u64,
+    rate: f32,
+    unused: u32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Adam {
     parameters: u64,
     gradient: u64,
     first: u64,
     second: u64,
     length: u64,
+    flag: u64,
+    factor: u64,
     rate: f32,
     second_scale: f32,
-    factor: f32,
     epsilon: f32,
     beta1: f32,
     beta2: f32,
     rest1: f32,
     rest2: f32,
+    unused: u32,
 }
 
 super::arguments! {
-    Adam, 72 => Adam;
+    CheckGradient, 64 => CheckGradient;
+    Sgd, 48 => Sgd;
+    Adam, 88 => Adam;
+}
+
+/// See [`GradientCheck`].
+pub(super) fn gradient_check<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &GradientCheck) {
+    let [first, second] = op.losses.map(|losses| losses.unwrap_or(NOTHING));
+    let [a, b, c, d] = op.gradients.map(|gradient| gradient.unwrap_or(NOTHING));
+    arena.check(&[first, second, a, b, c, d], &[op.findings]);
+    let losses = [first, second];
+    let check = |place: usize, gradient: Region| {
+        let at = (gradient.offset, 0);
+        let count = if gradient.is_empty() { 0 } else { reduction::dot(device, arena, at, at, gradient.len(), 1) };
+        let finding = Finding { findings: op.findings, gradient: place };
+        let call = CheckGradient {
+            partials: wide(arena.partials()),
+            losses: losses.map(|losses| wide(losses.offset)),
+            flag: wide(finding.flag()),
+            finding: wide(finding.factor()),
+            clip: op.clip.unwrap_or(f64::INFINITY),
+            loss_count: losses.map(|losses| narrow(losses.len())),
+            count: narrow(count),
+            unused: 0,
+        };
+        let shapes = format_args!("{} numbers", gradient.len());
+        device.launch(arena, Kernel::CheckGradient, [1, 1, 1], &call, shapes);
+    };
+    // Losses are checked along with a gradient, and without any by themselves.
+    if op.gradients.iter().all(Option::is_none) {
+        check(0, NOTHING);
+    }
+    for (place, gradient) in op.gradients.iter().enumerate() {
+        if let Some(gradient) = gradient {
+            check(place, *gradient);
+        }
+    }
 }
 
 /// See [`OuterStep`].
 pub(super) fn outer_step<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &OuterStep) {
     match *op {
-        OuterStep::Sgd { parameters, gradient, rate, factor } => {
-            array::add_scaled(device, arena, gradient, (-rate * factor) as f32, parameters);
+        OuterStep::Sgd { parameters, gradient, rate, finding } => {
+            arena.check(&[gradient, finding.findings], &[parameters]);
+            let call = Sgd {
+                parameters: wide(parameters.offset),
+                gradient: wide(gradient.offset),
+                length: wide(parameters.len()),
+                flag: wide(finding.flag()),
+                factor: wide(finding.factor()),
+                rate: rate as f32,
+                unused: 0,
+            };
+            let shapes = format_args!("{} parameters", parameters.len());
+            device.launch(arena, Kernel::Sgd, [blocks_of(parameters.len()), 1, 1], &call, shapes);
         }
-        OuterStep::Adam { parameters, gradient, first, second, rate, factor, betas, epsilon, step } => {
-            arena.check(&[gradient], &[parameters, first, second]);
+        OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step } => {
+            arena.check(&[gradient, finding.findings], &[parameters, first, second]);
             let correction = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u64) as i32);
             let call = Adam {
                 parameters: wide(parameters.offset),
@@ -40,14 +115,16 @@ pub(super) fn outer_step<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
                 first: wide(first.offset),
                 second: wide(second.offset),
                 length: wide(parameters.len()),
+                flag: wide(finding.flag()),
+                factor: wide(finding.factor()),
                 rate: (rate / correction(betas.0)) as f32,
                 second_scale: (1.0 / correction(betas.1)) as f32,
-                factor: factor as f32,
                 epsilon: epsilon as f32,
                 beta1: betas.0 as f32,
                 beta2: betas.1 as f32,
                 rest1: (1.0 - betas.0) as f32,
                 rest2: (1.0 - betas.1) as f32,
+                unused: 0,
             };
             let shapes = format_args!("{} parameters", parameters.len());
             device.launch(arena, Kernel::Adam, [blocks_of(parameters.len()), 1, 1], &call, shapes);

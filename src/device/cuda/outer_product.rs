@@ -14,7 +14,7 @@ const OUTER_PRODUCT: Kernels = Kernels {
 };
 
 #[repr(C)]
-#[derive(Clone, Copy, Default)]
+#[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 struct OuterTerm {
     p: u64,
     q: u64,
@@ -25,6 +25,7 @@ struct OuterTerm {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct OuterProduct {
     terms: [OuterTerm; TERMS],
     weight: u64,

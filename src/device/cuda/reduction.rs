@@ -1,7 +1,5 @@
 //! Sums in double precision over large regions.
 
-use std::sync::PoisonError;
-
 use super::driver::{Driver, Kernel};
 use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
 use crate::device::{Linear, Region};
@@ -12,6 +10,7 @@ const SUMS: usize = 256;
 pub(super) const PARTIALS: usize = SUMS * size_of::<f64>() / size_of::<f32>();
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Dot {
     x: u64,
     y: u64,
@@ -24,6 +23,7 @@ struct Dot {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct AddTotal {
     partials: u64,
     output: u64,
@@ -35,20 +35,6 @@ struct AddTotal {
 super::arguments! {
     Dot, 56 => Dot;
     AddTotal, 32 => AddTotal;
-}
-
-/// See [`crate::device::Device::squared_norm`].
-pub(super) fn squared_norm<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, region: Region) -> f64 {
-    arena.check(&[region], &[]);
-    let _alone = device.reduction.lock().unwrap_or_else(PoisonError::into_inner);
-    let place = (region.offset, 0);
-    let count = dot(device, arena, place, place, region.len(), 1);
-    let mut sums = [0.0f64; SUMS];
-    let sums = &mut sums[..count];
-    device.attempt(format_args!("norm of {} numbers", region.len()), || {
-        device.driver.read(&arena.memory, arena.partials(), bytemuck::cast_slice_mut(sums))
-    });
-    sums.iter().sum()
 }
 
 /// `output += scale * sum over the tasks of x . y`, of one element; x and y are a layer's parameters.
@@ -74,7 +60,7 @@ pub(super) fn add_dot<D: Driver>(
 
 /// Leaves the partial sums of `sum over the tasks of x . y` behind the arena's regions; returns how many. Both are given
 /// as an offset and a stride from task to task.
-fn dot<D: Driver>(
+pub(super) fn dot<D: Driver>(
     device: &CudaDevice<D>,
     arena: &CudaArena<D>,
     x: (usize, usize),

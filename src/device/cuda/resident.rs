@@ -8,6 +8,7 @@ use crate::device::{Region, Resident as Operation, ResidentGradient};
 use crate::inner::LAYERS;
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct ResidentPass {
     rows: u32,
     inputs: u32,
@@ -30,6 +31,7 @@ impl From<Pass> for ResidentPass {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Resident {
     parameters: u64,
     rates: u64,

@@ -1,0 +1,261 @@
+//! Work as one graph: what a piece of work asks for is kept, and the next time it is launched as a whole.
+//!
+//! The first time everything is carried out as it comes, so that a failure names the operation. The second time it is kept
+//! and a graph is made of it. From then on the launches are only held against those of the last time: the graph is told of
+//! arguments that differ (rates, the outer optimizer's step, minibatches), and made anew where other kernels, grids or copies
+//! are asked for.
+
+use std::sync::PoisonError;
+
+use bytemuck::Zeroable;
+
+use super::driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel};
+use super::{CudaArena, CudaDevice};
+use crate::device::{Region, Submitted};
+
+/// Work that was submitted to a [`CudaDevice`]; see [`crate::device::Device::submit`].
+pub struct CudaGraph<D: Driver> {
+    record: Record,
+    /// Once the work was asked for a second time.
+    graph: Option<D::Graph>,
+    /// Whether the first time has been.
+    begun: bool,
+    /// Whether the last time was a replay, and [`CudaGraph::results`] are still to be fetched from it.
+    replayed: bool,
+    results: Submitted<f32>,
+    /// While work is recorded: the launches that have other arguments, and what the coming step keeps to.
+    changed: Vec<usize>,
+    regions: Vec<(usize, usize)>,
+}
+
+impl<D: Driver> Default for CudaGraph<D> {
+    fn default() -> Self {
+        Self {
+            record: Record::default(),
+            graph: None,
+            begun: false,
+            replayed: false,
+            results: Submitted::default(),
+            changed: Vec::new(),
+            regions: Vec::new(),
+        }
+    }
+}
+
+/// What was asked for, in order.
+#[derive(Default)]
+struct Record {
+    steps: Vec<Step>,
+    pieces: Vec<ArgumentPiece>,
+    regions: Vec<(usize, usize)>,
+    /// What goes in, until there is a graph whose own room it can be written to.
+    staging: Vec<f32>,
+}
+
+/// A step, and where its pieces and regions end; they begin where those of the step before end.
+#[derive(Clone, Copy)]
+struct Step {
+    work: GraphWork,
+    pieces: usize,
+    regions: usize,
+}
+
+impl Record {
+    fn begin(&self, index: usize) -> [usize; 2] {
+        index.checked_sub(1).map_or([0, 0], |last| [self.steps[last].pieces, self.steps[last].regions])
+    }
+
+    fn step(&self, index: usize) -> GraphStep<'_> {
+        let ([pieces, regions], step) = (self.begin(index), self.steps[index]);
+        GraphStep {
+            work: step.work,
+            arguments: &self.pieces[pieces..step.pieces],
+            regions: &self.regions[regions..step.regions],
+        }
+    }
+
+    /// Forgets the steps from `index` on.
+    fn truncate(&mut self, index: usize) {
+        let [pieces, regions] = self.begin(index);
+        self.steps.truncate(index);
+        self.pieces.truncate(pieces);
+        self.regions.truncate(regions);
+    }
+
+    fn push(&mut self, work: GraphWork, arguments: &[u8], regions: &[(usize, usize)]) {
+        let first = self.pieces.len();
+        self.pieces.resize(first + arguments.len().div_ceil(size_of::<ArgumentPiece>()), ArgumentPiece::zeroed());
+        bytemuck::cast_slice_mut(&mut self.pieces[first..])[..arguments.len()].copy_from_slice(arguments);
+        self.regions.extend_from_slice(regions);
+        self.steps.push(Step { work, pieces: self.pieces.len(), regions: self.regions.len() });
+    }
+}
+
+/// Work in the course of being asked for.
+pub(super) struct Recording<D: Driver> {
+    of: CudaGraph<D>,
+    /// Steps and numbers that went in, so far.
+    position: usize,
+    staged: usize,
+    results: usize,
+    /// Whether all of them were the last time's, arguments apart; from the first that is not, the record is written anew.
+    same: bool,
+}
+
+impl<D: Driver> Recording<D> {
+    fn new(of: CudaGraph<D>) -> Self {
+        let same = of.graph.is_some();
+        let mut this = Self { of, position: 0, staged: 0, results: 0, same };
+        this.of.changed.clear();
+        if !same {
+            this.of.record = Record::default();
+        }
+        this
+    }
+
+    /// Tells it what the coming step keeps to.
+    pub fn keep_to(&mut self, regions: impl Iterator<Item = (usize, usize)>) {
+        self.of.regions.extend(regions);
+    }
+
+    fn add(&mut self, driver: &D, work: GraphWork, arguments: &[u8]) -> Result<(), String> {
+        let index = self.position;
+        let record = &mut self.of.record;
+        if self.same && record.steps.get(index).is_none_or(|step| step.work != work) {
+            self.same = false;
+            record.truncate(index);
+            if let Some(graph) = &mut self.of.graph {
+                record.staging.clear();
+                record.staging.extend_from_slice(&driver.staging(graph)?[..self.staged]);
+            }
+        }
+        if self.same {
+            let [first, _] = record.begin(index);
+            let kept: &mut [u8] = bytemuck::cast_slice_mut(&mut record.pieces[first..record.steps[index].pieces]);
+            if kept[..arguments.len()] != *arguments {
+                kept[..arguments.len()].copy_from_slice(arguments);
+                self.of.changed.push(index);
+            }
+        } else {
+            record.push(work, arguments, &self.of.regions);
+        }
+        self.of.regions.clear();
+        self.position += 1;
+        Ok(())
+    }
+
+    /// A launch.
+    pub fn launch(
+        &mut self,
+        driver: &D,
+        kernel: Kernel,
+        (grid, shared): ([u32; 3], u32),
+        arguments: &[u8],
+    ) -> Result<(), String> {
+        self.add(driver, GraphWork::Launch { kernel, grid, shared }, arguments)
+    }
+
+    /// A copy of numbers of the host's.
+    pub fn write(&mut self, driver: &D, offset: usize, from: &[f32]) -> Result<(), String> {
+        let first = self.staged;
+        self.add(driver, GraphWork::Write { from: first, offset, len: from.len() }, &[])?;
+        self.staged += from.len();
+        match &mut self.of.graph {
+            Some(graph) if self.same => driver.staging(graph)?[first..self.staged].copy_from_slice(from),
+            _ => self.of.record.staging.extend_from_slice(from),
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, driver: &D, region: Region) -> Result<(), String> {
+        self.of.regions.push((region.offset, region.len()));
+        let work = GraphWork::Read { offset: region.offset, to: self.results, len: region.len() };
+        self.results += region.len();
+        self.add(driver, work, &[])
+    }
+
+    /// Starts what was asked for.
+    ///
+    /// # Safety
+    /// As [`Driver::graph`].
+    unsafe fn replay(&mut self, driver: &D, memory: &D::Memory) -> Result<(), String> {
+        let record = &mut self.of.record;
+        // Work that broke off earlier is other work as well.
+        let same = self.same && self.position == record.steps.len();
+        if let Some(graph) = self.of.graph.as_mut().filter(|_| same) {
+            for index in self.of.changed.drain(..) {
+                // SAFETY: the caller's promise.
+                unsafe { driver.change(memory, graph, index, &record.step(index)) }?;
+            }
+            // SAFETY: the caller's promise.
+            return unsafe { driver.replay(memory, graph) };
+        }
+        if self.same {
+            record.truncate(self.position);
+            if let Some(graph) = &mut self.of.graph {
+                record.staging.clear();
+                record.staging.extend_from_slice(&driver.staging(graph)?[..self.staged]);
+            }
+        }
+        self.of.graph = None;
+        let steps: Vec<_> = (0..record.steps.len()).map(|index| record.step(index)).collect();
+        // SAFETY: the caller's promise.
+        let mut graph = unsafe { driver.graph(memory, &steps) }?;
+        driver.staging(&mut graph)?.copy_from_slice(&record.staging);
+        record.staging = Vec::new();
+        // SAFETY: the caller's promise.
+        unsafe { driver.replay(memory, &mut graph) }?;
+        self.of.graph = Some(graph);
+        Ok(())
+    }
+}
+
+/// See [`crate::device::Device::submit`].
+pub(super) fn submit<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    graph: &mut CudaGraph<D>,
+    results: &[Region],
+    work: impl FnOnce(&CudaDevice<D>, &mut CudaArena<D>),
+) {
+    if !std::mem::replace(&mut graph.begun, true) {
+        return graph.results.carry_out(device, arena, results, work);
+    }
+    graph.results.make_room(results);
+    let nested = arena.recording().replace(Recording::new(std::mem::take(graph)));
+    assert!(nested.is_none(), "work is submitted within submitted work");
+    work(device, arena);
+    let Some(mut recording) = arena.recording().take() else { return };
+    let steps = recording.position;
+    let mut done = false;
+    device.attempt(format_args!("a graph of {steps} kernels and copies"), || {
+        results.iter().try_for_each(|region| recording.read(&device.driver, *region))?;
+        // SAFETY: the kernels' accesses were checked as they were asked for, and keep to this arena, whose owner holds the
+        // graph too.
+        unsafe { recording.replay(&device.driver, &arena.memory) }?;
+        done = true;
+        Ok(())
+    });
+    // After a failure the record and the graph may differ.
+    let begun_anew = |results| CudaGraph { results, ..CudaGraph::default() };
+    *graph = if done { CudaGraph { replayed: true, ..recording.of } } else { begun_anew(recording.of.results) };
+}
+
+/// See [`crate::device::Device::results`].
+pub(super) fn results<'g, D: Driver>(device: &CudaDevice<D>, graph: &'g mut CudaGraph<D>) -> &'g [f32] {
+    if std::mem::take(&mut graph.replayed) {
+        let CudaGraph { graph: Some(of), results, .. } = &mut *graph else { return graph.results.results() };
+        device.attempt(format_args!("the replay of a graph"), || {
+            results.room().copy_from_slice(device.driver.results(of)?);
+            Ok(())
+        });
+    }
+    graph.results.results()
+}
+
+impl<D: Driver> CudaArena<D> {
+    /// The work that is being asked for, if any.
+    pub(super) fn recording(&self) -> std::sync::MutexGuard<'_, Option<Recording<D>>> {
+        self.recording.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

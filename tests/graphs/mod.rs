@@ -1,0 +1,260 @@
+//! Meta-steps as graphs, and submitted ahead: to the last bit what single launches give, also where a step differs from the
+//! one before, or goes wrong.
+
+use std::sync::atomic::Ordering;
+
+use innerloop::device::cuda::CudaDevice;
+use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::objective::{Loss, VideoWeights};
+use innerloop::{
+    Algorithm, Error, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, OptimizerState, OuterConfig,
+    OuterKind, Schedule, Shape, Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+use crate::Refusing;
+
+const SHAPE: Shape = Shape { tasks: 3, shots: 4, queries: 2 };
+const STEPS: u64 = 7;
+/// The discriminator joins here.
+const ADVERSARIAL_FROM: u64 = 4;
+
+type Learner<O> = MetaLearner<f32, CudaDevice<Refusing>, O>;
+
+/// The rows of one meta-step: support inputs and targets, query inputs and targets.
+fn numbers(seed: u64, inputs: usize, outputs: usize) -> [Vec<f32>; 4] {
+    let mut rng = ChaCha8Rng::seed_from_u64(seed);
+    let (support, query) = (SHAPE.tasks * SHAPE.shots, SHAPE.tasks * SHAPE.queries);
+    [support * inputs, support * outputs, query * inputs, query * outputs]
+        .map(|len| (0..len).map(|_| rng.random_range(-1.0..1.0)).collect())
+}
+
+fn supervised(numbers: &[Vec<f32>; 4]) -> SupervisedRows<'_, f32> {
+    let [support_x, support_y, query_x, query_y] = numbers;
+    SupervisedRows { support_x, support_y, query_x, query_y }
+}
+
+fn video(numbers: &[Vec<f32>; 4]) -> VideoRows<'_, f32> {
+    let [support_z, support_x, query_z, query_x] = numbers;
+    VideoRows { support_z, support_x, query_z, query_x }
+}
+
+fn learner<O: Objective>(driver: &Refusing, objective: &O, mlps: &[&Mlp]) -> Learner<O> {
+    let mut rng = ChaCha8Rng::seed_from_u64(1);
+    let inner = InnerConfig::new(Algorithm::Maml, 2);
+    let phi = mlps.iter().map(|mlp| MetaOptimizer::uniform(inner.rates, mlp, inner.steps, 0.05).unwrap()).collect();
+    let device = CudaDevice::with_driver(driver.clone());
+    let mut learner = MetaLearner::new(device, objective.clone(), SHAPE, phi).unwrap();
+    for (network, mlp) in mlps.iter().enumerate() {
+        learner.set_parameters(network, &Parameters::initialise(mlp, &mut rng)).unwrap();
+    }
+    learner
+}
+
+/// What a learner has come to.
+fn state<O: Objective>(learner: &Learner<O>, networks: usize) -> (Vec<Parameters<f32>>, OptimizerState<f32>) {
+    ((0..networks).map(|network| learner.parameters(network)).collect(), learner.optimizer_state())
+}
+
+fn outer(kind: OuterKind) -> OuterConfig {
+    let schedule = Schedule::Cosine { steps: STEPS, floor: 0.1 };
+    OuterConfig { kind, schedule, clip: Some(0.3), ..OuterConfig::adam(1e-3) }
+}
+
+/// Every step on a learner of its own, launch by launch: the losses, and the states after each step.
+#[allow(clippy::type_complexity)]
+fn launch_by_launch<'a, O: Objective>(
+    objective: &O,
+    mlps: &[&Mlp],
+    outer: &OuterConfig,
+    rows: impl Fn(usize) -> O::Rows<'a, f32>,
+) -> (Vec<Vec<f32>>, Vec<(Vec<Parameters<f32>>, OptimizerState<f32>)>) {
+    let driver = Refusing::new(None);
+    let mut learner_of_step = learner(&driver, objective, mlps);
+    let (mut losses, mut states) = (Vec::new(), Vec::new());
+    for step in 0..STEPS {
+        learner_of_step.set_adversarial(step >= ADVERSARIAL_FROM);
+        let mut rng = ChaCha8Rng::seed_from_u64(step);
+        losses.push(learner_of_step.run(rows(step as usize), &mut rng).unwrap().task.clone());
+        learner_of_step.update(outer).unwrap();
+        let (parameters, optimizer) = state(&learner_of_step, mlps.len());
+        let phi: Vec<_> = (0..mlps.len()).map(|network| learner_of_step.phi(network)).collect();
+        learner_of_step = learner(&driver, objective, mlps);
+        parameters.iter().enumerate().for_each(|(n, p)| learner_of_step.set_parameters(n, p).unwrap());
+        learner_of_step.restore(&optimizer, &phi).unwrap();
+        states.push((parameters, optimizer));
+    }
+    assert_eq!(driver.graphs.load(Ordering::Relaxed), 0, "a graph of what was asked for once");
+    (losses, states)
+}
+
+fn check<'a, O: Objective>(
+    name: &str,
+    objective: &O,
+    mlps: &[&Mlp],
+    kind: OuterKind,
+    rows: impl Fn(usize) -> O::Rows<'a, f32>,
+) {
+    let outer = outer(kind);
+    let (losses, states) = launch_by_launch(objective, mlps, &outer, &rows);
+    for ahead in [false, true] {
+        let driver = Refusing::new(None);
+        let mut learner = learner(&driver, objective, mlps);
+        assert_eq!(learner.may_submit(), 2);
+        let mut got = Vec::new();
+        for step in 0..STEPS {
+            learner.set_adversarial(step >= ADVERSARIAL_FROM);
+            let mut rng = ChaCha8Rng::seed_from_u64(step);
+            if ahead {
+                learner.submit(rows(step as usize), &outer, &mut rng).unwrap();
+                assert_eq!(learner.steps_done(), step + 1);
+                if step > 0 {
+                    got.push(learner.wait().unwrap().task.clone());
+                }
+            } else {
+                got.push(learner.run(rows(step as usize), &mut rng).unwrap().task.clone());
+                learner.update(&outer).unwrap();
+            }
+        }
+        if ahead {
+            got.push(learner.wait().unwrap().task.clone());
+            learner.wait().unwrap_err();
+        }
+        assert_eq!(got, losses, "{name}, ahead: {ahead}");
+        assert!(state(&learner, mlps.len()) == *states.last().unwrap(), "{name}, ahead: {ahead}: other parameters");
+        let count = |counter: &std::sync::atomic::AtomicUsize| counter.load(Ordering::Relaxed);
+        // Two in turn: a whole meta-step each, or the inner loops and the outer steps. The discriminator's part makes both
+        // anew.
+        assert_eq!(count(&driver.graphs), 2 * mlps.len(), "{name}, ahead: {ahead}");
+        assert_eq!(count(&driver.replays), if ahead { 5 } else { 12 }, "{name}, ahead: {ahead}");
+        assert!(count(&driver.changes) > 0, "{name}: the schedule changes arguments");
+    }
+}
+
+/// Single networks in either form, and the video GAN, whose discriminator joins on the way.
+pub fn replay_meta_steps() {
+    let mlp = Mlp::with_hidden(3, &[9, 5], 2, Activation::Tanh, Activation::Linear).unwrap();
+    let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 10, 3, 2)).collect();
+    let adam = OuterKind::Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8 };
+    for (name, optimizer, strategy, kind) in [
+        ("dual", InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Dual, adam),
+        ("materialised", InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Materialised, OuterKind::Sgd),
+        ("inner Adam", InnerOptimizer::ADAM, Strategy::Materialised, adam),
+    ] {
+        let inner = InnerConfig {
+            optimizer,
+            strategy: Some(strategy),
+            minibatch: Some(3),
+            ..InnerConfig::new(Algorithm::Maml, 2)
+        };
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+        check(name, &config, &[&mlp], kind, |step| supervised(&batches[step]));
+    }
+    let generator = Mlp::with_hidden(3, &[5], 6, Activation::Relu, Activation::Tanh).unwrap();
+    let discriminator = Mlp::with_hidden(6, &[4], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
+    let config = VideoConfig {
+        generator: generator.clone(),
+        discriminator: discriminator.clone(),
+        frames: 2,
+        frame: None,
+        weights: VideoWeights { adversarial: 0.5, reconstruction: 1.0, motion: 0.5, texture: 0.0 },
+        adversarial: true,
+        inner: InnerConfig::new(Algorithm::Maml, 2),
+    };
+    let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 30, 3, 6)).collect();
+    check("video", &config, &[&generator, &discriminator], adam, |step| video(&batches[step]));
+}
+
+/// A meta-step that goes wrong changes nothing, and neither does the one that was already submitted after it; the next one
+/// goes on from where things were.
+pub fn a_fault_stops_what_follows() {
+    let mlp = Mlp::with_hidden(3, &[6], 2, Activation::Tanh, Activation::Linear).unwrap();
+    let inner = InnerConfig { strategy: Some(Strategy::Dual), ..InnerConfig::new(Algorithm::Maml, 2) };
+    let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+    let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 50, 3, 2)).collect();
+    let adam = outer(OuterKind::Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8 });
+    let (_, states) = launch_by_launch(&config, &[&mlp], &adam, |step| supervised(&batches[step]));
+    for faulty in [1, 4] {
+        let mut spoilt = batches[faulty].clone();
+        // Targets so far off that the loss cannot be written down.
+        spoilt[3].fill(1e30);
+        let mut learner = learner(&Refusing::new(None), &config, &[&mlp]);
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        for batch in &batches[..faulty] {
+            learner.submit(supervised(batch), &adam, &mut rng).unwrap();
+            learner.wait().unwrap();
+        }
+        learner.submit(supervised(&spoilt), &adam, &mut rng).unwrap();
+        learner.submit(supervised(&batches[faulty + 1]), &adam, &mut rng).unwrap();
+        let message = learner.submit(supervised(&spoilt), &adam, &mut rng).unwrap_err().to_string();
+        assert!(message.contains("2 submitted"), "{message}");
+        diverged(learner.wait().unwrap_err(), "loss", faulty as u64 + 1);
+        learner.wait().unwrap_err();
+        assert!(state(&learner, 1) == states[faulty - 1], "step {} has changed something", faulty + 1);
+        for batch in &batches[faulty..] {
+            learner.submit(supervised(batch), &adam, &mut rng).unwrap();
+            learner.wait().unwrap();
+        }
+        assert!(state(&learner, 1) == *states.last().unwrap(), "the steps after step {} went elsewhere", faulty + 1);
+    }
+}
+
+fn diverged(error: Error, expected: &str, number: u64) {
+    match error {
+        Error::Diverged { what, value, step } => {
+            assert_eq!((what, step), (expected, number));
+            assert!(!value.is_finite(), "{value}");
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// A gradient can be too large to be written down where no loss is: the loss is linear in logits that small weights keep
+/// small, the gradient of these weights is in proportion to the inputs.
+pub fn a_gradient_alone_diverges() {
+    let mlp = Mlp::with_hidden(3, &[6], 2, Activation::LeakyRelu, Activation::Linear).unwrap();
+    let config =
+        SupervisedConfig { mlp: mlp.clone(), loss: Loss::BceWithLogits, inner: InnerConfig::new(Algorithm::Maml, 2) };
+    let mut parameters = Parameters::zeros(&mlp);
+    parameters.values_mut()[mlp.weight_range(0)].fill(1e-3);
+    parameters.values_mut()[mlp.weight_range(1)].fill(10.0);
+    let (mut batch, sgd) = (numbers(90, 3, 2), outer(OuterKind::Sgd));
+    let mut learner = learner(&Refusing::new(None), &config, &[&mlp]);
+    learner.set_parameters(0, &parameters).unwrap();
+    batch[2].fill(1e38);
+    for repeat in 0..3 {
+        let mut rng = ChaCha8Rng::seed_from_u64(0);
+        if repeat == 2 {
+            assert!(learner.run(supervised(&batch), &mut rng).unwrap().mean().is_finite());
+            diverged(learner.update(&sgd).unwrap_err(), "gradient", 1);
+        } else {
+            learner.submit(supervised(&batch), &sgd, &mut rng).unwrap();
+            diverged(learner.wait().unwrap_err(), "gradient", 1);
+        }
+        assert_eq!((learner.parameters(0), learner.steps_done()), (parameters.clone(), 0));
+    }
+}
+
+/// A driver that refuses graphs is told of with the device's name, and the learner goes on when it no longer does.
+pub fn refused_graphs_are_told() {
+    let mlp = Mlp::with_hidden(3, &[6], 2, Activation::Tanh, Activation::Linear).unwrap();
+    let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner: InnerConfig::new(Algorithm::Maml, 2) };
+    let batch = numbers(70, 3, 2);
+    let driver = Refusing::new(None);
+    let mut learner = learner(&driver, &config, &[&mlp]);
+    let mut rng = ChaCha8Rng::seed_from_u64(0);
+    let first = learner.run(supervised(&batch), &mut rng).unwrap().clone();
+    driver.refuses_graphs.store(true, Ordering::Relaxed);
+    for _ in 0..2 {
+        let message = learner.run(supervised(&batch), &mut rng).unwrap_err().to_string();
+        assert!(message.contains("cuda:9") && message.contains("a graph of "), "{message}");
+        // As if for the first time.
+        assert_eq!(*learner.run(supervised(&batch), &mut rng).unwrap(), first);
+    }
+    driver.refuses_graphs.store(false, Ordering::Relaxed);
+    for _ in 0..3 {
+        assert_eq!(*learner.run(supervised(&batch), &mut rng).unwrap(), first);
+    }
+    assert!(driver.replays.load(Ordering::Relaxed) > 0);
+}
