@@ -132,7 +132,7 @@ fn check<'a, O: Objective>(
     }
 }
 
-/// Single networks in either form, and the video GAN, whose discriminator joins on the way.
+/// Single networks in every form, and the video GAN, whose discriminator joins on the way.
 pub fn replay_meta_steps() {
     let mlp = Mlp::with_hidden(3, &[9, 5], 2, Activation::Tanh, Activation::Linear).unwrap();
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 10, 3, 2)).collect();
@@ -141,11 +141,12 @@ pub fn replay_meta_steps() {
         ("dual", InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Dual, adam),
         ("materialised", InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Materialised, OuterKind::Sgd),
         ("inner Adam", InnerOptimizer::ADAM, Strategy::Materialised, adam),
+        ("resident", InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Resident, adam),
     ] {
         let inner = InnerConfig {
             optimizer,
             strategy: Some(strategy),
-            minibatch: Some(3),
+            minibatch: (strategy != Strategy::Resident).then_some(3),
             ..InnerConfig::new(Algorithm::Maml, 2)
         };
         let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
