@@ -31,6 +31,7 @@ pub(super) struct Module {
     /// In the order of [`Kernel::ALL`].
     pub(super) functions: Vec<CUfunction>,
     name: String,
+    model: String,
 }
 
 // SAFETY: handles of the driver, which may be used from any thread that has bound the context.
@@ -82,18 +83,19 @@ impl GpuDriver {
         let context = CudaContext::new(ordinal).map_err(|e| refused("no context", e, "a GPU that is free"))?;
         // SAFETY: one stream carries everything out but the copies into graphs, whose order is kept by events of their own.
         unsafe { context.disable_event_tracking() };
-        let described = || -> Result<String, DriverError> {
+        let described = || -> Result<[String; 2], DriverError> {
             let (major, minor) = context.compute_capability()?;
-            Ok(format!("cuda:{ordinal} ({}, compute capability {major}.{minor})", context.name()?))
+            let model = context.name()?;
+            Ok([format!("cuda:{ordinal} ({model}, compute capability {major}.{minor})"), model])
         };
-        let name = described().map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
+        let [name, model] = described().map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
         let expected = "a GPU of compute capability 8.0 or above, a driver as new as the CUDA toolkit the crate was built \
                         with, and INNERLOOP_CUDA_ARCHS unset (or naming this GPU) when it was built";
         let unloaded =
             |e| Error::invalid(name.as_str(), format!("the kernels cannot be loaded: {}", words(e)), expected);
         // SAFETY: the image is a whole fatbin, aligned, and lives as long as the program.
         let module = unsafe { result::module::load_data(FATBIN.0.as_ptr().cast()) }.map_err(unloaded)?;
-        let mut loaded = Module { context: context.clone(), module, functions: Vec::new(), name: name.clone() };
+        let mut loaded = Module { context: context.clone(), module, functions: Vec::new(), name: name.clone(), model };
         for kernel in Kernel::ALL {
             let symbol = CString::new(kernel.name()).unwrap_or_default();
             // SAFETY: the module was just loaded.
@@ -117,6 +119,10 @@ impl Driver for GpuDriver {
 
     fn name(&self) -> String {
         self.module.name.clone()
+    }
+
+    fn model(&self) -> String {
+        self.module.model.clone()
     }
 
     fn allocate(&self, elements: usize) -> Result<CudaSlice<f32>> {
