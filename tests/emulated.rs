@@ -2,6 +2,7 @@
 
 mod device;
 mod graphs;
+mod tiles;
 
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
@@ -10,9 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, Kernel};
-use innerloop::device::{
-    ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, OuterProduct, OuterTerm, Region,
-};
+use innerloop::device::{Device, MatrixPrecision, Region};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::Loss;
 use innerloop::problem::Problem;
@@ -41,12 +40,13 @@ fn main() {
             })
         },
     ));
-    let own: [(&str, fn()); 8] = [
+    let own: [(&str, fn()); 9] = [
+        ("measured_tiles_are_taken", tiles::measured_tiles_are_taken),
         ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
         ("graphs_replay_meta_steps", graphs::replay_meta_steps),
         ("a_fault_stops_what_follows", graphs::a_fault_stops_what_follows),
         ("refused_graphs_are_told", graphs::refused_graphs_are_told),
-        ("tiles_fit_the_shape", tiles_fit_the_shape),
+        ("tiles_fit_the_shape", tiles::tiles_fit_the_shape),
         ("failures_are_told", failures_are_told),
         ("every_kernel_is_named", every_kernel_is_named),
         ("meta_steps_allocate_nothing", meta_steps_allocate_nothing),
@@ -239,54 +239,6 @@ fn every_kernel_is_named() {
         }
     }
     assert_eq!(unmet, [], "no golden problem launches these");
-}
-
-/// Which kernel is launched, over which grid, follows from the shape and the precision.
-fn tiles_fit_the_shape() {
-    use MatrixPrecision::{Bf16, F32, Tf32};
-    let told = |precision, kernel: Kernel, elements, work: &dyn Fn(&CudaDevice<Refusing>, &mut _)| {
-        let device = CudaDevice::with_driver(Refusing::new(Some(kernel))).with_precision(precision);
-        let mut arena = device.arena(elements).unwrap();
-        work(&device, &mut arena);
-        device.check().expect_err(kernel.name()).to_string()
-    };
-    for (precision, rows, width, kernel, grid) in [
-        (F32, 1000, 100, Kernel::LinearForward, "16 x 2"),
-        (Bf16, 1, 1, Kernel::LinearForward16x64, "1 x 1"),
-        (Bf16, 5, 100_000, Kernel::LinearForward16x64, "1 x 1563"),
-        (Bf16, 80, 256, Kernel::LinearForward16x64, "5 x 4"),
-        (Tf32, 80, 4096, Kernel::LinearForward64x64, "2 x 64"),
-        (Tf32, 320, 4096, Kernel::LinearForward64x64, "5 x 64"),
-        (Bf16, 1024, 4096, Kernel::LinearForward128x128, "8 x 32"),
-        (Bf16, 65_536, 128, Kernel::LinearForward128x128, "512 x 1"),
-    ] {
-        let mut plan = ArenaPlan::default();
-        let (input, output) = (plan.take(rows, 1), plan.take(rows, width));
-        let (weight, bias) = (plan.take(width, 1), plan.take(1, width));
-        let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs: 1, outputs: width };
-        let message = told(precision, kernel, plan.elements(), &|device, arena| {
-            let (corrections, activation) = (Corrections::NONE, Activation::Linear);
-            let operation = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
-            device.linear_forward(arena, &operation);
-        });
-        let expected = format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name());
-        assert!(message.contains(&expected) && message.contains(precision.name()), "{message}");
-    }
-    for (precision, outputs, inputs, kernel, grid) in [
-        (F32, 130, 40, Kernel::OuterProduct, "3 x 1"),
-        (Tf32, 1, 40, Kernel::OuterProduct64x64, "1 x 1"),
-        (Bf16, 4096, 512, Kernel::OuterProduct128x128, "32 x 4"),
-    ] {
-        let mut plan = ArenaPlan::default();
-        let (p, q) = (plan.take(3, outputs), plan.take(3, inputs));
-        let (weight, bias) = (plan.take(outputs, inputs), plan.take(1, outputs));
-        let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs };
-        let message = told(precision, kernel, plan.elements(), &|device, arena| {
-            let terms = [OuterTerm { p, q, bias: 1.0, blocks: 1, scale: 1.0 }];
-            device.outer_product(arena, &OuterProduct { tasks: 3, terms: &terms, layer, accumulate: false });
-        });
-        assert!(message.contains(&format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name())), "{message}");
-    }
 }
 
 thread_local! {

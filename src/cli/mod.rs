@@ -25,6 +25,7 @@ mod subject;
 mod tensorboard;
 mod train;
 mod transfer;
+mod tune;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -61,6 +62,7 @@ enum Command {
     Report(report::Arguments),
     Grad(grad::Arguments),
     Bench(bench::Arguments),
+    Tune(tune::Arguments),
     Completions(documents::Completions),
     Man(documents::Man),
 }
@@ -120,7 +122,7 @@ macro_rules! on_device {
         match $compute.device.resolve()? {
             #[cfg(feature = "cuda")]
             $crate::device::DeviceKind::Cuda(ordinal) => {
-                let $device = $crate::device::cuda::CudaDevice::new(ordinal)?.with_precision($precision);
+                let $device = $crate::cli::tune::tuned(ordinal)?.with_precision($precision);
                 $body
             }
             _ => {
@@ -194,6 +196,7 @@ pub fn main() -> ExitCode {
         Command::Grad(arguments) => grad::run(&arguments),
         Command::Report(arguments) => report::run(&arguments),
         Command::Bench(arguments) => bench::run(&arguments),
+        Command::Tune(arguments) => tune::run(&arguments),
         Command::Completions(arguments) => {
             documents::completions(command(), &arguments);
             Ok(())

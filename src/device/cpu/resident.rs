@@ -407,6 +407,6 @@ fn activate<T: Scalar>(activation: Activation, values: &mut [T]) {
 /// Multiplies by the derivative where the values are these.
 pub(super) fn gate<T: Scalar>(activation: Activation, values: &[T], out: &mut [T]) {
     pulp::Arch::new().dispatch(|| {
-        with_activation!(activation, ACT => out.iter_mut().zip(values).for_each(|(o, v)| *o = *o * ACT.derivative(*v)));
+        with_activation!(activation, ACT => out.iter_mut().zip(values).for_each(|(o, v)| *o *= ACT.derivative(*v)));
     });
 }

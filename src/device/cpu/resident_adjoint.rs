@@ -36,6 +36,7 @@ impl<T: Scalar> Group<'_, T> {
     }
 
     /// The group's row of the room for gradients of the rates.
+    #[allow(clippy::mut_from_ref)]
     pub fn rate_sums(&self) -> Option<&mut [T]> {
         let [_, rows] = self.op.rate_gradient?;
         // SAFETY: a declared region; each group writes its own row.

@@ -17,6 +17,11 @@ pub trait Driver: Clone + Send + Sync {
     /// What errors call the device.
     fn name(&self) -> String;
 
+    /// What its maker calls it.
+    fn model(&self) -> String {
+        self.name()
+    }
+
     /// Memory for so many numbers, all zero.
     ///
     /// # Errors
@@ -183,6 +188,11 @@ macro_rules! kernels {
         impl Kernel {
             /// Every kernel, in the order of their discriminants.
             pub const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            /// The kernel of that name.
+            pub fn named(name: &str) -> Option<Self> {
+                Self::ALL.iter().copied().find(|kernel| kernel.name() == name)
+            }
 
             /// Its name in CUDA.
             pub fn name(self) -> &'static str {

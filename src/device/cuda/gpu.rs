@@ -34,6 +34,7 @@ pub(super) struct Module {
     /// In the order of [`Kernel::ALL`].
     pub(super) functions: Vec<CUfunction>,
     name: String,
+    model: String,
     /// Bytes of shared memory that a block can have.
     shared: i32,
 }
@@ -87,11 +88,12 @@ impl GpuDriver {
         let context = CudaContext::new(ordinal).map_err(|e| refused("no context", e, "a GPU that is free"))?;
         // SAFETY: one stream carries everything out but the copies into graphs, whose order is kept by events of their own.
         unsafe { context.disable_event_tracking() };
-        let described = || -> Result<String, DriverError> {
+        let described = || -> Result<[String; 2], DriverError> {
             let (major, minor) = context.compute_capability()?;
-            Ok(format!("cuda:{ordinal} ({}, compute capability {major}.{minor})", context.name()?))
+            let model = context.name()?;
+            Ok([format!("cuda:{ordinal} ({model}, compute capability {major}.{minor})"), model])
         };
-        let name = described().map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
+        let [name, model] = described().map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
         let expected = "a GPU of compute capability 8.0 or above, a driver as new as the CUDA toolkit the crate was built \
                         with, and INNERLOOP_CUDA_ARCHS unset (or naming this GPU) when it was built";
         let unloaded =
@@ -100,7 +102,9 @@ impl GpuDriver {
         let module = unsafe { result::module::load_data(FATBIN.0.as_ptr().cast()) }.map_err(unloaded)?;
         let most = CUdevice_attribute_enum::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN;
         let shared = context.attribute(most).map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
-        let mut loaded = Module { context: context.clone(), module, functions: Vec::new(), name: name.clone(), shared };
+        let (context_of, name_of) = (context.clone(), name.clone());
+        let functions = Vec::new();
+        let mut loaded = Module { context: context_of, module, functions, name: name_of, model, shared };
         for kernel in Kernel::ALL {
             let symbol = CString::new(kernel.name()).unwrap_or_default();
             // SAFETY: the module was just loaded.
@@ -129,6 +133,10 @@ impl Driver for GpuDriver {
 
     fn name(&self) -> String {
         self.module.name.clone()
+    }
+
+    fn model(&self) -> String {
+        self.module.model.clone()
     }
 
     fn allocate(&self, elements: usize) -> Result<CudaSlice<f32>> {

@@ -9,15 +9,15 @@ use crate::device::{AdjointBackward, AdjointForward, Linear, LinearBackward, Lin
 /// Rows and columns of a block's tile in f32: `TILE` in `kernels/tile.cuh`.
 pub(super) const TILE: usize = 64;
 
-const FORWARD: Kernels = Kernels {
+pub(super) const FORWARD: Kernels = Kernels {
     plain: Kernel::LinearForward,
     tensor: [Some(Kernel::LinearForward16x64), Some(Kernel::LinearForward64x64), Some(Kernel::LinearForward128x128)],
 };
-const BACKWARD: Kernels = Kernels {
+pub(super) const BACKWARD: Kernels = Kernels {
     plain: Kernel::LinearBackward,
     tensor: [Some(Kernel::LinearBackward16x64), Some(Kernel::LinearBackward64x64), Some(Kernel::LinearBackward128x128)],
 };
-const ADJOINT: Kernels = Kernels {
+pub(super) const ADJOINT: Kernels = Kernels {
     plain: Kernel::AdjointForward,
     tensor: [Some(Kernel::AdjointForward16x64), Some(Kernel::AdjointForward64x64), Some(Kernel::AdjointForward128x128)],
 };
@@ -134,7 +134,8 @@ impl Shape {
         let precision = if self.shared { device.precision } else { MatrixPrecision::F32 };
         let call = Product { operands: operands(precision), ..call };
         let rows = call.blocks as usize * call.group_rows as usize;
-        let Choice { kernel, down, across } = kernels.choose(precision, rows, self.output.width);
+        let Choice { kernel, down, across } =
+            kernels.choose(device.tiles.as_deref(), precision, rows, self.output.width);
         let grid = [call.groups as usize * down, across, 1];
         let (inner, width) = (call.sources[0].inner, call.width);
         let (tasks, rows, blocks) = (self.tasks, self.rows, call.blocks);

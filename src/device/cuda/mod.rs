@@ -27,6 +27,8 @@ mod outer_product;
 mod reduction;
 mod resident;
 mod tensor;
+mod tiles;
+mod tune;
 
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,6 +41,8 @@ pub use gpu::GpuDriver;
 #[cfg(feature = "cuda")]
 pub use gpu_graph::GpuGraph;
 pub use graph::CudaGraph;
+pub use tiles::{Fastest, Tiles};
+pub use tune::{Tuning, tune};
 
 use super::region::check_access;
 use super::{
@@ -55,6 +59,8 @@ use crate::{Error, Result};
 pub struct CudaDevice<D> {
     driver: D,
     precision: MatrixPrecision,
+    /// Which kernels are the fastest, where that was measured.
+    tiles: Option<Arc<tiles::Index>>,
     /// The first failure since the last [`Device::check`].
     failure: Arc<Mutex<Option<Error>>>,
 }
@@ -89,13 +95,27 @@ impl CudaDevice<EmulatedDriver> {
 impl<D: Driver> CudaDevice<D> {
     /// A device over a driver.
     pub fn with_driver(driver: D) -> Self {
-        Self { driver, precision: MatrixPrecision::F32, failure: Arc::default() }
+        let tiles = Tiles::kept(&driver.model());
+        Self { driver, precision: MatrixPrecision::F32, tiles: None, failure: Arc::default() }
+            .with_tiles(tiles.as_ref())
     }
 
     /// The same device with large matrix products in another precision; [`MatrixPrecision::F32`] at first.
     #[must_use]
     pub fn with_precision(self, precision: MatrixPrecision) -> Self {
         Self { precision, ..self }
+    }
+
+    /// The same device with other measurements of which kernels are the fastest, or with none; at first those that are kept
+    /// for its model, if any.
+    #[must_use]
+    pub fn with_tiles(self, tiles: Option<&Tiles>) -> Self {
+        Self { tiles: tiles.map(|tiles| Arc::new(tiles::Index::new(tiles))), ..self }
+    }
+
+    /// What its maker calls it.
+    pub fn model(&self) -> String {
+        self.driver.model()
     }
 
     /// What it rounds the operands of large matrix products to.

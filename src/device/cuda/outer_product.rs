@@ -8,7 +8,7 @@ use crate::device::{self, Linear, MatrixPrecision, Region};
 /// Terms of one launch: `TERMS` in `kernels/outer_product.cu`.
 const TERMS: usize = 64;
 
-const OUTER_PRODUCT: Kernels = Kernels {
+pub(super) const OUTER_PRODUCT: Kernels = Kernels {
     plain: Kernel::OuterProduct,
     tensor: [None, Some(Kernel::OuterProduct64x64), Some(Kernel::OuterProduct128x128)],
 };
@@ -54,7 +54,7 @@ pub(super) fn outer_product<D: Driver>(
     let groups = if shared { 1 } else { op.tasks };
     // A task's own rows are few: they take as long as writing its gradient.
     let precision = if shared { device.precision } else { MatrixPrecision::F32 };
-    let Choice { kernel, down, across } = OUTER_PRODUCT.choose(precision, outputs, inputs);
+    let Choice { kernel, down, across } = OUTER_PRODUCT.choose(device.tiles.as_deref(), precision, outputs, inputs);
     let whole = |offset, len| Region { offset, rows: 1, width: (groups - 1) * task_stride + len };
     for term in op.terms {
         arena.check(&[term.p, term.q], &[whole(weight, inputs * outputs)]);

@@ -2,6 +2,7 @@
 
 use super::driver::Kernel;
 use super::linear::TILE;
+use super::tiles::Index;
 use crate::device::MatrixPrecision;
 
 /// The tiles of `kernels/tensor.cuh`, rows and columns, from small to large.
@@ -24,8 +25,14 @@ pub(super) struct Choice {
 }
 
 impl Kernels {
-    /// The kernel for one group's output of `rows` x `columns`. It follows from the shape alone, so that results do too.
-    pub fn choose(&self, precision: MatrixPrecision, rows: usize, columns: usize) -> Choice {
+    /// Those on tensor cores.
+    pub fn on_tensor_cores(&self) -> impl Iterator<Item = Kernel> {
+        self.tensor.iter().copied().flatten()
+    }
+
+    /// The kernel for one group's output of `rows` x `columns`: the one that was measured to be the fastest, or by rule. It
+    /// follows from the shape alone, so that results do too.
+    pub fn choose(&self, tiles: Option<&Index>, precision: MatrixPrecision, rows: usize, columns: usize) -> Choice {
         let tiled = |kernel, (tall, broad): (usize, usize)| Choice {
             kernel,
             down: rows.div_ceil(tall),
@@ -34,10 +41,14 @@ impl Kernels {
         if precision == MatrixPrecision::F32 {
             return tiled(self.plain, (TILE, TILE));
         }
+        let measured = tiles.and_then(|tiles| tiles.kernel(self.plain, precision, rows, columns));
         let mut best = None;
         for (kernel, tile) in self.tensor.iter().zip(TILES) {
             let Some(kernel) = *kernel else { continue };
             let choice = tiled(kernel, tile);
+            if measured == Some(kernel) {
+                return choice;
+            }
             // A larger tile only where its rows are mostly there.
             let fits = rows > tile.0 / 2 && choice.down * choice.across >= ENOUGH;
             if best.is_none() || fits {

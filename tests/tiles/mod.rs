@@ -1,0 +1,126 @@
+//! Which kernel is launched for which shape.
+
+use innerloop::device::cuda::{CudaDevice, Fastest, Kernel, Tiles, Tuning, tune};
+use innerloop::device::{
+    ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, OuterProduct, OuterTerm,
+};
+use innerloop::model::Activation;
+
+use crate::Refusing;
+
+/// Which kernel is launched, over which grid, follows from the shape and the precision.
+pub fn tiles_fit_the_shape() {
+    use MatrixPrecision::{Bf16, F32, Tf32};
+    let told = |precision, kernel: Kernel, work: &dyn Fn(&CudaDevice<Refusing>)| {
+        let device = CudaDevice::with_driver(Refusing::new(Some(kernel))).with_precision(precision);
+        work(&device);
+        device.check().expect_err(kernel.name()).to_string()
+    };
+    for (precision, rows, width, kernel, grid) in [
+        (F32, 1000, 100, Kernel::LinearForward, "16 x 2"),
+        (Bf16, 1, 1, Kernel::LinearForward16x64, "1 x 1"),
+        (Bf16, 5, 100_000, Kernel::LinearForward16x64, "1 x 1563"),
+        (Bf16, 80, 256, Kernel::LinearForward16x64, "5 x 4"),
+        (Tf32, 80, 4096, Kernel::LinearForward64x64, "2 x 64"),
+        (Tf32, 320, 4096, Kernel::LinearForward64x64, "5 x 64"),
+        (Bf16, 1024, 4096, Kernel::LinearForward128x128, "8 x 32"),
+        (Bf16, 65_536, 128, Kernel::LinearForward128x128, "512 x 1"),
+    ] {
+        let message = told(precision, kernel, &|device| forward_of_ones(device, rows, width));
+        let expected = format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name());
+        assert!(message.contains(&expected) && message.contains(precision.name()), "{message}");
+    }
+    for (precision, outputs, inputs, kernel, grid) in [
+        (F32, 130, 40, Kernel::OuterProduct, "3 x 1"),
+        (Tf32, 1, 40, Kernel::OuterProduct64x64, "1 x 1"),
+        (Bf16, 4096, 512, Kernel::OuterProduct128x128, "32 x 4"),
+    ] {
+        let mut plan = ArenaPlan::default();
+        let (p, q) = (plan.take(3, outputs), plan.take(3, inputs));
+        let (weight, bias) = (plan.take(outputs, inputs), plan.take(1, outputs));
+        let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs };
+        let message = told(precision, kernel, &|device| {
+            let arena = &mut device.arena(plan.elements()).unwrap();
+            let terms = [OuterTerm { p, q, bias: 1.0, blocks: 1, scale: 1.0 }];
+            device.outer_product(arena, &OuterProduct { tasks: 3, terms: &terms, layer, accumulate: false });
+        });
+        assert!(message.contains(&format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name())), "{message}");
+    }
+}
+
+/// Every shape is measured with every kernel, the measurements come through a file, and launches take the nearest one's.
+pub fn measured_tiles_are_taken() {
+    let precisions = vec![MatrixPrecision::Bf16, MatrixPrecision::Tf32];
+    let tuning = Tuning { precisions, rows: vec![5, 70], columns: vec![64, 130], inner: 24, seconds: 0.0 };
+    let recorder = Refusing::new(None);
+    let mut seen = Vec::new();
+    let device = CudaDevice::with_driver(recorder.clone());
+    let tiles = tune(&device, &tuning, |done, all| seen.push((done, all))).unwrap();
+    assert_eq!(seen, [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]);
+    assert_eq!((tiles.gpu.as_str(), tiles.fastest.len()), ("cuda:9", 4 * 2 * 4));
+    let launched = recorder.launched.lock().unwrap().clone();
+    for kernel in Kernel::ALL.iter().filter(|kernel| kernel.name().ends_with("64") || kernel.name().ends_with("128")) {
+        assert!(launched.contains(kernel), "{} was not measured", kernel.name());
+    }
+    for entry in &tiles.fastest {
+        let kernels = if entry.product == "outer_product" { 2 } else { 3 };
+        assert!(entry.microseconds.len() == kernels && entry.microseconds.is_sorted(), "{entry:?}");
+        assert!(entry.kernel.starts_with(&entry.product), "{entry:?}");
+    }
+    let other = Tiles { gpu: "another".into(), ..Tiles::default() };
+    let old = Tiles { fastest: Vec::new(), ..tiles.clone() };
+    let text = other.clone().put_into("# A comment.\n").unwrap();
+    let text = tiles.clone().put_into(&old.put_into(&text).unwrap()).unwrap();
+    assert!(text.starts_with("# A comment.\n"), "{text}");
+    assert_eq!(Tiles::parse_all(&text).unwrap(), [other, tiles]);
+    let unknown = text.replace("linear_forward_16x64", "linear_forward_17x64");
+    for (text, part) in [(unknown.as_str(), "linear_forward_17x64"), ("gpu = 3", "innerloop tune")] {
+        let message = Tiles::parse_all(text).unwrap_err().to_string();
+        assert!(message.contains(part) && !message.contains('\n'), "{message}");
+    }
+
+    // What no rule would take: small tiles for large outputs and the other way round.
+    let fastest = |rows, columns, kernel: Kernel| Fastest {
+        product: "linear_forward".into(),
+        precision: MatrixPrecision::Bf16,
+        rows,
+        columns,
+        kernel: kernel.name().into(),
+        microseconds: vec![1.0],
+    };
+    let tiles = Tiles {
+        fastest: vec![
+            fastest(4, 64, Kernel::LinearForward128x128),
+            fastest(1000, 64, Kernel::LinearForward16x64),
+            fastest(1000, 4096, Kernel::LinearForward64x64),
+        ],
+        ..Tiles::default()
+    };
+    for (rows, width, precision, kernel) in [
+        (1, 1, MatrixPrecision::Bf16, Kernel::LinearForward128x128),
+        (60, 64, MatrixPrecision::Bf16, Kernel::LinearForward128x128),
+        (70, 64, MatrixPrecision::Bf16, Kernel::LinearForward16x64),
+        (300, 500, MatrixPrecision::Bf16, Kernel::LinearForward16x64),
+        (300, 600, MatrixPrecision::Bf16, Kernel::LinearForward64x64),
+        // Not measured: by the rule.
+        (1, 1, MatrixPrecision::Tf32, Kernel::LinearForward16x64),
+        (1, 1, MatrixPrecision::F32, Kernel::LinearForward),
+    ] {
+        let recorder = Refusing::new(None);
+        let device = CudaDevice::with_driver(recorder.clone()).with_precision(precision).with_tiles(Some(&tiles));
+        forward_of_ones(&device, rows, width);
+        assert_eq!(*recorder.launched.lock().unwrap(), [kernel], "{rows} x {width} {precision}");
+    }
+}
+
+/// A forward pass of so many rows of width 1.
+fn forward_of_ones(device: &CudaDevice<Refusing>, rows: usize, width: usize) {
+    let mut plan = ArenaPlan::default();
+    let (input, output) = (plan.take(rows, 1), plan.take(rows, width));
+    let (weight, bias) = (plan.take(width, 1), plan.take(1, width));
+    let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs: 1, outputs: width };
+    let mut arena = device.arena(plan.elements()).unwrap();
+    let (corrections, activation) = (Corrections::NONE, Activation::Linear);
+    let operation = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
+    device.linear_forward(&mut arena, &operation);
+}
