@@ -9,7 +9,10 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, Kernel};
+use innerloop::device::cuda::{
+    CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, Kernel, PackedMatrix, TensorMap,
+    Warpgroups,
+};
 use innerloop::device::{
     ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, OuterProduct, OuterTerm, Region,
 };
@@ -41,7 +44,15 @@ fn main() {
             })
         },
     ));
-    let own: [(&str, fn()); 8] = [
+    trials.extend(device::on_warpgroups::<CudaDevice<EmulatedDriver>>().into_iter().map(|(name, precision, check)| {
+        Trial::test(name, move || {
+            let make = |seed| CudaDevice::emulated(seed).with_precision(precision).with_warpgroups(Warpgroups::Always);
+            check(&make, precision);
+            Ok(())
+        })
+    }));
+    let own: [(&str, fn()); 9] = [
+        ("packed_weights_are_kept_until_written", packed_weights_are_kept_until_written),
         ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
         ("graphs_replay_meta_steps", graphs::replay_meta_steps),
         ("a_fault_stops_what_follows", graphs::a_fault_stops_what_follows),
@@ -71,6 +82,8 @@ struct Refusing {
     replays: Arc<AtomicUsize>,
     refuses_graphs: Arc<AtomicBool>,
     launched: Arc<Mutex<Vec<Kernel>>>,
+    /// Of the learners of the tests of graphs.
+    precision: MatrixPrecision,
 }
 
 impl Refusing {
@@ -84,6 +97,7 @@ impl Refusing {
             replays: Arc::default(),
             refuses_graphs: Arc::default(),
             launched: Arc::default(),
+            precision: MatrixPrecision::F32,
         }
     }
 }
@@ -108,6 +122,12 @@ impl Driver for Refusing {
     fn read(&self, memory: &EmulatedMemory, offset: usize, to: &mut [f32]) -> Result<(), String> {
         self.calls.fetch_add(1, Ordering::Relaxed);
         self.driver.read(memory, offset, to)
+    }
+    fn warpgroups(&self) -> Option<u32> {
+        self.driver.warpgroups()
+    }
+    fn tensor_map(&self, memory: &EmulatedMemory, matrix: PackedMatrix) -> Result<TensorMap, String> {
+        self.driver.tensor_map(memory, matrix)
     }
     unsafe fn launch(
         &self,
@@ -196,21 +216,26 @@ fn every_kernel_is_named() {
     // Nor are the problems large enough for large tiles of tensor cores.
     let large = |kernel: &Kernel| {
         let name = kernel.name();
-        name.ends_with("_128x128") || (name.ends_with("_64x64") && *kernel != Kernel::OuterProduct64x64)
+        name.ends_with("_128x128")
+            || name.ends_with("_128x256")
+            || (name.ends_with("_64x64") && *kernel != Kernel::OuterProduct64x64)
     };
     let mut unmet: Vec<Kernel> =
         Kernel::ALL.iter().copied().filter(|kernel| !outside.contains(kernel) && !large(kernel)).collect();
     for path in device::golden::problems() {
         let problem = Problem::read(&path).unwrap();
-        for (strategy, precision) in [
-            (Strategy::Dual, MatrixPrecision::F32),
-            (Strategy::Materialised, MatrixPrecision::F32),
-            (Strategy::Dual, MatrixPrecision::Bf16),
+        for (strategy, precision, warpgroups) in [
+            (Strategy::Dual, MatrixPrecision::F32, Warpgroups::Large),
+            (Strategy::Materialised, MatrixPrecision::F32, Warpgroups::Large),
+            (Strategy::Dual, MatrixPrecision::Bf16, Warpgroups::Large),
+            (Strategy::Dual, MatrixPrecision::Bf16, Warpgroups::Always),
         ] {
             if strategy == Strategy::Dual && !device::golden::has_dual_form(&path) {
                 continue;
             }
-            let device = |driver: Refusing| CudaDevice::with_driver(driver).with_precision(precision);
+            let device = |driver: Refusing| {
+                CudaDevice::with_driver(driver).with_precision(precision).with_warpgroups(warpgroups)
+            };
             let recorder = Refusing::new(None);
             problem.solve::<f32>(device(recorder.clone()), Some(strategy)).unwrap();
             let launched = recorder.launched.lock().unwrap();
@@ -235,28 +260,34 @@ fn every_kernel_is_named() {
 
 /// Which kernel is launched, over which grid, follows from the shape and the precision.
 fn tiles_fit_the_shape() {
-    use MatrixPrecision::{Bf16, F32, Tf32};
+    use MatrixPrecision::{Bf16, F16, F32, Tf32};
     let told = |precision, kernel: Kernel, elements, work: &dyn Fn(&CudaDevice<Refusing>, &mut _)| {
         let device = CudaDevice::with_driver(Refusing::new(Some(kernel))).with_precision(precision);
         let mut arena = device.arena(elements).unwrap();
         work(&device, &mut arena);
         device.check().expect_err(kernel.name()).to_string()
     };
-    for (precision, rows, width, kernel, grid) in [
-        (F32, 1000, 100, Kernel::LinearForward, "16 x 2"),
-        (Bf16, 1, 1, Kernel::LinearForward16x64, "1 x 1"),
-        (Bf16, 5, 100_000, Kernel::LinearForward16x64, "1 x 1563"),
-        (Bf16, 80, 256, Kernel::LinearForward16x64, "5 x 4"),
-        (Tf32, 80, 4096, Kernel::LinearForward64x64, "2 x 64"),
-        (Tf32, 320, 4096, Kernel::LinearForward64x64, "5 x 64"),
-        (Bf16, 1024, 4096, Kernel::LinearForward128x128, "8 x 32"),
-        (Bf16, 65_536, 128, Kernel::LinearForward128x128, "512 x 1"),
+    for (precision, rows, inputs, width, kernel, grid) in [
+        (F32, 1000, 1, 100, Kernel::LinearForward, "16 x 2"),
+        (Bf16, 1, 1, 1, Kernel::LinearForward16x64, "1 x 1"),
+        (Bf16, 5, 1, 100_000, Kernel::LinearForward16x64, "1 x 1563"),
+        (Bf16, 80, 1, 256, Kernel::LinearForward16x64, "5 x 4"),
+        (Tf32, 80, 1, 4096, Kernel::LinearForward64x64, "2 x 64"),
+        (Tf32, 320, 1, 4096, Kernel::LinearForward64x64, "5 x 64"),
+        (Bf16, 1024, 1, 4096, Kernel::LinearForward128x128, "8 x 32"),
+        (Bf16, 65_536, 1, 128, Kernel::LinearForward128x128, "512 x 1"),
+        // On warpgroups, of three multiprocessors.
+        (Bf16, 1280, 256, 4096, Kernel::HopperForward128x256, "3 x 1"),
+        (F16, 1280, 512, 2048, Kernel::HopperForward128x128, "3 x 1"),
+        (Bf16, 320, 1024, 4096, Kernel::HopperForward64x64, "6 x 1"),
+        (Tf32, 512, 512, 4096, Kernel::LinearForward128x128, "4 x 32"),
     ] {
         let mut plan = ArenaPlan::default();
-        let (input, output) = (plan.take(rows, 1), plan.take(rows, width));
-        let (weight, bias) = (plan.take(width, 1), plan.take(1, width));
-        let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs: 1, outputs: width };
-        let message = told(precision, kernel, plan.elements(), &|device, arena| {
+        let (input, output) = (plan.take(rows, inputs), plan.take(rows, width));
+        let (weight, bias) = (plan.take(width, inputs), plan.take(1, width));
+        let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs: width };
+        // As large as that of a learner, which holds gradients and more.
+        let message = told(precision, kernel, 4 * plan.elements(), &|device, arena| {
             let (corrections, activation) = (Corrections::NONE, Activation::Linear);
             let operation = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
             device.linear_forward(arena, &operation);
@@ -279,6 +310,42 @@ fn tiles_fit_the_shape() {
         });
         assert!(message.contains(&format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name())), "{message}");
     }
+}
+
+/// The copy of weights serves until they change, and not a moment longer.
+fn packed_weights_are_kept_until_written() {
+    let driver = Refusing::new(None);
+    let launched = driver.launched.clone();
+    let device =
+        CudaDevice::with_driver(driver).with_precision(MatrixPrecision::Bf16).with_warpgroups(Warpgroups::Always);
+    let mut plan = ArenaPlan::default();
+    let (rows, inputs, outputs) = (3, 5, 7);
+    let (input, output) = (plan.take(rows, inputs), plan.take(rows, outputs));
+    let (weight, bias) = (plan.take(outputs, inputs), plan.take(1, outputs));
+    let mut arena = device.arena(plan.elements()).unwrap();
+    let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs };
+    let forward = |arena: &mut _| {
+        let (corrections, activation) = (Corrections::NONE, Activation::Linear);
+        let operation = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
+        device.linear_forward(arena, &operation);
+        let mut values = vec![0.0; output.len()];
+        device.download(arena, output, &mut values);
+        device.check().unwrap();
+        let packed = launched.lock().unwrap().iter().filter(|kernel| **kernel == Kernel::Pack).count();
+        (values, packed)
+    };
+    device.fill(&mut arena, bias, 0.0);
+    device.fill(&mut arena, weight, 1.0);
+    device.fill(&mut arena, input, 1.0);
+    assert_eq!(forward(&mut arena), (vec![5.0; output.len()], 2));
+    // Other rows, the same weights.
+    device.fill(&mut arena, input, 2.0);
+    assert_eq!(forward(&mut arena), (vec![10.0; output.len()], 3));
+    // One weight of each output.
+    for row in 0..outputs {
+        device.fill(&mut arena, weight.rows(row, 1).elements(inputs - 1, 1), 3.0);
+    }
+    assert_eq!(forward(&mut arena), (vec![14.0; output.len()], 5));
 }
 
 thread_local! {
