@@ -107,6 +107,9 @@ mod cuda {
             println!("cargo:rerun-if-env-changed={name}");
         }
         let fatbin = out.join("kernels.fatbin");
+        let hopper =
+            architectures_of(&std::env::var("INNERLOOP_CUDA_ARCHS").unwrap_or_default()).contains(&"90a".into());
+        println!("cargo:rustc-env=INNERLOOP_HOPPER={}", u8::from(hopper));
         println!("cargo:rustc-env=INNERLOOP_FATBIN={}", fatbin.display());
         if std::env::var_os("DOCS_RS").is_some() {
             // Documentation is built without a CUDA toolkit, and nothing of it is run.
@@ -173,14 +176,16 @@ mod cuda {
         }
     }
 
+    /// Those asked for, or all.
+    fn architectures_of(asked: &str) -> Vec<String> {
+        let named: Vec<String> = asked.split([',', ' ']).filter(|a| !a.is_empty()).map(String::from).collect();
+        if named.is_empty() { ARCHITECTURES.map(String::from).to_vec() } else { named }
+    }
+
     /// Machine code for each architecture, and PTX of the last, which drivers compile for later ones.
     fn targets() -> Vec<String> {
-        let asked = std::env::var("INNERLOOP_CUDA_ARCHS").unwrap_or_default();
-        let mut architectures: Vec<&str> = asked.split([',', ' ']).filter(|a| !a.is_empty()).collect();
-        if architectures.is_empty() {
-            architectures = ARCHITECTURES.to_vec();
-        }
-        let known = |a: &&str| a.trim_end_matches('a').parse::<u32>().is_ok_and(|n| n >= 80);
+        let architectures = architectures_of(&std::env::var("INNERLOOP_CUDA_ARCHS").unwrap_or_default());
+        let known = |a: &&String| a.trim_end_matches('a').parse::<u32>().is_ok_and(|n| n >= 80);
         if let Some(unknown) = architectures.iter().find(|a| !known(a)) {
             fail(&format!("INNERLOOP_CUDA_ARCHS: {unknown:?}; expected numbers of 80 or above, such as 80,90a"));
         }

@@ -14,12 +14,19 @@
 #define SHARED(Type, name) __shared__ Type name
 // As many numbers as the launch asks for.
 #define SHARED_NUMBERS(name, count) extern __shared__ float name[]
+// With other numbers of threads a block and of blocks a multiprocessor.
+#define KERNEL_OF(name, Arguments, threads, blocks) \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) name(float* arena, const __grid_constant__ Arguments op)
+// Of a size that the launch names, 1023 bytes beyond the type's; it begins at a multiple of 1024.
+#define SHARED_FROM_1024(Type, name)             \
+    extern __shared__ unsigned char name##_room[]; \
+    Type& name = *(Type*)(name##_room + (-(u32)__cvta_generic_to_shared(name##_room) & 1023))
 #endif
 
 typedef unsigned int u32;
 typedef unsigned long long u64;
 
-// Threads a block, of every kernel.
+// Threads a block, of every kernel that does not name others.
 constexpr int THREADS = 128;
 constexpr int WARPS = THREADS / 32;
 // The offset of a region that is not there.

@@ -4,142 +4,8 @@
 // Shared weights: all rows of all tasks are one matrix (groups = 1). Per-task weights: one matrix a task (groups = T),
 // whose rows are the task's rows of every block. The dual form's corrections are in the output already (low_rank.cu).
 
-#include "activation.cuh"
+#include "product.cuh"
 #include "tensor.cuh"
-
-// One product that is added to the output rows `first..first + rows`.
-struct Source {
-    u64 input;
-    u64 weight;
-    // NOWHERE without one.
-    u64 bias;
-    // Between the weights of successive groups.
-    u64 group_stride;
-    u32 inner;
-    u32 first;
-    u32 rows;
-    u32 unused;
-};
-
-struct Product {
-    // The second one is absent when it has no rows.
-    Source sources[2];
-    Gate gate;
-    u64 output;
-    u32 groups;
-    // Rows of one group in one block.
-    u32 group_rows;
-    u32 blocks;
-    u32 width;
-    // Whether the output already holds a part of the result.
-    u32 begun;
-    // Of the output (forward).
-    u32 activation;
-    // Adjoint forward: delta, and z's cotangent or NOWHERE.
-    u64 delta;
-    u64 z;
-    // Backward: whether there is a gate.
-    u32 gated;
-    // The share of weights and biases that is taken.
-    float share;
-    // `Rounding`; of the kernels for tensor cores.
-    u32 operands;
-    u32 unused;
-};
-static_assert(sizeof(Product) == 192, "mirrored in Rust");
-
-// The block's tile: its group, and its first row (within the group) and column.
-template <class Held>
-struct Place {
-    u32 group, row, column;
-
-    __device__ explicit Place(const Product& op) {
-        u32 tiles = (op.group_rows * op.blocks + Held::TILE_ROWS - 1) / Held::TILE_ROWS;
-        group = blockIdx.x / tiles;
-        row = blockIdx.x % tiles * Held::TILE_ROWS;
-        column = blockIdx.y * Held::TILE_COLUMNS;
-    }
-
-    // The output row of row `m` of the tile, or -1.
-    __device__ int output_row(const Product& op, int m) const {
-        u32 local = row + m;
-        if (local >= op.group_rows * op.blocks) return -1;
-        u32 block = local / op.group_rows;
-        return (block * op.groups + group) * op.group_rows + local % op.group_rows;
-    }
-};
-
-// The biases of the sources that reach output row `row`.
-__device__ inline float biases(const float* arena, const Product& op, u32 group, int row, u32 column) {
-    float sum = 0.0f;
-    for (int s = 0; s < 2; ++s) {
-        const Source& source = op.sources[s];
-        bool inside = row >= (int)source.first && row < (int)(source.first + source.rows);
-        if (inside && source.bias != NOWHERE) sum += arena[source.bias + group * source.group_stride + column];
-    }
-    return sum;
-}
-
-// What becomes of the sum of the products, in one output row.
-
-// output = act(input W^T + b [+ output])
-struct Forward {
-    static constexpr bool TRANSPOSED = true;
-    float* arena;
-    const Product& op;
-    u32 group;
-    int row;
-
-    __device__ void finish(u32 column, float sum) const {
-        float* out = arena + op.output + (u64)row * op.width + column;
-        float z = op.share * (sum + biases(arena, op, group, row, column));
-        *out = act(op.activation, z + (op.begun ? *out : 0.0f));
-    }
-};
-
-// output = [output +] (sum of the products) * act'(gate): the backward pass, and the adjoint pass downwards.
-struct Backward {
-    static constexpr bool TRANSPOSED = false;
-    float* arena;
-    const Product& op;
-    u32 group;
-    int row;
-    const float* values = arena + op.gate.values + (op.gated ? op.gate.row(row) * op.width : 0);
-
-    __device__ void finish(u32 column, float sum) const {
-        float* out = arena + op.output + (u64)row * op.width + column;
-        float value = op.share * sum;
-        if (op.gated) value *= act_derivative(op.gate.activation, values[column]);
-        *out = op.begun ? *out + value : value;
-    }
-};
-
-// g = sum of the products and biases [+ output];  z = g * delta * curvature(gate);  output = g * act'(gate)
-//
-// Only where no two output blocks share a gate block; otherwise this leaves g in the output (`delta` is NOWHERE) and
-// `adjoint_gate` does the rest.
-struct Adjoint {
-    static constexpr bool TRANSPOSED = true;
-    float* arena;
-    const Product& op;
-    u32 group;
-    int row;
-    u64 gate_row = op.gate.row(row) * op.width;
-
-    __device__ void finish(u32 column, float sum) const {
-        u64 at = (u64)row * op.width + column;
-        float* out = arena + op.output + at;
-        float g = op.share * (sum + biases(arena, op, group, row, column)) + (op.begun ? *out : 0.0f);
-        if (op.delta != NOWHERE) {
-            float a = arena[op.gate.values + gate_row + column];
-            if (op.z != NOWHERE) {
-                arena[op.z + gate_row + column] = g * arena[op.delta + at] * act_curvature(op.gate.activation, a);
-            }
-            g *= act_derivative(op.gate.activation, a);
-        }
-        *out = g;
-    }
-};
 
 template <class End, class Held, class... Shared>
 __device__ inline void finish(const Held& held, float* arena, const Product& op, const Place<Held>& place,
@@ -150,7 +16,7 @@ __device__ inline void finish(const Held& held, float* arena, const Product& op,
         End end = {arena, op, place.group, row};
         values([&](int n, float sum) {
             u32 column = place.column + n;
-            if (column < op.width) end.finish(column, sum);
+            if (column < op.width) end.finish(column, sum, end.before(column));
         });
     });
 }

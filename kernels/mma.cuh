@@ -1,4 +1,4 @@
-// Asynchronous copies to shared memory, and the tensor cores' products: the only PTX of the kernels. The emulation has its own
+// Asynchronous copies to shared memory, and the tensor cores' products; wgmma.cuh has what Hopper adds. The emulation has its own
 // (emulation/mma.h), to the same descriptions.
 //
 // A product is the warp's: D [16, 8] += A [16, depth] B [8, depth]^T. With g = lane / 4 and t = lane % 4 a lane holds

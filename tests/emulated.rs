@@ -10,8 +10,11 @@ use std::ffi::c_void;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use innerloop::device::cuda::{CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, Kernel};
-use innerloop::device::{Device, MatrixPrecision, Region};
+use innerloop::device::cuda::{
+    CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, Kernel, PackedMatrix, TensorMap,
+    Warpgroups,
+};
+use innerloop::device::{ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, Region};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::Loss;
 use innerloop::problem::Problem;
@@ -40,8 +43,16 @@ fn main() {
             })
         },
     ));
-    let own: [(&str, fn()); 9] = [
+    trials.extend(device::on_warpgroups::<CudaDevice<EmulatedDriver>>().into_iter().map(|(name, precision, check)| {
+        Trial::test(name, move || {
+            let make = |seed| CudaDevice::emulated(seed).with_precision(precision).with_warpgroups(Warpgroups::Always);
+            check(&make, precision);
+            Ok(())
+        })
+    }));
+    let own: [(&str, fn()); 10] = [
         ("measured_tiles_are_taken", tiles::measured_tiles_are_taken),
+        ("packed_weights_are_kept_until_written", packed_weights_are_kept_until_written),
         ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
         ("graphs_replay_meta_steps", graphs::replay_meta_steps),
         ("a_fault_stops_what_follows", graphs::a_fault_stops_what_follows),
@@ -71,6 +82,8 @@ struct Refusing {
     replays: Arc<AtomicUsize>,
     refuses_graphs: Arc<AtomicBool>,
     launched: Arc<Mutex<Vec<Kernel>>>,
+    /// Of the learners of the tests of graphs.
+    precision: MatrixPrecision,
 }
 
 impl Refusing {
@@ -84,6 +97,7 @@ impl Refusing {
             replays: Arc::default(),
             refuses_graphs: Arc::default(),
             launched: Arc::default(),
+            precision: MatrixPrecision::F32,
         }
     }
 }
@@ -111,6 +125,12 @@ impl Driver for Refusing {
     }
     fn shared_bytes(&self) -> usize {
         self.driver.shared_bytes()
+    }
+    fn warpgroups(&self) -> Option<u32> {
+        self.driver.warpgroups()
+    }
+    fn tensor_map(&self, memory: &EmulatedMemory, matrix: PackedMatrix) -> Result<TensorMap, String> {
+        self.driver.tensor_map(memory, matrix)
     }
     unsafe fn launch(
         &self,
@@ -200,17 +220,20 @@ fn every_kernel_is_named() {
     // Nor are the problems large enough for large tiles of tensor cores.
     let large = |kernel: &Kernel| {
         let name = kernel.name();
-        name.ends_with("_128x128") || (name.ends_with("_64x64") && *kernel != Kernel::OuterProduct64x64)
+        name.ends_with("_128x128")
+            || name.ends_with("_128x256")
+            || (name.ends_with("_64x64") && *kernel != Kernel::OuterProduct64x64)
     };
     let mut unmet: Vec<Kernel> =
         Kernel::ALL.iter().copied().filter(|kernel| !outside.contains(kernel) && !large(kernel)).collect();
     for path in device::golden::problems() {
         let problem = Problem::read(&path).unwrap();
-        for (strategy, precision) in [
-            (Strategy::Dual, MatrixPrecision::F32),
-            (Strategy::Materialised, MatrixPrecision::F32),
-            (Strategy::Resident, MatrixPrecision::F32),
-            (Strategy::Dual, MatrixPrecision::Bf16),
+        for (strategy, precision, warpgroups) in [
+            (Strategy::Dual, MatrixPrecision::F32, Warpgroups::Large),
+            (Strategy::Materialised, MatrixPrecision::F32, Warpgroups::Large),
+            (Strategy::Resident, MatrixPrecision::F32, Warpgroups::Large),
+            (Strategy::Dual, MatrixPrecision::Bf16, Warpgroups::Large),
+            (Strategy::Dual, MatrixPrecision::Bf16, Warpgroups::Always),
         ] {
             if strategy == Strategy::Resident && !device::golden::has_resident_form(&path) {
                 continue;
@@ -218,7 +241,9 @@ fn every_kernel_is_named() {
             if strategy == Strategy::Dual && !device::golden::has_dual_form(&path) {
                 continue;
             }
-            let device = |driver: Refusing| CudaDevice::with_driver(driver).with_precision(precision);
+            let device = |driver: Refusing| {
+                CudaDevice::with_driver(driver).with_precision(precision).with_warpgroups(warpgroups)
+            };
             let recorder = Refusing::new(None);
             problem.solve::<f32>(device(recorder.clone()), Some(strategy)).unwrap();
             let launched = recorder.launched.lock().unwrap();
@@ -239,6 +264,42 @@ fn every_kernel_is_named() {
         }
     }
     assert_eq!(unmet, [], "no golden problem launches these");
+}
+
+/// The copy of weights serves until they change, and not a moment longer.
+fn packed_weights_are_kept_until_written() {
+    let driver = Refusing::new(None);
+    let launched = driver.launched.clone();
+    let device =
+        CudaDevice::with_driver(driver).with_precision(MatrixPrecision::Bf16).with_warpgroups(Warpgroups::Always);
+    let mut plan = ArenaPlan::default();
+    let (rows, inputs, outputs) = (3, 5, 7);
+    let (input, output) = (plan.take(rows, inputs), plan.take(rows, outputs));
+    let (weight, bias) = (plan.take(outputs, inputs), plan.take(1, outputs));
+    let mut arena = device.arena(plan.elements()).unwrap();
+    let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs };
+    let forward = |arena: &mut _| {
+        let (corrections, activation) = (Corrections::NONE, Activation::Linear);
+        let operation = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
+        device.linear_forward(arena, &operation);
+        let mut values = vec![0.0; output.len()];
+        device.download(arena, output, &mut values);
+        device.check().unwrap();
+        let packed = launched.lock().unwrap().iter().filter(|kernel| **kernel == Kernel::Pack).count();
+        (values, packed)
+    };
+    device.fill(&mut arena, bias, 0.0);
+    device.fill(&mut arena, weight, 1.0);
+    device.fill(&mut arena, input, 1.0);
+    assert_eq!(forward(&mut arena), (vec![5.0; output.len()], 2));
+    // Other rows, the same weights.
+    device.fill(&mut arena, input, 2.0);
+    assert_eq!(forward(&mut arena), (vec![10.0; output.len()], 3));
+    // One weight of each output.
+    for row in 0..outputs {
+        device.fill(&mut arena, weight.rows(row, 1).elements(inputs - 1, 1), 3.0);
+    }
+    assert_eq!(forward(&mut arena), (vec![14.0; output.len()], 5));
 }
 
 thread_local! {

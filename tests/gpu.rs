@@ -2,7 +2,7 @@
 
 mod device;
 
-use innerloop::device::cuda::{CudaDevice, GpuDriver};
+use innerloop::device::cuda::{CudaDevice, GpuDriver, Warpgroups};
 use libtest_mimic::{Arguments, Completion, Trial};
 
 fn main() {
@@ -23,6 +23,11 @@ fn main() {
         checks.map(|(name, check)| trial(name, Box::new(move |gpu| check(&|_| gpu.clone())))).collect();
     trials.extend(device::on_tensor_cores::<CudaDevice<GpuDriver>>().into_iter().map(|(name, precision, check)| {
         trial(&name, Box::new(move |gpu| check(&|_| gpu.clone().with_precision(precision), precision)))
+    }));
+    // On a GPU without them these are the tests above once more.
+    trials.extend(device::on_warpgroups::<CudaDevice<GpuDriver>>().into_iter().map(|(name, precision, check)| {
+        let make = move |gpu: CudaDevice<GpuDriver>| gpu.with_precision(precision).with_warpgroups(Warpgroups::Always);
+        trial(&name, Box::new(move |gpu| check(&|_| make(gpu.clone()), precision)))
     }));
     libtest_mimic::run(&arguments, trials).exit();
 }

@@ -366,10 +366,10 @@ fn whole_inner_loops() {
     // direction, down through both, and to the cotangent twice.
     let (lower, upper) = (2 * 20 * (2 * ROWS * 4 + ROWS * 2), 2 * 10 * (2 * ROWS * 9 + ROWS * 3));
     let elements = 37 + 4 + 2 * TASKS * ROWS * 6 + TASKS + 37;
-    s.counts("resident", [(TASKS * (lower + upper)) as u64, 0, elements], |d, a| d.resident(a, &operation));
+    s.counts("resident", [(TASKS * (lower + upper)) as u64, 0, elements as u64], |d, a| d.resident(a, &operation));
     let first_order = Resident { kind: ResidentGradient::FirstOrder, ..operation };
     let (lower, upper) = (2 * 20 * (2 * ROWS * 2 + ROWS * 2), 2 * 10 * (2 * ROWS * 3 + ROWS * 3));
-    s.counts("resident", [(TASKS * (lower + upper)) as u64, 0, elements], |d, a| d.resident(a, &first_order));
+    s.counts("resident", [(TASKS * (lower + upper)) as u64, 0, elements as u64], |d, a| d.resident(a, &first_order));
 }
 
 #[test]

@@ -6,6 +6,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <cstring>
+#include <functional>
 
 namespace emulation {
 
@@ -40,6 +41,18 @@ void copy_later(void* to, const void* from, size_t bytes, bool inside, const cha
 void end_copies();
 // Waits for all but the last `pending` groups.
 void await_copies(unsigned pending);
+// Waits until `ready(what, value)`.
+void wait_until(bool (*ready)(const void*, unsigned), const void* what, unsigned value, const char* file, int line);
+// Something that happens beside the threads, in any order, and no sooner than when none of them can go on.
+void beside(std::function<void()> work, const char* file, int line);
+// Work of the thread's own that is done when it waits for the group it belongs to.
+void work_later(std::function<void()> work);
+void end_work();
+void await_work(unsigned pending);
+[[noreturn]] void mistaken(const char* what, const char* file, int line);
+// The address in the block's shared memory, and what lies there.
+unsigned shared_address(const void* pointer);
+char* shared_bytes(unsigned address, size_t bytes, const char* file, int line);
 // Shared memory of the block: the same address for every thread, NaN when the block begins.
 void* shared_memory(size_t bytes);
 
@@ -56,6 +69,7 @@ T shuffle_xor(T value, unsigned mask, const char* file, int line) {
 
 #define __device__
 #define __syncthreads() emulation::barrier(__FILE__, __LINE__)
+#define __syncwarp() emulation::hand({}, __FILE__, __LINE__)
 #define __shfl_xor_sync(mask, value, lane) emulation::shuffle_xor(value, lane, __FILE__, __LINE__)
 #define threadIdx (emulation::current->thread)
 #define blockIdx (emulation::block_index)
@@ -65,8 +79,14 @@ T shuffle_xor(T value, unsigned mask, const char* file, int line) {
 
 #define SHARED_NUMBERS(name, count) float* name = static_cast<float*>(emulation::shared_memory((count) * sizeof(float)))
 
+// A device's shared memory need not begin at a multiple of 1024 either.
+#define SHARED_FROM_1024(Type, name)                                                                       \
+    char* name##_room = static_cast<char*>(emulation::shared_memory(sizeof(Type) + 1024));                 \
+    Type& name = *reinterpret_cast<Type*>(name##_room + (-emulation::shared_address(name##_room) & 1023))
+
+#define KERNEL(name, Arguments) KERNEL_OF(name, Arguments, THREADS, 1)
 // The kernel, and the entry the emulated driver calls.
-#define KERNEL(name, Arguments)                                                                                       \
+#define KERNEL_OF(name, Arguments, threads, blocks)                                                                                       \
     static void name##_kernel(float* arena, const Arguments& op);                                                     \
     extern "C" void emulate_##name(float* arena, const void* op, const unsigned* grid, uint64_t seed) {               \
         struct Call {                                                                                                 \
@@ -77,12 +97,16 @@ T shuffle_xor(T value, unsigned mask, const char* file, int line) {
             Call* call = static_cast<Call*>(context);                                                                 \
             name##_kernel(call->arena, call->op);                                                                     \
         };                                                                                                            \
-        emulation::launch(#name, grid, THREADS, seed, body, &call);                                                   \
+        emulation::launch(#name, grid, threads, seed, body, &call);                                                   \
     }                                                                                                                 \
     static void name##_kernel(float* arena, const Arguments& op)
 
 struct alignas(16) float4 {
     float x, y, z, w;
+};
+
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
 };
 
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

@@ -103,7 +103,7 @@ void prepare(Place* place, char* stack, void (*entry)()) {
 }
 #endif
 
-enum class State { Ready, Barrier, Exchange, Ended };
+enum class State { Ready, Barrier, Exchange, Until, Ended };
 
 // One that has yet to arrive.
 struct Copy {
@@ -111,6 +111,12 @@ struct Copy {
     const void* from;
     size_t bytes;
     bool inside;
+    unsigned group;
+};
+
+// Of a thread, or beside the threads.
+struct Work {
+    std::function<void()> work;
     unsigned group;
 };
 
@@ -130,6 +136,12 @@ struct Fiber {
     std::vector<Copy> copies;
     // Groups of copies that have ended.
     unsigned groups;
+    std::vector<Work> works;
+    unsigned work_groups;
+    // What it waits for.
+    bool (*ready)(const void*, unsigned);
+    const void* what;
+    unsigned value;
 };
 
 struct Allocation {
@@ -144,6 +156,7 @@ struct Scheduler {
     const char* kernel = "";
     std::vector<std::unique_ptr<Fiber>> fibers;
     std::vector<Allocation> shared;
+    std::vector<Work> beside;
     Place main;
     void* main_left = nullptr;
     const void* main_stack = nullptr;
@@ -205,6 +218,28 @@ struct Scheduler {
         return true;
     }
 
+    // Whether a thread can go on that waited for something to become so.
+    bool wake(unsigned threads) {
+        bool woken = false;
+        for (unsigned i = 0; i < threads; ++i) {
+            Fiber& fiber = *fibers[i];
+            if (fiber.state != State::Until || !fiber.ready(fiber.what, fiber.value)) continue;
+            fiber.state = State::Ready;
+            woken = true;
+        }
+        return woken;
+    }
+
+    // Does one of the things beside the threads, if there is any.
+    bool do_beside() {
+        if (beside.empty()) return false;
+        std::swap(beside[draw() % beside.size()], beside.back());
+        Work next = std::move(beside.back());
+        beside.pop_back();
+        next.work();
+        return true;
+    }
+
     void run_block(unsigned threads);
 };
 
@@ -233,6 +268,8 @@ void Scheduler::run_block(unsigned threads) {
         fiber.exchanges = 0;
         fiber.copies.clear();
         fiber.groups = 0;
+        fiber.works.clear();
+        fiber.work_groups = 0;
         allow(fiber.stack.get(), STACK);
         prepare(&fiber.place, fiber.stack.get(), enter);
     }
@@ -245,7 +282,12 @@ void Scheduler::run_block(unsigned threads) {
                 }
             } while (together(warp * WARP, WARP, State::Exchange));
         }
-    } while (together(0, threads, State::Barrier));
+    } while (wake(threads) || do_beside() || together(0, threads, State::Barrier));
+    for (unsigned i = 0; i < threads; ++i) {
+        const Fiber& fiber = *fibers[i];
+        if (fiber.state == State::Until) fail("a thread waits for what nobody does", fiber.file, fiber.line);
+        if (!fiber.works.empty()) fail("a thread ends before its products", "products", 0);
+    }
     for (const Allocation& allocation : shared) {
         for (size_t i = 0; !SANITIZED && i < GUARD; ++i) {
             unsigned char before = allocation.bytes[i], after = allocation.bytes[GUARD + allocation.size + i];
@@ -318,6 +360,48 @@ void await_copies(unsigned pending) {
         ++arrived;
     }
     fiber.copies.erase(fiber.copies.begin(), fiber.copies.begin() + arrived);
+}
+
+void wait_until(bool (*ready)(const void*, unsigned), const void* what, unsigned value, const char* file, int line) {
+    if (ready(what, value)) return;
+    Fiber& fiber = *scheduler.running;
+    fiber.ready = ready;
+    fiber.what = what;
+    fiber.value = value;
+    scheduler.wait(State::Until, file, line);
+}
+
+void beside(std::function<void()> work, const char*, int) { scheduler.beside.push_back({std::move(work), 0}); }
+
+void work_later(std::function<void()> work) {
+    scheduler.running->works.push_back({std::move(work), scheduler.running->work_groups});
+}
+
+void end_work() { ++scheduler.running->work_groups; }
+
+void await_work(unsigned pending) {
+    Fiber& fiber = *scheduler.running;
+    size_t done = 0;
+    for (; done < fiber.works.size() && fiber.works[done].group + pending < fiber.work_groups; ++done) fiber.works[done].work();
+    fiber.works.erase(fiber.works.begin(), fiber.works.begin() + done);
+}
+
+void mistaken(const char* what, const char* file, int line) { fail(what, file, line); }
+
+// That of the first allocation begins behind what a device keeps for itself, at no multiple of 1024.
+constexpr unsigned SHARED_BEGIN = 1024 + 16;
+
+unsigned shared_address(const void* pointer) {
+    const char* at = static_cast<const char*>(pointer);
+    return SHARED_BEGIN + (unsigned)(at - (scheduler.shared[0].bytes.get() + GUARD));
+}
+
+char* shared_bytes(unsigned address, size_t bytes, const char* file, int line) {
+    const Allocation& allocation = scheduler.shared[0];
+    if (address < SHARED_BEGIN || address + bytes > SHARED_BEGIN + allocation.size) {
+        fail("an address outside shared memory", file, line);
+    }
+    return allocation.bytes.get() + GUARD + (address - SHARED_BEGIN);
 }
 
 void* shared_memory(size_t bytes) {

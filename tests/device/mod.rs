@@ -17,6 +17,7 @@ pub mod products;
 pub mod resident;
 pub mod run;
 pub mod scene;
+pub mod warpgroups;
 
 use innerloop::device::{Device, MatrixPrecision};
 
@@ -42,6 +43,15 @@ pub fn on_tensor_cores<D: Device<f32> + Clone + 'static>() -> Vec<(String, Matri
     let precisions = [MatrixPrecision::Tf32, MatrixPrecision::Bf16, MatrixPrecision::F16];
     let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
     each.map(|((name, check), precision)| (format!("{name}_{precision}"), precision, check)).collect()
+}
+
+/// Those of Hopper's warpgroups, by name and precision.
+pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixPrecision, TensorCheck<D>)> {
+    let checks: [(&str, TensorCheck<D>); 3] =
+        [("forward", warpgroups::forward), ("backward", warpgroups::backward), ("adjoint", warpgroups::adjoint)];
+    let precisions = [MatrixPrecision::Bf16, MatrixPrecision::F16];
+    let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
+    each.map(|((name, check), precision)| (format!("warpgroups_{name}_{precision}"), precision, check)).collect()
 }
 
 /// All others, by name.

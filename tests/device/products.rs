@@ -10,7 +10,7 @@ use super::Make;
 use super::corrections::{Terms, corrections, scales};
 use super::scene::{Scene, compare};
 
-const ACTIVATIONS: [Activation; 5] =
+pub const ACTIVATIONS: [Activation; 5] =
     [Activation::Linear, Activation::Relu, Activation::LeakyRelu, Activation::Tanh, Activation::Sigmoid];
 
 /// Tasks, rows, width and inner dimension: within a tile and across tiles, in every dimension.
@@ -26,18 +26,19 @@ const TENSOR_INNER: [usize; 3] = [1, 15, 100];
 const TENSOR_LARGE: [(usize, usize, usize); 5] =
     [(17, 132, 100), (130, 2689, 15), (130, 2692, 20), (257, 5377, 15), (260, 5380, 52)];
 
-struct Case {
-    seed: u64,
-    tasks: usize,
-    rows: usize,
+#[derive(Clone, Copy)]
+pub struct Case {
+    pub seed: u64,
+    pub tasks: usize,
+    pub rows: usize,
     /// Of the output.
-    width: usize,
-    inner: usize,
-    blocks: usize,
-    shared: bool,
-    corrected: bool,
-    aligned: bool,
-    activation: Activation,
+    pub width: usize,
+    pub inner: usize,
+    pub blocks: usize,
+    pub shared: bool,
+    pub corrected: bool,
+    pub aligned: bool,
+    pub activation: Activation,
 }
 
 impl Case {
@@ -92,142 +93,136 @@ fn terms(scene: &mut Scene, tasks: usize, rows: usize, width: usize, blocks: usi
 }
 
 pub fn linear_forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
-    cases(precision, |case| {
-        let Case { seed, tasks, rows, width: outputs, inner: inputs, blocks, shared, corrected, activation, .. } = case;
-        let scene = &mut case.scene();
-        let input = scene.random(blocks * tasks * rows, inputs);
-        let layer = scene.layer(tasks, shared, inputs, outputs);
-        case.rounds(scene, precision, &[input], &layer);
-        let terms = terms(scene, tasks, rows, outputs, blocks, corrected);
-        let output = scene.written(input.rows, outputs);
-        compare!(scene, make, format!("case {seed}"), |device, arena, T| {
-            let scales = scales!(terms, T);
-            let corrections = corrections!(terms, scales);
-            device.linear_forward(arena, &LinearForward { tasks, rows, input, layer, corrections, activation, output });
-        });
+    cases(precision, |case| forward(make, precision, case));
+}
+
+pub fn forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Case) {
+    let Case { seed, tasks, rows, width: outputs, inner: inputs, blocks, shared, corrected, activation, .. } = case;
+    let scene = &mut case.scene();
+    let input = scene.random(blocks * tasks * rows, inputs);
+    let layer = scene.layer(tasks, shared, inputs, outputs);
+    case.rounds(scene, precision, &[input], &layer);
+    let terms = terms(scene, tasks, rows, outputs, blocks, corrected);
+    let output = scene.written(input.rows, outputs);
+    compare!(scene, make, format!("case {seed}"), |device, arena, T| {
+        let scales = scales!(terms, T);
+        let corrections = corrections!(terms, scales);
+        device.linear_forward(arena, &LinearForward { tasks, rows, input, layer, corrections, activation, output });
     });
 }
 
 pub fn linear_backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
-    cases(precision, |case| {
-        let Case { seed, tasks, rows, width: inputs, inner: outputs, blocks, shared, corrected, activation, .. } = case;
-        let scene = &mut case.scene();
-        let delta = scene.random(blocks * tasks * rows, outputs);
-        let layer = scene.layer(tasks, shared, inputs, outputs);
-        case.rounds(scene, precision, &[delta], &layer);
-        let terms = terms(scene, tasks, rows, inputs, blocks, corrected);
-        let values = scene.random(2 * tasks * rows, inputs);
-        let gate = (seed % 4 != 3).then_some(Gate { activation, values, blocks: &[1, 0, 1] });
-        let output = scene.written(delta.rows, inputs);
-        compare!(scene, make, format!("case {seed}"), |device, arena, T| {
-            let scales = scales!(terms, T);
-            let corrections = corrections!(terms, scales);
-            device.linear_backward(arena, &LinearBackward { tasks, rows, delta, layer, corrections, gate, output });
-        });
+    cases(precision, |case| backward(make, precision, case));
+}
+
+pub fn backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Case) {
+    let Case { seed, tasks, rows, width: inputs, inner: outputs, blocks, shared, corrected, activation, .. } = case;
+    let scene = &mut case.scene();
+    let delta = scene.random(blocks * tasks * rows, outputs);
+    let layer = scene.layer(tasks, shared, inputs, outputs);
+    case.rounds(scene, precision, &[delta], &layer);
+    let terms = terms(scene, tasks, rows, inputs, blocks, corrected);
+    let values = scene.random(2 * tasks * rows, inputs);
+    let gate = (seed % 4 != 3).then_some(Gate { activation, values, blocks: &[1, 0, 1] });
+    let output = scene.written(delta.rows, inputs);
+    compare!(scene, make, format!("case {seed}"), |device, arena, T| {
+        let scales = scales!(terms, T);
+        let corrections = corrections!(terms, scales);
+        device.linear_backward(arena, &LinearBackward { tasks, rows, delta, layer, corrections, gate, output });
     });
 }
 
 pub fn adjoint_forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
-    cases(precision, |case| {
-        let Case { seed, tasks, rows, width: outputs, inner: inputs, blocks, shared, corrected, activation, .. } = case;
-        // The input's cotangent is there for all blocks, for the later ones, or not at all; the gate blocks are distinct,
-        // or shared by two output blocks.
-        for (first, directed, gates) in
-            [(0, true, [0, 1, 2]), (blocks - 1, !corrected, [0, 1, 1]), (blocks, !corrected, [1, 1, 0])]
-        {
-            // With one block the second is the first.
-            if precision != MatrixPrecision::F32 && blocks == 1 && gates == [0, 1, 1] {
-                continue;
-            }
-            // A direction is a task's own: nothing of it is for tensor cores.
-            let directed = directed && precision == MatrixPrecision::F32;
-            let scene = &mut case.scene();
-            let input = (first < blocks).then(|| (scene.random((blocks - first) * tasks * rows, inputs), first));
-            let layer = scene.layer(tasks, shared, inputs, outputs);
-            if let Some((input, _)) = input {
-                case.rounds(scene, precision, &[input], &layer);
-            }
-            let direction = directed.then(|| Direction {
-                layer: scene.layer(tasks, false, inputs, outputs),
-                values: scene.random((1 + blocks / 2) * tasks * rows, inputs),
-            });
-            let terms = terms(scene, tasks, rows, outputs, blocks, corrected);
-            let gates = &gates[..blocks];
-            let gate_blocks = gates.iter().max().map_or(1, |b| b + 1);
-            let values = scene.random(gate_blocks * tasks * rows, outputs);
-            let gate = Gate { activation, values, blocks: gates };
-            let delta = scene.random(blocks * tasks * rows, outputs);
-            // Only blocks that gate something get a cotangent.
-            let covered = (0..gate_blocks).all(|b| gates.contains(&b));
-            let written = activation.is_curved() && covered;
-            let z_cotangent = if written { scene.written(values.rows, outputs) } else { scene.scratch(values.len()) };
-            if activation.is_curved() && !covered {
-                continue;
-            }
-            let e_cotangent = scene.written(delta.rows, outputs);
-            compare!(
-                scene,
-                make,
-                format!("case {seed}, {blocks} blocks from {first}, {gates:?}"),
-                |device, arena, T| {
-                    let scales = scales!(terms, T);
-                    let corrections = corrections!(terms, scales);
-                    let operation = AdjointForward {
-                        tasks,
-                        rows,
-                        input,
-                        layer,
-                        direction,
-                        corrections,
-                        gate,
-                        delta,
-                        z_cotangent,
-                        e_cotangent,
-                    };
-                    device.adjoint_forward(arena, &operation);
-                }
-            );
+    cases(precision, |case| adjoint(make, precision, case));
+}
+
+pub fn adjoint<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Case) {
+    let Case { seed, tasks, rows, width: outputs, inner: inputs, blocks, shared, corrected, activation, .. } = case;
+    // The input's cotangent is there for all blocks, for the later ones, or not at all; the gate blocks are distinct,
+    // or shared by two output blocks.
+    for (first, directed, gates) in
+        [(0, true, [0, 1, 2]), (blocks - 1, !corrected, [0, 1, 1]), (blocks, !corrected, [1, 1, 0])]
+    {
+        // With one block the second is the first.
+        if precision != MatrixPrecision::F32 && blocks == 1 && gates == [0, 1, 1] {
+            continue;
         }
-    });
+        // A direction is a task's own: nothing of it is for tensor cores.
+        let directed = directed && precision == MatrixPrecision::F32;
+        let scene = &mut case.scene();
+        let input = (first < blocks).then(|| (scene.random((blocks - first) * tasks * rows, inputs), first));
+        let layer = scene.layer(tasks, shared, inputs, outputs);
+        if let Some((input, _)) = input {
+            case.rounds(scene, precision, &[input], &layer);
+        }
+        let direction = directed.then(|| Direction {
+            layer: scene.layer(tasks, false, inputs, outputs),
+            values: scene.random((1 + blocks / 2) * tasks * rows, inputs),
+        });
+        let terms = terms(scene, tasks, rows, outputs, blocks, corrected);
+        let gates = &gates[..blocks];
+        let gate_blocks = gates.iter().max().map_or(1, |b| b + 1);
+        let values = scene.random(gate_blocks * tasks * rows, outputs);
+        let gate = Gate { activation, values, blocks: gates };
+        let delta = scene.random(blocks * tasks * rows, outputs);
+        // Only blocks that gate something get a cotangent.
+        let covered = (0..gate_blocks).all(|b| gates.contains(&b));
+        let written = activation.is_curved() && covered;
+        let z_cotangent = if written { scene.written(values.rows, outputs) } else { scene.scratch(values.len()) };
+        if activation.is_curved() && !covered {
+            continue;
+        }
+        let e_cotangent = scene.written(delta.rows, outputs);
+        compare!(scene, make, format!("case {seed}, {blocks} blocks from {first}, {gates:?}"), |device, arena, T| {
+            let scales = scales!(terms, T);
+            let corrections = corrections!(terms, scales);
+            let operation = AdjointForward {
+                tasks,
+                rows,
+                input,
+                layer,
+                direction,
+                corrections,
+                gate,
+                delta,
+                z_cotangent,
+                e_cotangent,
+            };
+            device.adjoint_forward(arena, &operation);
+        });
+    }
 }
 
 pub fn adjoint_backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
-    cases(precision, |case| {
-        let Case { seed, tasks, rows, width: inputs, inner: outputs, blocks, shared, corrected, activation, .. } = case;
-        for accumulate in [false, true] {
-            // Without a direction, and not accumulated, it is the backward pass.
-            if precision != MatrixPrecision::F32 && !accumulate {
-                continue;
-            }
-            let scene = &mut case.scene();
-            let z_cotangent = scene.random(blocks * tasks * rows, outputs);
-            let layer = scene.layer(tasks, shared, inputs, outputs);
-            let directed = (!corrected || accumulate) && precision == MatrixPrecision::F32;
-            let direction = directed.then(|| Direction {
-                layer: scene.layer(tasks, false, inputs, outputs),
-                values: scene.random((1 + blocks / 2) * tasks * rows, outputs),
-            });
-            case.rounds(scene, precision, &[z_cotangent], &layer);
-            let terms = terms(scene, tasks, rows, inputs, blocks, corrected);
-            let values = scene.random(blocks * tasks * rows, inputs);
-            let gate = (seed % 4 != 2).then_some(Gate { activation, values, blocks: &[0, 1, 2, 3] });
-            let output = scene.changed(z_cotangent.rows, inputs, accumulate);
-            compare!(scene, make, format!("case {seed}, accumulate {accumulate}"), |device, arena, T| {
-                let scales = scales!(terms, T);
-                let corrections = corrections!(terms, scales);
-                let operation = AdjointBackward {
-                    tasks,
-                    rows,
-                    z_cotangent,
-                    layer,
-                    direction,
-                    corrections,
-                    gate,
-                    output,
-                    accumulate,
-                };
-                device.adjoint_backward(arena, &operation);
-            });
+    cases(precision, |case| adjoint_down(make, precision, case));
+}
+
+pub fn adjoint_down<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Case) {
+    let Case { seed, tasks, rows, width: inputs, inner: outputs, blocks, shared, corrected, activation, .. } = case;
+    for accumulate in [false, true] {
+        // Without a direction, and not accumulated, it is the backward pass.
+        if precision != MatrixPrecision::F32 && !accumulate {
+            continue;
         }
-    });
+        let scene = &mut case.scene();
+        let z_cotangent = scene.random(blocks * tasks * rows, outputs);
+        let layer = scene.layer(tasks, shared, inputs, outputs);
+        let directed = (!corrected || accumulate) && precision == MatrixPrecision::F32;
+        let direction = directed.then(|| Direction {
+            layer: scene.layer(tasks, false, inputs, outputs),
+            values: scene.random((1 + blocks / 2) * tasks * rows, outputs),
+        });
+        case.rounds(scene, precision, &[z_cotangent], &layer);
+        let terms = terms(scene, tasks, rows, inputs, blocks, corrected);
+        let values = scene.random(blocks * tasks * rows, inputs);
+        let gate = (seed % 4 != 2).then_some(Gate { activation, values, blocks: &[0, 1, 2, 3] });
+        let output = scene.changed(z_cotangent.rows, inputs, accumulate);
+        compare!(scene, make, format!("case {seed}, accumulate {accumulate}"), |device, arena, T| {
+            let scales = scales!(terms, T);
+            let corrections = corrections!(terms, scales);
+            let operation =
+                AdjointBackward { tasks, rows, z_cotangent, layer, direction, corrections, gate, output, accumulate };
+            device.adjoint_backward(arena, &operation);
+        });
+    }
 }

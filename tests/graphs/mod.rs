@@ -3,7 +3,8 @@
 
 use std::sync::atomic::Ordering;
 
-use innerloop::device::cuda::CudaDevice;
+use innerloop::device::MatrixPrecision;
+use innerloop::device::cuda::{CudaDevice, Warpgroups};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::{
@@ -44,7 +45,8 @@ fn learner<O: Objective>(driver: &Refusing, objective: &O, mlps: &[&Mlp]) -> Lea
     let mut rng = ChaCha8Rng::seed_from_u64(1);
     let inner = InnerConfig::new(Algorithm::Maml, 2);
     let phi = mlps.iter().map(|mlp| MetaOptimizer::uniform(inner.rates, mlp, inner.steps, 0.05).unwrap()).collect();
-    let device = CudaDevice::with_driver(driver.clone());
+    let device =
+        CudaDevice::with_driver(driver.clone()).with_precision(driver.precision).with_warpgroups(Warpgroups::Always);
     let mut learner = MetaLearner::new(device, objective.clone(), SHAPE, phi).unwrap();
     for (network, mlp) in mlps.iter().enumerate() {
         learner.set_parameters(network, &Parameters::initialise(mlp, &mut rng)).unwrap();
@@ -68,9 +70,10 @@ fn launch_by_launch<'a, O: Objective>(
     objective: &O,
     mlps: &[&Mlp],
     outer: &OuterConfig,
+    precision: MatrixPrecision,
     rows: impl Fn(usize) -> O::Rows<'a, f32>,
 ) -> (Vec<Vec<f32>>, Vec<(Vec<Parameters<f32>>, OptimizerState<f32>)>) {
-    let driver = Refusing::new(None);
+    let driver = Refusing { precision, ..Refusing::new(None) };
     let mut learner_of_step = learner(&driver, objective, mlps);
     let (mut losses, mut states) = (Vec::new(), Vec::new());
     for step in 0..STEPS {
@@ -94,12 +97,13 @@ fn check<'a, O: Objective>(
     objective: &O,
     mlps: &[&Mlp],
     kind: OuterKind,
+    precision: MatrixPrecision,
     rows: impl Fn(usize) -> O::Rows<'a, f32>,
 ) {
     let outer = outer(kind);
-    let (losses, states) = launch_by_launch(objective, mlps, &outer, &rows);
+    let (losses, states) = launch_by_launch(objective, mlps, &outer, precision, &rows);
     for ahead in [false, true] {
-        let driver = Refusing::new(None);
+        let driver = Refusing { precision, ..Refusing::new(None) };
         let mut learner = learner(&driver, objective, mlps);
         assert_eq!(learner.may_submit(), 2);
         let mut got = Vec::new();
@@ -150,7 +154,10 @@ pub fn replay_meta_steps() {
             ..InnerConfig::new(Algorithm::Maml, 2)
         };
         let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
-        check(name, &config, &[&mlp], kind, |step| supervised(&batches[step]));
+        // With copies of the weights that hold from one write of them to the next, too.
+        for precision in [MatrixPrecision::F32, MatrixPrecision::Bf16] {
+            check(name, &config, &[&mlp], kind, precision, |step| supervised(&batches[step]));
+        }
     }
     let generator = Mlp::with_hidden(3, &[5], 6, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(6, &[4], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
@@ -164,7 +171,7 @@ pub fn replay_meta_steps() {
         inner: InnerConfig::new(Algorithm::Maml, 2),
     };
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 30, 3, 6)).collect();
-    check("video", &config, &[&generator, &discriminator], adam, |step| video(&batches[step]));
+    check("video", &config, &[&generator, &discriminator], adam, MatrixPrecision::Bf16, |step| video(&batches[step]));
 }
 
 /// A meta-step that goes wrong changes nothing, and neither does the one that was already submitted after it; the next one
@@ -175,7 +182,8 @@ pub fn a_fault_stops_what_follows() {
     let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 50, 3, 2)).collect();
     let adam = outer(OuterKind::Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8 });
-    let (_, states) = launch_by_launch(&config, &[&mlp], &adam, |step| supervised(&batches[step]));
+    let (_, states) =
+        launch_by_launch(&config, &[&mlp], &adam, MatrixPrecision::F32, |step| supervised(&batches[step]));
     for faulty in [1, 4] {
         let mut spoilt = batches[faulty].clone();
         // Targets so far off that the loss cannot be written down.

@@ -10,23 +10,28 @@ use crate::Refusing;
 
 /// Which kernel is launched, over which grid, follows from the shape and the precision.
 pub fn tiles_fit_the_shape() {
-    use MatrixPrecision::{Bf16, F32, Tf32};
+    use MatrixPrecision::{Bf16, F16, F32, Tf32};
     let told = |precision, kernel: Kernel, work: &dyn Fn(&CudaDevice<Refusing>)| {
         let device = CudaDevice::with_driver(Refusing::new(Some(kernel))).with_precision(precision);
         work(&device);
         device.check().expect_err(kernel.name()).to_string()
     };
-    for (precision, rows, width, kernel, grid) in [
-        (F32, 1000, 100, Kernel::LinearForward, "16 x 2"),
-        (Bf16, 1, 1, Kernel::LinearForward16x64, "1 x 1"),
-        (Bf16, 5, 100_000, Kernel::LinearForward16x64, "1 x 1563"),
-        (Bf16, 80, 256, Kernel::LinearForward16x64, "5 x 4"),
-        (Tf32, 80, 4096, Kernel::LinearForward64x64, "2 x 64"),
-        (Tf32, 320, 4096, Kernel::LinearForward64x64, "5 x 64"),
-        (Bf16, 1024, 4096, Kernel::LinearForward128x128, "8 x 32"),
-        (Bf16, 65_536, 128, Kernel::LinearForward128x128, "512 x 1"),
+    for (precision, rows, inputs, width, kernel, grid) in [
+        (F32, 1000, 1, 100, Kernel::LinearForward, "16 x 2"),
+        (Bf16, 1, 1, 1, Kernel::LinearForward16x64, "1 x 1"),
+        (Bf16, 5, 1, 100_000, Kernel::LinearForward16x64, "1 x 1563"),
+        (Bf16, 80, 1, 256, Kernel::LinearForward16x64, "5 x 4"),
+        (Tf32, 80, 1, 4096, Kernel::LinearForward64x64, "2 x 64"),
+        (Tf32, 320, 1, 4096, Kernel::LinearForward64x64, "5 x 64"),
+        (Bf16, 1024, 1, 4096, Kernel::LinearForward128x128, "8 x 32"),
+        (Bf16, 65_536, 1, 128, Kernel::LinearForward128x128, "512 x 1"),
+        // On warpgroups, of three multiprocessors.
+        (Bf16, 1280, 256, 4096, Kernel::HopperForward128x256, "3 x 1"),
+        (F16, 1280, 512, 2048, Kernel::HopperForward128x128, "3 x 1"),
+        (Bf16, 320, 1024, 4096, Kernel::HopperForward64x64, "6 x 1"),
+        (Tf32, 512, 512, 4096, Kernel::LinearForward128x128, "4 x 32"),
     ] {
-        let message = told(precision, kernel, &|device| forward_of_ones(device, rows, width));
+        let message = told(precision, kernel, &|device| forward(device, rows, inputs, width));
         let expected = format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name());
         assert!(message.contains(&expected) && message.contains(precision.name()), "{message}");
     }
@@ -108,18 +113,19 @@ pub fn measured_tiles_are_taken() {
     ] {
         let recorder = Refusing::new(None);
         let device = CudaDevice::with_driver(recorder.clone()).with_precision(precision).with_tiles(Some(&tiles));
-        forward_of_ones(&device, rows, width);
+        forward(&device, rows, 1, width);
         assert_eq!(*recorder.launched.lock().unwrap(), [kernel], "{rows} x {width} {precision}");
     }
 }
 
-/// A forward pass of so many rows of width 1.
-fn forward_of_ones(device: &CudaDevice<Refusing>, rows: usize, width: usize) {
+/// A forward pass of so many rows.
+fn forward(device: &CudaDevice<Refusing>, rows: usize, inputs: usize, width: usize) {
     let mut plan = ArenaPlan::default();
-    let (input, output) = (plan.take(rows, 1), plan.take(rows, width));
-    let (weight, bias) = (plan.take(width, 1), plan.take(1, width));
-    let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs: 1, outputs: width };
-    let mut arena = device.arena(plan.elements()).unwrap();
+    let (input, output) = (plan.take(rows, inputs), plan.take(rows, width));
+    let (weight, bias) = (plan.take(width, inputs), plan.take(1, width));
+    let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs: width };
+    // As large as that of a learner, which holds gradients and more.
+    let mut arena = device.arena(4 * plan.elements()).unwrap();
     let (corrections, activation) = (Corrections::NONE, Activation::Linear);
     let operation = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
     device.linear_forward(&mut arena, &operation);

@@ -52,6 +52,19 @@ pub trait Driver: Clone + Send + Sync {
     /// Bytes of shared memory that a block can have.
     fn shared_bytes(&self) -> usize;
 
+    /// How many multiprocessors carry out the kernels of `kernels/hopper.cu`; none on a device other than Hopper.
+    fn warpgroups(&self) -> Option<u32> {
+        None
+    }
+
+    /// Describes a matrix in `memory` to Hopper's copy engine.
+    ///
+    /// # Errors
+    /// The driver refuses, or the device has no such engine.
+    fn tensor_map(&self, _memory: &Self::Memory, _matrix: PackedMatrix) -> Result<TensorMap, String> {
+        Err("it has no engine that copies tiles".into())
+    }
+
     /// Starts a kernel over `memory`, with so many bytes of shared memory for its blocks beside what it declares.
     ///
     /// # Safety
@@ -174,7 +187,31 @@ impl GraphStep<'_> {
     }
 }
 
-/// Threads a block, of every kernel: `THREADS` in `kernels/kernel.cuh`.
+/// Rows of 16-bit numbers, each of which begins at a multiple of 16 bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PackedMatrix {
+    /// Where it begins, in numbers of 32 bits: a multiple of 4.
+    pub offset: usize,
+    /// Number of rows.
+    pub rows: usize,
+    /// Numbers a row.
+    pub width: usize,
+    /// Numbers from the beginning of a row to that of the next: a multiple of 8.
+    pub pitch: usize,
+    /// Whether they are `bf16`, and not `f16`.
+    pub bf16: bool,
+}
+
+/// A matrix as Hopper's copy engine takes it, by tiles of 64 rows of 64 numbers: `TensorMap` in `kernels/wgmma.cuh`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(64))]
+pub struct TensorMap(pub [u64; 16]);
+
+/// Rows and columns of its tiles.
+#[cfg(feature = "cuda")]
+pub(super) const PANEL: u32 = 64;
+
+/// Threads a block, of every kernel that does not name others: `THREADS` in `kernels/kernel.cuh`.
 pub(super) const THREADS: u32 = 128;
 
 /// Names every kernel once: the enumeration, the names in the fatbin and the emulated entries.
@@ -231,6 +268,16 @@ kernels! {
     AdjointForward64x64 adjoint_forward_64x64 emulate_adjoint_forward_64x64,
     AdjointForward128x128 adjoint_forward_128x128 emulate_adjoint_forward_128x128,
     AdjointGate adjoint_gate emulate_adjoint_gate,
+    Pack pack emulate_pack,
+    HopperForward64x64 hopper_forward_64x64 emulate_hopper_forward_64x64,
+    HopperForward128x128 hopper_forward_128x128 emulate_hopper_forward_128x128,
+    HopperForward128x256 hopper_forward_128x256 emulate_hopper_forward_128x256,
+    HopperBackward64x64 hopper_backward_64x64 emulate_hopper_backward_64x64,
+    HopperBackward128x128 hopper_backward_128x128 emulate_hopper_backward_128x128,
+    HopperBackward128x256 hopper_backward_128x256 emulate_hopper_backward_128x256,
+    HopperAdjoint64x64 hopper_adjoint_64x64 emulate_hopper_adjoint_64x64,
+    HopperAdjoint128x128 hopper_adjoint_128x128 emulate_hopper_adjoint_128x128,
+    HopperAdjoint128x256 hopper_adjoint_128x256 emulate_hopper_adjoint_128x256,
     ApplyCorrections apply_corrections emulate_apply_corrections,
     Gram gram emulate_gram,
     GramInner gram_inner emulate_gram_inner,

@@ -2,7 +2,7 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, emulated};
+use super::driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap, emulated};
 use crate::{Error, Result};
 
 unsafe extern "C" {
@@ -153,6 +153,23 @@ impl Driver for EmulatedDriver {
     /// An H100's.
     fn shared_bytes(&self) -> usize {
         227 << 10
+    }
+
+    /// Of Hopper; few, so that a block has several tiles.
+    fn warpgroups(&self) -> Option<u32> {
+        Some(3)
+    }
+
+    fn tensor_map(&self, memory: &EmulatedMemory, matrix: PackedMatrix) -> Result<TensorMap, String> {
+        let PackedMatrix { offset, rows, width, pitch, .. } = matrix;
+        if offset % 4 != 0 || pitch % 8 != 0 || pitch < width || offset + rows * pitch / 2 > memory.elements {
+            return Err(format!("{matrix:?} in {} numbers", memory.elements));
+        }
+        let mut map = TensorMap::default();
+        // SAFETY: inside the memory, as was just checked.
+        let base = unsafe { memory.start.add(offset) };
+        map.0[..4].copy_from_slice(&[base as u64, rows as u64, width as u64, pitch as u64]);
+        Ok(map)
     }
 
     unsafe fn launch(

@@ -4,8 +4,9 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum, CUfunction, CUfunction_attribute_enum, CUmodule};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 
-use super::driver::{Driver, GraphStep, Kernel, THREADS};
+use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, THREADS, TensorMap};
 use super::gpu_graph::GpuGraph;
+use super::hopper;
 use crate::{Error, Result};
 
 /// Bytes of shared memory left to what a kernel declares.
@@ -37,6 +38,8 @@ pub(super) struct Module {
     model: String,
     /// Bytes of shared memory that a block can have.
     shared: i32,
+    /// Its multiprocessors, if it has kernels of `kernels/hopper.cu`.
+    warpgroups: Option<u32>,
 }
 
 // SAFETY: handles of the driver, which may be used from any thread that has bound the context.
@@ -88,12 +91,16 @@ impl GpuDriver {
         let context = CudaContext::new(ordinal).map_err(|e| refused("no context", e, "a GPU that is free"))?;
         // SAFETY: one stream carries everything out but the copies into graphs, whose order is kept by events of their own.
         unsafe { context.disable_event_tracking() };
-        let described = || -> Result<[String; 2], DriverError> {
+        let described = || -> Result<(String, String, Option<u32>), DriverError> {
             let (major, minor) = context.compute_capability()?;
+            let count = context.attribute(sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?;
+            let hopper = (major, minor) == (9, 0) && env!("INNERLOOP_HOPPER") == "1";
             let model = context.name()?;
-            Ok([format!("cuda:{ordinal} ({model}, compute capability {major}.{minor})"), model])
+            let name = format!("cuda:{ordinal} ({model}, compute capability {major}.{minor})");
+            Ok((name, model, hopper.then_some(count as u32)))
         };
-        let [name, model] = described().map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
+        let (name, model, warpgroups) =
+            described().map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
         let expected = "a GPU of compute capability 8.0 or above, a driver as new as the CUDA toolkit the crate was built \
                         with, and INNERLOOP_CUDA_ARCHS unset (or naming this GPU) when it was built";
         let unloaded =
@@ -104,11 +111,18 @@ impl GpuDriver {
         let shared = context.attribute(most).map_err(|e| refused("it does not answer", e, "a GPU that is free"))?;
         let (context_of, name_of) = (context.clone(), name.clone());
         let functions = Vec::new();
-        let mut loaded = Module { context: context_of, module, functions, name: name_of, model, shared };
+        let mut loaded = Module { context: context_of, module, functions, name: name_of, model, shared, warpgroups };
         for kernel in Kernel::ALL {
             let symbol = CString::new(kernel.name()).unwrap_or_default();
             // SAFETY: the module was just loaded.
-            loaded.functions.push(unsafe { result::module::get_function(module, symbol) }.map_err(unloaded)?);
+            let function = unsafe { result::module::get_function(module, symbol) }.map_err(unloaded)?;
+            if let (Some(_), Some((_, shared))) = (warpgroups, hopper::block_of(*kernel)) {
+                let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
+                // SAFETY: the function is the module's.
+                unsafe { result::function::set_function_attribute(function, limit, shared as i32) }
+                    .map_err(unloaded)?;
+            }
+            loaded.functions.push(function);
         }
         // What it declares itself counts too.
         let dynamic = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
@@ -173,6 +187,38 @@ impl Driver for GpuDriver {
         (self.module.shared - RESERVED).max(0) as usize
     }
 
+    fn warpgroups(&self) -> Option<u32> {
+        self.module.warpgroups
+    }
+
+    fn tensor_map(&self, memory: &CudaSlice<f32>, matrix: PackedMatrix) -> Result<TensorMap, String> {
+        use sys::CUtensorMapDataType::{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, CU_TENSOR_MAP_DATA_TYPE_FLOAT16};
+        let numbers = if matrix.bf16 { CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 } else { CU_TENSOR_MAP_DATA_TYPE_FLOAT16 };
+        let (arena, _guard) = memory.device_ptr(&self.stream);
+        let address = arena + (matrix.offset * size_of::<f32>()) as u64;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the arrays have as many numbers as the map has dimensions, the stride one fewer.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                numbers,
+                2,
+                address as *mut c_void,
+                [matrix.width as u64, matrix.rows as u64].as_ptr(),
+                [matrix.pitch as u64 * 2].as_ptr(),
+                [PANEL, PANEL].as_ptr(),
+                [1, 1].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(words)?;
+        Ok(TensorMap(map.opaque))
+    }
+
     unsafe fn launch(
         &self,
         memory: &CudaSlice<f32>,
@@ -184,7 +230,8 @@ impl Driver for GpuDriver {
         let function = self.module.functions[kernel as usize];
         let (mut arena, _guard) = memory.device_ptr(&self.stream);
         let mut parameters = [std::ptr::from_mut(&mut arena).cast(), arguments.cast_mut()];
-        let (grid, block) = ((grid[0], grid[1], grid[2]), (THREADS, 1, 1));
+        let (threads, shared) = hopper::block_of(kernel).unwrap_or((THREADS, shared));
+        let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
         self.module.context.bind_to_thread().map_err(words)?;
         // SAFETY: the caller's promise; the driver copies the parameters before it returns.
         unsafe { result::launch_kernel(function, grid, block, shared, self.stream.cu_stream(), &mut parameters) }

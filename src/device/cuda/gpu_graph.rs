@@ -6,6 +6,7 @@ use cudarc::driver::{CudaEvent, CudaSlice, DevicePtr, DriverError, PinnedHostSli
 
 use super::driver::{GraphStep, GraphWork, THREADS};
 use super::gpu::{GpuDriver, words};
+use super::hopper;
 
 /// A CUDA graph, a chain of its steps, and its rooms.
 ///
@@ -87,7 +88,8 @@ impl GpuDriver {
         let mut node: sys::CUDA_KERNEL_NODE_PARAMS = unsafe { MaybeUninit::zeroed().assume_init() };
         node.func = self.module.functions[kernel as usize];
         [node.gridDimX, node.gridDimY, node.gridDimZ] = grid;
-        [node.blockDimX, node.blockDimY, node.blockDimZ] = [THREADS, 1, 1];
+        let (threads, shared) = hopper::block_of(kernel).unwrap_or((THREADS, shared));
+        [node.blockDimX, node.blockDimY, node.blockDimZ] = [threads, 1, 1];
         node.sharedMemBytes = shared;
         node.kernelParams = parameters.as_mut_ptr();
         Some(work(&node))

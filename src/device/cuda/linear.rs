@@ -1,6 +1,7 @@
 //! The four products with a layer's weights.
 
 use super::driver::{Driver, Kernel};
+use super::hopper;
 use super::low_rank::{Gate, apply_corrections};
 use super::tensor::{Choice, Kernels, operands};
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
@@ -37,7 +38,7 @@ struct Source {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Product {
+pub(super) struct Product {
     sources: [Source; 2],
     gate: Gate,
     output: u64,
@@ -129,22 +130,36 @@ impl Shape {
         }
     }
 
-    fn launch<D: Driver>(&self, device: &CudaDevice<D>, arena: &CudaArena<D>, kernels: &Kernels, call: Product) {
+    fn launch<D: Driver>(
+        &self,
+        device: &CudaDevice<D>,
+        arena: &CudaArena<D>,
+        (kernels, warpgroups): (&Kernels, &hopper::Kernels),
+        call: Product,
+        operands_at: (Region, Region),
+    ) {
         // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
         let precision = if self.shared { device.precision } else { MatrixPrecision::F32 };
         let call = Product { operands: operands(precision), ..call };
         let rows = call.blocks as usize * call.group_rows as usize;
-        let Choice { kernel, down, across } =
-            kernels.choose(device.tiles.as_deref(), precision, rows, self.output.width);
-        let grid = [call.groups as usize * down, across, 1];
         let (inner, width) = (call.sources[0].inner, call.width);
-        let (tasks, rows, blocks) = (self.tasks, self.rows, call.blocks);
+        let (tasks, task_rows, blocks) = (self.tasks, self.rows, call.blocks);
         let weights = if self.shared { "shared" } else { "per-task" };
         let shapes = format_args!(
-            "{blocks} blocks of {tasks} tasks x {rows} rows, {inner} to {width}, {weights} weights, {precision}"
+            "{blocks} blocks of {tasks} tasks x {task_rows} rows, {inner} to {width}, {weights} weights, {precision}"
         );
-        device.launch(arena, kernel, grid, &call, shapes);
+        if self.shared && hopper::multiply(device, arena, warpgroups, &call, operands_at, self.output, shapes) {
+            return;
+        }
+        let Choice { kernel, down, across } =
+            kernels.choose(device.tiles.as_deref(), precision, rows, self.output.width);
+        device.launch(arena, kernel, [call.groups as usize * down, across, 1], &call, shapes);
     }
+}
+
+/// A layer's weights as they lie, if they are shared.
+fn weight_rows(layer: &Linear) -> Region {
+    Region { offset: layer.weight, rows: layer.outputs, width: layer.inputs }
 }
 
 /// The regions that hold a layer's numbers.
@@ -166,7 +181,7 @@ pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D
         activation: activation_code(op.activation),
         ..shape.product([Source::new(op.input, &op.layer, 0, true), Source::NONE])
     };
-    shape.launch(device, arena, &FORWARD, call);
+    shape.launch(device, arena, (&FORWARD, &hopper::FORWARD), call, (weight_rows(&op.layer), op.input));
 }
 
 /// See [`LinearBackward`].
@@ -211,7 +226,7 @@ pub(super) fn adjoint_backward<D: Driver>(
         gated: gate.is_some().into(),
         ..shape.product([Source::new(op.z_cotangent, &op.layer, 0, false), second])
     };
-    shape.launch(device, arena, &BACKWARD, call);
+    shape.launch(device, arena, (&BACKWARD, &hopper::BACKWARD), call, (weight_rows(&op.layer), op.z_cotangent));
 }
 
 /// See [`AdjointForward`].
@@ -247,7 +262,8 @@ pub(super) fn adjoint_forward<D: Driver>(
         z: if together { NOWHERE } else { z },
         ..shape.product(sources)
     };
-    shape.launch(device, arena, &ADJOINT, call);
+    let rows = op.input.map_or(Region { rows: 0, ..input }, |(input, _)| input);
+    shape.launch(device, arena, (&ADJOINT, &hopper::ADJOINT), call, (weight_rows(&op.layer), rows));
     if together {
         let call = AdjointGate {
             gate,

@@ -17,6 +17,7 @@ mod gpu;
 #[cfg(feature = "cuda")]
 mod gpu_graph;
 mod graph;
+mod hopper;
 mod inner_adam;
 mod inner_update;
 mod linear;
@@ -24,6 +25,7 @@ mod loss;
 mod low_rank;
 mod optimizer;
 mod outer_product;
+mod pack;
 mod reduction;
 mod resident;
 mod tensor;
@@ -33,7 +35,7 @@ mod tune;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel};
+pub use driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap};
 #[cfg(feature = "emulate")]
 pub use emulated::{EmulatedDriver, EmulatedGraph, EmulatedMemory};
 #[cfg(feature = "cuda")]
@@ -41,6 +43,7 @@ pub use gpu::GpuDriver;
 #[cfg(feature = "cuda")]
 pub use gpu_graph::GpuGraph;
 pub use graph::CudaGraph;
+pub use hopper::Warpgroups;
 pub use tiles::{Fastest, Tiles};
 pub use tune::{Tuning, tune};
 
@@ -61,14 +64,16 @@ pub struct CudaDevice<D> {
     precision: MatrixPrecision,
     /// Which kernels are the fastest, where that was measured.
     tiles: Option<Arc<tiles::Index>>,
+    warpgroups: Warpgroups,
     /// The first failure since the last [`Device::check`].
     failure: Arc<Mutex<Option<Error>>>,
 }
 
-/// Memory of a [`CudaDevice`]: the regions, and behind them room for partial sums.
+/// Memory of a [`CudaDevice`]: the regions, and behind them room for partial sums and for copies in 16 bits.
 pub struct CudaArena<D: Driver> {
     memory: D::Memory,
     elements: usize,
+    pool: Mutex<pack::Pool>,
     /// Work that is being submitted; what is asked for goes there instead.
     recording: Mutex<Option<graph::Recording<D>>>,
 }
@@ -96,8 +101,8 @@ impl<D: Driver> CudaDevice<D> {
     /// A device over a driver.
     pub fn with_driver(driver: D) -> Self {
         let tiles = Tiles::kept(&driver.model());
-        Self { driver, precision: MatrixPrecision::F32, tiles: None, failure: Arc::default() }
-            .with_tiles(tiles.as_ref())
+        let (precision, warpgroups) = (MatrixPrecision::F32, Warpgroups::default());
+        Self { driver, precision, tiles: None, warpgroups, failure: Arc::default() }.with_tiles(tiles.as_ref())
     }
 
     /// The same device with large matrix products in another precision; [`MatrixPrecision::F32`] at first.
@@ -212,8 +217,13 @@ impl<D: Driver> CudaArena<D> {
     /// Checks an operation's regions, see [`check_access`], and tells the driver of them.
     fn check(&self, reads: &[Region], writes: &[Region]) {
         check_access(self.elements, reads, writes);
+        let pool = {
+            let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
+            pool.written(writes);
+            pool.place()
+        };
         let regions = reads.iter().chain(writes).map(|region| (region.offset, region.len()));
-        let regions = regions.chain([(self.partials(), reduction::PARTIALS)]);
+        let regions = regions.chain([(self.partials(), reduction::PARTIALS), pool]);
         match self.recording().as_mut() {
             Some(recording) => recording.keep_to(regions),
             None => D::keep_to(&self.memory, regions),
@@ -274,13 +284,18 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     }
 
     fn free_bytes(&self) -> Option<u64> {
-        self.driver.free_bytes()
+        let free = self.driver.free_bytes()?;
+        // What an arena takes beside its elements, so that it is one that fits.
+        let eighths = self.room_for_packed(8) as u64;
+        Some(free / (8 + eighths) * 8)
     }
 
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
         // Sixteen bytes' worth, so that regions that begin at multiples of that can be copied by as much, emulated too.
-        let memory = self.driver.allocate((elements.next_multiple_of(2) + reduction::PARTIALS).next_multiple_of(4))?;
-        Ok(CudaArena { memory, elements, recording: Mutex::default() })
+        let start = (elements.next_multiple_of(2) + reduction::PARTIALS).next_multiple_of(4);
+        let room = self.room_for_packed(elements).next_multiple_of(4);
+        let memory = self.driver.allocate(start + room)?;
+        Ok(CudaArena { memory, elements, pool: Mutex::new(pack::Pool::new(start, room)), recording: Mutex::default() })
     }
 
     fn check(&self) -> Result<()> {

@@ -5,7 +5,7 @@ use std::time::Instant;
 use super::driver::{Driver, Kernel};
 use super::tensor::Kernels;
 use super::tiles::{Fastest, Tiles};
-use super::{CudaDevice, linear, outer_product};
+use super::{CudaDevice, Warpgroups, linear, outer_product};
 use crate::device::{
     AdjointForward, ArenaPlan, Corrections, Device, Gate, Linear, LinearBackward, LinearForward, MatrixPrecision,
     OuterProduct, OuterTerm, Region,
@@ -181,7 +181,9 @@ pub fn tune<D: Driver>(
             for kernel in kernels.on_tensor_cores() {
                 // A table with but this kernel, which every shape is nearest to.
                 let only = Tiles { fastest: vec![entry(kernel, Vec::new())], ..Tiles::default() };
-                let device = device.clone().with_precision(precision).with_tiles(Some(&only));
+                // What warpgroups would take, they take by a rule of their own.
+                let device = device.clone().with_precision(precision).with_warpgroups(Warpgroups::Never);
+                let device = device.with_tiles(Some(&only));
                 let time = seconds_of(&device, &mut arena, &operands, kernels.plain, tuning.seconds)?;
                 times.push((time, kernel));
             }

@@ -1,0 +1,180 @@
+// What ../wgmma.cuh describes, on the CPU. A tile arrives no sooner than when no thread can go on without one, several in any
+// order, and NaN lies in its place until then. A product reads its operands, by their descriptions, when it is waited for.
+#pragma once
+
+#include "cuda.h"
+#include "mma.h"
+
+#define HERE __FILE__, __LINE__
+
+namespace emulation {
+
+// A barrier's 64 bits, from the lowest: bytes that are yet to come, arrivals that are, arrivals of a phase, the phase's parity,
+// and a mark that it has begun.
+struct Phase {
+    int32_t bytes;
+    u32 left : 12, arrivals : 12, parity : 1, mark : 7;
+};
+static_assert(sizeof(Phase) == sizeof(u64), "as the device's");
+constexpr u32 BEGUN = 0x2a;
+
+inline Phase phase_of(const u64& barrier, const char* file, int line) {
+    Phase phase;
+    std::memcpy(&phase, &barrier, sizeof phase);
+    if (phase.mark != BEGUN) mistaken("a barrier that has not begun", file, line);
+    return phase;
+}
+
+// Stores it, and goes on to the next phase where this one is complete.
+inline void store_phase(u64& barrier, Phase phase) {
+    if (phase.left == 0 && phase.bytes == 0) {
+        phase.parity ^= 1;
+        phase.left = phase.arrivals;
+    }
+    std::memcpy(&barrier, &phase, sizeof phase);
+}
+
+inline void arrive_with(u64& barrier, u32 bytes, const char* file, int line) {
+    Phase phase = phase_of(barrier, file, line);
+    if (phase.left == 0) mistaken("more arrivals than a phase has", file, line);
+    phase.bytes += (int)bytes;
+    --phase.left;
+    store_phase(barrier, phase);
+}
+
+// What the driver makes of a matrix: the words of a `TensorMap`.
+struct Matrix {
+    const uint16_t* base;
+    uint64_t rows, width, pitch;
+};
+
+constexpr u32 TILE_SIDE = 64, ROW_BYTES = 128;
+
+// Of an address that is a multiple of 16 but for its last 4 bits: `row_bytes` is the swizzle's.
+inline u32 swizzled(u32 address, u32 row_bytes) { return address ^ (address >> 3 & (row_bytes - 16)); }
+
+// A product's operand, read by its description.
+struct Described {
+    u32 begin, first, second, row_bytes;
+    bool outer_contiguous;
+
+    Described(uint64_t bits, bool outer_contiguous, const char* file, int line)
+        : begin((u32)(bits & 0x3fff) << 4),
+          first((u32)(bits >> 16 & 0x3fff) << 4),
+          second((u32)(bits >> 32 & 0x3fff) << 4),
+          row_bytes(bits >> 62 == 0 ? 16 : 256 >> (bits >> 62)),
+          outer_contiguous(outer_contiguous) {
+        if (bits >> 49 & 7) mistaken("an operand whose pattern begins elsewhere", file, line);
+    }
+
+    uint16_t at(u32 outer, u32 k) const {
+        u32 number = row_bytes / 2, address;
+        if (outer_contiguous) {
+            // Without a swizzle the two distances change places.
+            u32 across = row_bytes == 16 ? second : first, along = row_bytes == 16 ? first : second;
+            address = begin + outer / number * across + outer % number * 2 + k / 8 * along + k % 8 * row_bytes;
+        } else {
+            u32 piece = row_bytes == 16 ? first : 16;
+            address = begin + outer / 8 * second + outer % 8 * row_bytes + k / 8 * piece + k % 8 * 2;
+        }
+        uint16_t value;
+        std::memcpy(&value, shared_bytes(swizzled(address, row_bytes), 2, HERE), 2);
+        return value;
+    }
+};
+
+template <int N, class Decode>
+void multiply_later(float (&d)[N], uint64_t a, uint64_t b, bool a_outer, bool b_outer, bool add, Decode decode,
+                    const char* file, int line) {
+    Words mine = {{a, b, add}};
+    hand(mine, file, line);
+    const Words& other = handed(0);
+    if (std::memcmp(&other, &mine, sizeof mine) != 0) mistaken("lanes that multiply different things", file, line);
+    float* to = d;
+    work_later([=] {
+        Described left(a, a_outer, file, line), right(b, b_outer, file, line);
+        int lane = current->thread.x % 32, row = current->thread.x / 32 % 4 * 16 + lane / 4, column = lane % 4 * 2;
+        float rows[2][16];
+        for (int k = 0; k < 16; ++k) {
+            for (int i = 0; i < 2; ++i) rows[i][k] = decode(left.at(row + 8 * i, k));
+        }
+        for (int j = 0; j < N / 4; ++j) {
+            for (int i = 0; i < 2; ++i) {
+                double sum[2] = {add ? to[4 * j + i] : 0.0, add ? to[4 * j + 2 + i] : 0.0};
+                for (int k = 0; k < 16; ++k) {
+                    double value = decode(right.at(8 * j + column + i, k));
+                    for (int half = 0; half < 2; ++half) sum[half] += rows[half][k] * value;
+                }
+                for (int half = 0; half < 2; ++half) to[4 * j + 2 * half + i] = (float)sum[half];
+            }
+        }
+    });
+}
+
+}  // namespace emulation
+
+inline u32 shared_address(const void* pointer) { return emulation::shared_address(pointer); }
+
+inline void begin_barrier(Barrier& barrier, u32 arrivals) {
+    emulation::Phase phase = {0, arrivals, arrivals, 0, emulation::BEGUN};
+    std::memcpy(&barrier, &phase, sizeof phase);
+}
+inline void show_barriers() {}
+inline void arrive(Barrier& barrier) { emulation::arrive_with(barrier, 0, HERE); }
+inline void arrive_expecting(Barrier& barrier, u32 bytes) { emulation::arrive_with(barrier, bytes, HERE); }
+
+inline void await_phase(Barrier& barrier, u32 parity) {
+    auto complete = [](const void* barrier, unsigned parity) {
+        return emulation::phase_of(*static_cast<const Barrier*>(barrier), HERE).parity != parity;
+    };
+    emulation::wait_until(complete, &barrier, parity, HERE);
+}
+
+inline void copy_tile(void* to, const TensorMap& map, int column, int row, Barrier& barrier) {
+    using namespace emulation;
+    u32 address = ::shared_address(to);
+    if (address % 128 != 0) mistaken("a tile that is not aligned", HERE);
+    std::memset(shared_bytes(address, PANEL_BYTES, HERE), 0xff, PANEL_BYTES);
+    Matrix matrix;
+    std::memcpy(&matrix, &map, sizeof matrix);
+    Barrier* at = &barrier;
+    beside(
+        [=] {
+            for (u32 r = 0; r < TILE_SIDE; ++r) {
+                for (u32 c = 0; c < TILE_SIDE; ++c) {
+                    int64_t y = row + (int64_t)r, x = column + (int64_t)c;
+                    bool inside = y >= 0 && x >= 0 && y < (int64_t)matrix.rows && x < (int64_t)matrix.width;
+                    uint16_t value = inside ? matrix.base[y * matrix.pitch + x] : 0;
+                    u32 place = swizzled(address + r * ROW_BYTES + c * 2, ROW_BYTES);
+                    std::memcpy(shared_bytes(place, 2, HERE), &value, 2);
+                }
+            }
+            Phase phase = phase_of(*at, HERE);
+            phase.bytes -= PANEL_BYTES;
+            store_phase(*at, phase);
+        },
+        HERE);
+}
+inline void prefetch_map(const TensorMap&) {}
+
+inline void begin_products() {}
+inline void end_products() { emulation::end_work(); }
+template <int PENDING>
+void await_products() {
+    emulation::await_work(PENDING);
+}
+template <int COUNT>
+void take_registers() {}
+template <int COUNT>
+void leave_registers() {}
+
+template <bool A_OUTER, bool B_OUTER, int N>
+void multiply_bf16(float (&d)[N], u64 a, u64 b, bool add) {
+    emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, emulation::from_bf16, HERE);
+}
+template <bool A_OUTER, bool B_OUTER, int N>
+void multiply_f16(float (&d)[N], u64 a, u64 b, bool add) {
+    emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, emulation::from_f16, HERE);
+}
+
+#undef HERE
