@@ -157,14 +157,15 @@ impl<T: Scalar> Materialised<T> {
     }
 
     pub fn forward<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, layer: usize, slot: Slot) {
+        let (activation, output) = net.product(layer, slot);
         let operation = LinearForward {
             tasks: net.spec.tasks,
             rows: net.spec.rows(slot),
             input: net.tape.values(layer, slot),
             layer: self.layer(net, layer, slot.history()),
             corrections: Corrections::NONE,
-            activation: net.spec.mlp.activations()[layer],
-            output: net.tape.values(layer + 1, slot),
+            activation,
+            output,
         };
         device.linear_forward(arena, &operation);
     }
@@ -195,7 +196,7 @@ impl<T: Scalar> Materialised<T> {
 
     pub fn update<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, step: usize) {
         for layer in net.spec.first_moving..net.spec.layers() {
-            let bias = self.bias[step * net.spec.layers() + layer];
+            let bias = self.bias[step * net.spec.layers() + layer] * net.spec.bias_column(layer);
             let place = Place { layer, step, rate: self.rate(&net.spec, layer, step) };
             let weights = (self.layer(net, layer, step), self.layer(net, layer, step + 1));
             self.rule.update(net, device, arena, place, weights, (bias, self.decay));
@@ -210,7 +211,7 @@ impl<T: Scalar> Materialised<T> {
             let terms = [OuterTerm {
                 p: net.tape.own(layer, query),
                 q: net.tape.values(layer, query),
-                bias: T::ONE,
+                bias: spec.bias_column(layer),
                 blocks: spec.forward_blocks,
                 scale: T::from_f64(spec.weight(query)),
             }];
@@ -334,7 +335,7 @@ impl<T: Scalar> Materialised<T> {
             gate,
             delta: net.tape.delta(layer, slot),
             z_cotangent: net.tape.z(layer, slot),
-            e_cotangent: net.tape.e(layer + 1, slot),
+            e_cotangent: net.product_cotangent(layer, slot),
         };
         device.adjoint_forward(arena, &operation);
     }
@@ -379,7 +380,7 @@ impl<T: Scalar> Materialised<T> {
             let z = OuterTerm {
                 p: net.tape.z(layer, slot),
                 q: net.tape.values(layer, slot),
-                bias: T::ONE,
+                bias: spec.bias_column(layer),
                 blocks: spec.forward_blocks,
                 scale: T::ONE,
             };

@@ -1,7 +1,8 @@
 //! The inner loop and its exact transpose, in two forms that give the same numbers.
 //!
 //! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented, `rule` how
-//! the latter move; `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
+//! the latter move; `normalised` what batch normalisation adds
+//! to either; `network` puts them together for one network, `supervised` and `gan` are the two objectives' loops.
 
 mod change;
 mod coefficients;
@@ -12,6 +13,7 @@ mod forward;
 mod gan;
 mod materialised;
 mod network;
+mod normalised;
 mod plan;
 mod rule;
 mod supervised;

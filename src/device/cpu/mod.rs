@@ -16,6 +16,7 @@ mod low_rank;
 mod matrix;
 mod memory;
 mod multiply;
+mod normalise;
 mod outer;
 mod outer_product;
 mod packed;
@@ -37,9 +38,7 @@ use self::panels::PanelCache;
 use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
-    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, Submitted,
-    SupervisedCurvature, SupervisedLoss,
+    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -233,6 +232,15 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
     fn column_scale_adjoint(&self, arena: &mut Self::Arena, operation: &ColumnScaleAdjoint<T>) {
         column_scale::adjoint(self, arena, operation);
+    }
+    fn normalise(&self, arena: &mut Self::Arena, operation: &Normalise) {
+        normalise::forward(self, arena, operation);
+    }
+    fn normalise_jacobian(&self, arena: &mut Self::Arena, operation: &NormaliseJacobian) {
+        normalise::jacobian(self, arena, operation);
+    }
+    fn normalise_adjoint(&self, arena: &mut Self::Arena, operation: &NormaliseAdjoint) {
+        normalise::adjoint(self, arena, operation);
     }
     fn outer_product(&self, arena: &mut Self::Arena, operation: &OuterProduct<'_, T>) {
         outer_product::outer_product(self, arena, operation);
