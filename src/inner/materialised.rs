@@ -18,6 +18,9 @@ use crate::model::Activation;
 pub(super) struct Materialised<T> {
     /// Adapted weights, `[slots, T * P]`: after step `s` in slot `(s - 1) % slots`. Before the first step they are the shared ones.
     weights: Region,
+    /// Where layers have batch normalisation: the shared weights, with zeros in the place of those layers' biases, which
+    /// have no part in products and do not move.
+    product_weights: Option<Region>,
     /// How a step moves them.
     rule: Rule<T>,
     /// The cotangents of the weights and of the step's gradient, `[T, P]`.
@@ -96,6 +99,7 @@ impl<T: Scalar> Materialised<T> {
         });
         Self {
             weights: plan.take(slots, spec.tasks * parameters),
+            product_weights: spec.mlp.has_batch_norm().then(|| plan.take(1, parameters)),
             rule: Rule::new(plan, spec, inner),
             cotangent: plan.take(spec.tasks, parameters),
             direction: plan.take(adjoint, parameters),
@@ -111,7 +115,22 @@ impl<T: Scalar> Materialised<T> {
         }
     }
 
-    pub fn set_rates<D: Device<T>>(&mut self, device: &D, arena: &mut D::Arena, rates: &Rates<T>) {
+    /// Takes the rates for the coming run, and the shared parameters.
+    pub fn begin<D: Device<T>>(
+        &mut self,
+        spec: &NetworkSpec,
+        device: &D,
+        arena: &mut D::Arena,
+        rates: &Rates<T>,
+        parameters: Region,
+    ) {
+        if let Some(product_weights) = self.product_weights {
+            device.copy(arena, parameters, product_weights);
+            for layer in (0..spec.layers()).filter(|layer| spec.mlp.batch_norm(*layer).is_some()) {
+                let range = spec.mlp.bias_range(layer);
+                device.fill(arena, product_weights.elements(range.start, range.len()), T::ZERO);
+            }
+        }
         match (rates, self.rates) {
             (Rates::PerParameter(values), Some(region)) => device.upload(arena, region, values),
             (Rates::PerLayerPerStep { rates, bias }, None) => {
@@ -138,7 +157,10 @@ impl<T: Scalar> Materialised<T> {
     /// The layer's weights after `history` steps.
     fn layer(&self, net: &Network<T>, layer: usize, history: usize) -> Linear {
         if history == 0 || !net.spec.moves(layer) {
-            net.shared_layer(layer)
+            match self.product_weights {
+                Some(shared) => Network::<T>::layer_at(&net.spec, shared.offset, 0, layer),
+                None => net.shared_layer(layer),
+            }
         } else {
             let slot = self.weights.rows((history - 1) % self.weights.rows, 1);
             Self::per_task(&net.spec, slot, layer)

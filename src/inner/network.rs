@@ -100,7 +100,7 @@ impl<T: Scalar> Network<T> {
         }
         match &mut self.form {
             Form::Dual(dual) => dual.set_rates(&self.spec, rates),
-            Form::Materialised(form) => form.set_rates(device, arena, rates),
+            Form::Materialised(form) => form.begin(&self.spec, device, arena, rates, self.parameters),
         }
     }
 
