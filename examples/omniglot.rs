@@ -47,7 +47,7 @@ struct Arguments {
     /// Threads; 0 for all cores
     #[arg(long, default_value_t = 0)]
     threads: usize,
-    /// Another program's OUT.json, to stand beside this one's
+    /// What another program wrote as OUT.json, to stand beside this one's under the file's name
     #[arg(long)]
     beside: Option<PathBuf>,
     /// Writes OUT.json and OUT.svg
@@ -278,12 +278,13 @@ fn main() -> Result<()> {
     let text = serde_json::to_string_pretty(&record).map_err(|e| Error::invalid("record", e.to_string(), "numbers"))?;
     write(&format!("{}.json", arguments.out), text + "\n")?;
 
-    let mut programs = vec![("innerloop", record)];
+    let mut programs = vec![("innerloop".to_owned(), record)];
     if let Some(path) = &arguments.beside {
         let text = std::fs::read_to_string(path).map_err(|e| Error::io(path, "read", e))?;
         let other =
             serde_json::from_str(&text).map_err(|e| Error::file(path, e.to_string(), "name another OUT.json"))?;
-        programs.push(("beside", other));
+        let stem = path.file_stem().unwrap_or_default().to_string_lossy();
+        programs.push((stem.into_owned(), other));
     }
     println!(
         "\nAccuracy in %, {ways} ways, {JUDGED} new tasks a seed, ± 95 % over the seeds (of one: over the tasks)\n"
@@ -292,6 +293,9 @@ fn main() -> Result<()> {
     let mut lines = Vec::new();
     for (shots, (name, record)) in arguments.shots.iter().flat_map(|shots| programs.iter().map(move |p| (*shots, p))) {
         let accuracies = over_seeds(record, shots);
+        if accuracies.is_empty() {
+            continue;
+        }
         let times: Vec<f64> = record.runs.iter().filter(|r| r.shots == shots).map(|r| r.milliseconds).collect();
         let label = format!("{name}, {shots} shots");
         let cell = |step: usize| {
