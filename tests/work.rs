@@ -3,7 +3,10 @@
 use innerloop::device::cpu::{CpuArena, CpuDevice};
 use innerloop::device::{
     Adam, AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss,
-    ArenaPlan, ColumnScale, ColumnScaleAdjoint, Corrections, Device, Direction, Explained, FINDINGS, Finding, Gate, GradientCheck, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, LowRank, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
+    ArenaPlan, ColumnScale, ColumnScaleAdjoint, Corrections, Device, Direction, Explained, FINDINGS, Finding, Gate,
+    GradientCheck, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, LowRank, Normalise,
+    NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, Region,
+    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
 };
 use innerloop::model::Activation;
 use innerloop::objective::{FrameShape, Loss};

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Corrections, Direction, Gate, GradientCheck, Gram, GramInner, InnerUpdate, Linear, LinearBackward, LinearForward, LowRank, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Rate, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    ColumnScaleAdjoint, Corrections, Direction, Gate, GradientCheck, Gram, GramInner, InnerUpdate, Linear,
+    LinearBackward, LinearForward, LowRank, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep,
+    PixelCurvature, PixelLoss, Rate, Region, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::objective::Loss;

@@ -38,7 +38,9 @@ use self::panels::PanelCache;
 use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
+    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
+    Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
+    ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
