@@ -5,6 +5,7 @@ use super::{Arguments, CudaArena, CudaDevice, activation_code, narrow, wide};
 use crate::device::{self, Region};
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Normalise {
     rows: u64,
     inverse: u64,
@@ -17,6 +18,7 @@ struct Normalise {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct NormaliseJacobian {
     normalised: u64,
     inverse: u64,
@@ -29,6 +31,7 @@ struct NormaliseJacobian {
 }
 
 #[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct NormaliseAdjoint {
     normalised: u64,
     inverse: u64,
