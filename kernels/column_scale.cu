@@ -1,7 +1,7 @@
 // A factor for each column of some rows, with an activation: a layer whose weight is diagonal; and its transpose.
 
 #include "activation.cuh"
-#include "tile.cuh"
+#include "stripes.cuh"
 
 struct ColumnScale {
     // Rows [rows, width], one row of factors, and the output.
@@ -27,14 +27,6 @@ KERNEL(column_scale, ColumnScale) {
     arena[op.to + at] = act(op.activation, arena[op.from + at] * arena[op.scale + column]);
 }
 
-// Columns and rows a block of the transpose takes at once.
-constexpr int COLUMNS = 32;
-constexpr int STRIPES = THREADS / COLUMNS;
-
-struct StripeSums {
-    float sum[STRIPES][COLUMNS];
-};
-
 // u = cotangent * act'(to);  gradient += weight * the sum over the rows of u * from;  cotangent = u * scale
 //
 // Grid: x the columns, 32 a block; every fourth row is one thread's.
@@ -53,10 +45,7 @@ KERNEL(column_scale_adjoint, ColumnScale) {
             arena[op.cotangent + at] = u * scale;
         }
     }
-    shared.sum[stripe][lane] = sum;
-    __syncthreads();
+    float total = stripe_total(shared, sum);
     if (stripe != 0 || column >= op.width || op.gradient == NOWHERE) return;
-    float total = 0.0f;
-    for (int i = 0; i < STRIPES; ++i) total += shared.sum[i][lane];
     arena[op.gradient + column] += op.weight * total;
 }

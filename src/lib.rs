@@ -32,7 +32,7 @@
 //! | to change | take |
 //! |---|---|
 //! | the tasks | any `FnMut` as above, or a type that implements [`Tasks`] |
-//! | the network | [`model::Mlp`] of any widths and activations; [`pytorch`] reads and writes its weights |
+//! | the network | [`model::Mlp`] of any widths and activations, with or without [`model::BatchNorm`]; [`pytorch`] reads and writes weights |
 //! | the loss | [`objective::Loss`]: regression, binary or many classes |
 //! | the algorithm, inner steps, momentum, learned rates | [`InnerConfig`] |
 //! | the outer optimizer | [`OuterConfig`] in [`TrainingConfig`] |
@@ -40,7 +40,7 @@
 //! | the loop itself | [`MetaLearner`]: one meta-step at a time, single or double precision, gradients to look at |
 //!
 //! `examples/` has one program for each of: regression, classification, the video GAN, PyTorch weights in and out, the
-//! published sinusoid regression. [`run`] is what the command line does: configuration, [`checkpoint`]s, evaluation against
+//! published sinusoid regression, the published Omniglot classification. [`run`] is what the command line does: configuration, [`checkpoint`]s, evaluation against
 //! baselines. [`chart`] draws curves.
 //!
 //! The exact second-order meta-gradient comes in the dual form, in which no task's weights are ever stored; `docs/` explains

@@ -10,7 +10,8 @@
 //! `problem` (supervised or gan), `algorithm`, `activations`, `loss`, `inner_steps`, `inner_lr`, `rates` (shared,
 //! per_layer_per_step, per_parameter, row_column, network), `rank`, `inner_optimizer` (sgd, the default, with `momentum`
 //! and `weight_decay`, or adam with `beta1`, `beta2` and `epsilon`), `query_weights` (of the query losses after 1, 2, ... steps,
-//! separated by commas; absent, the last alone counts); for the GAN `generator_activations`,
+//! separated by commas; absent, the last alone counts), `batch_norm` (supervised: the epsilon of each layer's batch
+//! normalisation, separated by commas, 0 for none; absent, no layer has one); for the GAN `generator_activations`,
 //! `discriminator_activations`, `generator_lr`, `discriminator_lr`, `frames`, `adversarial_weight`,
 //! `reconstruction_weight`, `motion_weight`, `fresh_noise` (true: `support.z` is `[steps, tasks, shots, width]`), and, where there is a texture term, `texture_weight`, `frame_height`,
 //! `frame_width` and `channels`.
@@ -142,6 +143,23 @@ impl Problem {
         Parameters::from_values(&Mlp::new(&widths, &activations)?, values)
     }
 
+    /// The numbers in a metadata field, separated by commas; `None` where there is no such field.
+    fn list(&self, name: &str) -> Result<Option<Vec<f64>>> {
+        let Some(text) = self.metadata.get(name) else { return Ok(None) };
+        let numbers = text.split(',').map(str::parse).collect::<std::result::Result<_, _>>();
+        numbers.map(Some).map_err(|_| {
+            let problem = format!("metadata field {name:?} is {text:?}");
+            self.error(problem, "it must be numbers separated by commas")
+        })
+    }
+
+    /// The supervised network, with its batch normalisations.
+    fn supervised_network<T: Scalar>(&self) -> Result<Parameters<T>> {
+        let parameters = self.network::<T>("layers", "activations")?;
+        let mlp = parameters.mlp().clone().with_epsilons(&self.list("batch_norm")?.unwrap_or_default())?;
+        Parameters::from_values(&mlp, parameters.values().to_vec())
+    }
+
     /// `[tasks, rows, width]` numbers.
     fn rows<T: Scalar>(&self, name: &str, width: usize) -> Result<(usize, usize, Vec<T>)> {
         let tensor = self.tensor(name, 3)?;
@@ -245,13 +263,7 @@ impl Problem {
         &self,
         learner: &mut MetaLearner<T, D, O>,
     ) -> Result<()> {
-        let Some(text) = self.metadata.get("query_weights") else { return Ok(()) };
-        let weights: Vec<f64> =
-            text.split(',').map(str::parse).collect::<std::result::Result<_, _>>().map_err(|_| {
-                let problem = format!("metadata field \"query_weights\" is {text:?}");
-                self.error(problem, "it must be numbers separated by commas")
-            })?;
-        learner.set_query_weights(&weights)
+        self.list("query_weights")?.map_or(Ok(()), |weights| learner.set_query_weights(&weights))
     }
 
     fn optimizer(&self) -> Result<InnerOptimizer> {
@@ -274,7 +286,7 @@ impl Problem {
     }
 
     fn solve_supervised<T: Scalar>(&self, device: impl Device<T>, strategy: Option<Strategy>) -> Result<Answer> {
-        let parameters = self.network::<T>("layers", "activations")?;
+        let parameters = self.supervised_network::<T>()?;
         let mlp = parameters.mlp();
         let inner = self.inner(strategy)?;
         let (tasks, shots, support_x) = self.rows::<T>("support.x", mlp.inputs())?;

@@ -18,6 +18,9 @@
 //! assert_eq!(innerloop::pytorch::read(&path, "", &mlp)?, parameters);
 //! # Ok::<(), innerloop::Error>(())
 //! ```
+//!
+//! Networks with batch normalisation are refused: in `nn.BatchNorm1d` it goes with a factor and with running averages, which
+//! are not here.
 
 use std::io::Write;
 use std::path::Path;
@@ -26,12 +29,25 @@ use crate::model::{Mlp, Parameters};
 use crate::tensors::{TensorFile, Tensors};
 use crate::{Error, Result};
 
+/// PyTorch's modules have another batch normalisation.
+fn check(mlp: &Mlp) -> Result<()> {
+    if mlp.has_batch_norm() {
+        return Err(Error::invalid(
+            "network",
+            mlp.summary(),
+            "one without: PyTorch's has a factor and running averages",
+        ));
+    }
+    Ok(())
+}
+
 /// Writes networks to one file, each under its prefix.
 ///
 /// # Errors
-/// The same tensor twice, or a place that cannot be written to.
+/// The same tensor twice, a network with batch normalisation, or a place that cannot be written to.
 pub fn write(path: impl AsRef<Path>, networks: &[(&str, &Parameters<f32>)]) -> Result<()> {
-    for (index, (prefix, _)) in networks.iter().enumerate() {
+    for (index, (prefix, parameters)) in networks.iter().enumerate() {
+        check(parameters.mlp())?;
         if networks[..index].iter().any(|(other, _)| other == prefix) {
             return Err(Error::invalid("networks", format!("two under the prefix {prefix:?}"), "a prefix for each"));
         }
@@ -45,8 +61,9 @@ pub fn write(path: impl AsRef<Path>, networks: &[(&str, &Parameters<f32>)]) -> R
 /// Reads the network that lies under `prefix`; other tensors of the file are passed over.
 ///
 /// # Errors
-/// A file that cannot be read, or tensors that are missing, of another shape, not F32 or not finite.
+/// A network with batch normalisation, a file that cannot be read, or tensors that are missing, of another shape, not F32 or not finite.
 pub fn read(path: impl AsRef<Path>, prefix: &str, mlp: &Mlp) -> Result<Parameters<f32>> {
+    check(mlp)?;
     let path = path.as_ref();
     let bytes = std::fs::read(path).map_err(|e| Error::io(path, "read", e))?;
     let remedy = "check the prefix, the widths and the activations, and save the module in float32";

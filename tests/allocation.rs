@@ -11,7 +11,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use innerloop::device::cpu::CpuDevice;
-use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::model::{Activation, BatchNorm, Mlp, Parameters};
 use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::{
     Algorithm, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, OuterConfig, RateKind, Shape,
@@ -155,6 +155,11 @@ fn lanes_of_small_networks() {
         ..InnerConfig::new(Algorithm::Maml, 2)
     };
     supervised("sinusoids, meta-sgd", &mlp, &meta_sgd);
+    let mlp = mlp.with_batch_norm(BatchNorm::default()).unwrap();
+    for strategy in [Strategy::Dual, Strategy::Materialised] {
+        let inner = InnerConfig { strategy: Some(strategy), ..InnerConfig::new(Algorithm::Maml, 3) };
+        supervised(&format!("sinusoids, normalised, {strategy}"), &mlp, &inner);
+    }
 }
 
 /// Large enough for all threads to share each operation.

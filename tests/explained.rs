@@ -10,7 +10,7 @@ use std::time::Instant;
 use fixtures::command::succeed;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::device::{Explained, Stage, Work};
-use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::model::{Activation, BatchNorm, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::problem::Problem;
 use innerloop::{
@@ -67,11 +67,19 @@ fn numbers(rows: usize, width: usize) -> Vec<f32> {
 }
 
 fn supervised(inner: InnerConfig, threads: usize) -> (BTreeMap<&'static str, Stage>, Cost, usize, f64) {
-    let mlp = Mlp::new(&[6, 7, 8, 5], &[Activation::Tanh, Activation::Relu, Activation::Linear]).unwrap();
+    supervised_of(
+        &Mlp::new(&[6, 7, 8, 5], &[Activation::Tanh, Activation::Relu, Activation::Linear]).unwrap(),
+        inner,
+        threads,
+    )
+}
+
+/// The same of a network of those inputs and outputs.
+fn supervised_of(mlp: &Mlp, inner: InnerConfig, threads: usize) -> (BTreeMap<&'static str, Stage>, Cost, usize, f64) {
     let [support_x, support_y] = [6, 5].map(|width| numbers(SHAPE.shots, width));
     let [query_x, query_y] = [6, 5].map(|width| numbers(SHAPE.queries, width));
     let rows = SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
-    account(SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner }, &[&mlp], rows, threads)
+    account(SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner }, &[mlp], rows, threads)
 }
 
 fn gan(inner: InnerConfig, threads: usize) -> (BTreeMap<&'static str, Stage>, Cost, usize, f64) {
@@ -134,6 +142,24 @@ fn as_much_work_as_planned() {
             let (stages, cost, ..) = gan(copies, threads);
             let work = planned_work(&stages);
             assert_eq!((work.flop as f64, work.correction_flop), (cost.per_task, 0), "{algorithm}");
+        }
+    }
+}
+
+#[test]
+fn as_much_normalisation_as_planned() {
+    use Activation::{Linear, Relu, Tanh};
+    let mlp = Mlp::new(&[6, 7, 4, 8, 5], &[Tanh, Relu, Relu, Linear]).unwrap();
+    let norm = Some(BatchNorm::default());
+    let mlp = mlp.with_batch_norms(&[norm, None, norm, None]).unwrap();
+    for algorithm in [Algorithm::Maml, Algorithm::FirstOrderMaml, Algorithm::Anil] {
+        for strategy in [Strategy::Dual, Strategy::Materialised] {
+            let inner = InnerConfig { strategy: Some(strategy), ..InnerConfig::new(algorithm, STEPS) };
+            let (stages, cost, ..) = supervised_of(&mlp, inner, 3);
+            let names = ["normalise", "normalise_jacobian", "normalise_adjoint"];
+            let flop: u64 = names.iter().filter_map(|name| stages.get(name)).map(|stage| stage.work.flop).sum();
+            assert_eq!(flop as f64, cost.normalisation, "{algorithm}, {strategy}");
+            assert!(cost.normalisation > 0.0 && cost.flop() > cost.normalisation);
         }
     }
 }

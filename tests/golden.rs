@@ -91,11 +91,9 @@ fn what_has_no_dual_form_is_refused() {
         let problem = Problem::read(&path).unwrap();
         let device = CpuDevice::new(1).unwrap();
         let message = problem.solve::<f64>(device, Some(Strategy::Dual)).unwrap_err().to_string();
-        let rule = if ["meta_sgd", "adam_maml_per_parameter_rates"].contains(&name(&path).as_str()) {
-            "Meta-SGD"
-        } else {
-            "Adam"
-        };
+        let name = name(&path);
+        let rule =
+            if name.starts_with("meta_sgd") || name == "adam_maml_per_parameter_rates" { "Meta-SGD" } else { "Adam" };
         assert!(message.contains(rule) && message.contains("materialised"), "{message}");
         assert!(!message.contains('\n'), "{message}");
         // The planner takes the other form.

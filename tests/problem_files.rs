@@ -271,6 +271,20 @@ fn supervised_problems_that_do_not_fit() {
 }
 
 #[test]
+fn batch_normalisation_that_does_not_fit() {
+    let name = "batch_norm_tanh";
+    for (value, words) in [
+        ("0.001,much,0", ["batch_norm", "numbers separated by commas"]),
+        ("0.001,0.001", ["batch normalisation", "2 for 3 layers"]),
+        ("0,0,0.1", ["batch normalisation", "output layer"]),
+        ("-1,0,0", ["batch normalisation", "-1"]),
+        ("NaN,0,0", ["batch normalisation", "NaN"]),
+    ] {
+        edited(name, &words, |f| f.set("batch_norm", value));
+    }
+}
+
+#[test]
 fn learned_rates_that_do_not_fit() {
     edited("maml_per_layer_per_step_rates", &["broken.safetensors", "rates"], |f| {
         let shape = &mut f.tensor("rates").2;

@@ -4,9 +4,9 @@ use innerloop::device::cpu::{CpuArena, CpuDevice};
 use innerloop::device::{
     Adam, AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss,
     ArenaPlan, ColumnScale, ColumnScaleAdjoint, Corrections, Device, Direction, Explained, FINDINGS, Finding, Gate,
-    GradientCheck, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, LowRank,
-    OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, Region, Resident, ResidentGradient,
-    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
+    GradientCheck, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward, LowRank, Normalise,
+    NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, OuterTerm, PixelCurvature, PixelLoss, Rate, Region,
+    Resident, ResidentGradient, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss, Term,
 };
 use innerloop::model::{Activation, Mlp};
 use innerloop::objective::{FrameShape, Loss};
@@ -195,6 +195,39 @@ fn products_of_rows() {
         let weights = s.layer(per_task);
         let operation = OuterProduct { tasks: TASKS, terms: &terms, layer: weights, accumulate: per_task };
         s.counts("outer_product", [240, 0, 30 + 24 + layer], |d, a| d.outer_product(a, &operation));
+    }
+}
+
+#[test]
+fn batch_normalisation() {
+    let mut s = Scene::new();
+    let [rows, output, from, to, g, u, y, e] = [(); 8].map(|()| s.blocks(1, OUTPUTS));
+    let (inverse, shift) = (s.take(TASKS, OUTPUTS), s.take(1, OUTPUTS));
+    // A mean of 6 rows of 5, then one of squares; rows are read and written.
+    let operation = Normalise { tasks: TASKS, epsilon: 0.1, rows, inverse, shift, activation: TANH, output };
+    s.counts("normalise", [30 + 60, 0, 60 + 10 + 5 + 30], |d, a| d.normalise(a, &operation));
+    for (accumulate, written) in [(false, 30), (true, 60)] {
+        let operation = NormaliseJacobian { tasks: TASKS, normalised: rows, inverse, from, to, accumulate };
+        let expected = [30 + 60, 0, 30 + 10 + 30 + written];
+        s.counts("normalise_jacobian", expected, |d, a| d.normalise_jacobian(a, &operation));
+    }
+    // A linear activation needs no values, and what is not curved has no cotangent of y.
+    for (activation, more) in [(LINEAR, 0), (Activation::Relu, 30), (TANH, 60)] {
+        let operation = NormaliseAdjoint {
+            tasks: TASKS,
+            normalised: rows,
+            inverse,
+            activation,
+            values: output,
+            y_delta: from,
+            u_delta: to,
+            cotangent: g,
+            u_cotangent: u,
+            y_cotangent: y,
+            e_cotangent: e,
+        };
+        let expected = [30 + 3 * 60, 0, 6 * 30 + 10 + more];
+        s.counts("normalise_adjoint", expected, |d, a| d.normalise_adjoint(a, &operation));
     }
 }
 

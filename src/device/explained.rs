@@ -8,8 +8,8 @@ use super::work::{Counted, Work};
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
-    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, Submitted,
-    SupervisedCurvature, SupervisedLoss,
+    Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
+    Resident, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
 };
 use crate::Result;
 use crate::scalar::Scalar;
@@ -153,6 +153,9 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
         low_rank(LowRank<'_, T>);
         column_scale(ColumnScale);
         column_scale_adjoint(ColumnScaleAdjoint<T>);
+        normalise(Normalise);
+        normalise_jacobian(NormaliseJacobian);
+        normalise_adjoint(NormaliseAdjoint);
         outer_product(OuterProduct<'_, T>);
         inner_update(InnerUpdate<T>);
         reverse_update(ReverseUpdate<T>);

@@ -14,6 +14,7 @@ pub mod cpu;
 pub mod cuda;
 mod explained;
 mod inner_adam;
+mod normalise;
 mod operation;
 mod outer;
 mod precision;
@@ -25,6 +26,7 @@ mod work;
 
 pub use explained::{Explained, Stage};
 pub use inner_adam::{Adam, AdamRateGradient, AdamUpdate, ReverseAdam};
+pub use normalise::{Normalise, NormaliseAdjoint, NormaliseJacobian};
 pub use operation::{
     AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale, ColumnScaleAdjoint,
     Corrections, Direction, Gate, Gram, GramInner, GramView, InnerUpdate, Linear, LinearBackward, LinearForward,
@@ -106,6 +108,12 @@ pub trait Device<T: Scalar>: Sync {
     fn column_scale(&self, arena: &mut Self::Arena, operation: &ColumnScale);
     /// See [`ColumnScaleAdjoint`].
     fn column_scale_adjoint(&self, arena: &mut Self::Arena, operation: &ColumnScaleAdjoint<T>);
+    /// See [`Normalise`].
+    fn normalise(&self, arena: &mut Self::Arena, operation: &Normalise);
+    /// See [`NormaliseJacobian`].
+    fn normalise_jacobian(&self, arena: &mut Self::Arena, operation: &NormaliseJacobian);
+    /// See [`NormaliseAdjoint`].
+    fn normalise_adjoint(&self, arena: &mut Self::Arena, operation: &NormaliseAdjoint);
     /// See [`OuterProduct`].
     fn outer_product(&self, arena: &mut Self::Arena, operation: &OuterProduct<'_, T>);
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Corrections, Direction, Gate, GradientCheck, Gram, GramInner, InnerUpdate, Linear,
-    LinearBackward, LinearForward, LowRank, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Rate, Region, Resident,
-    ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    LinearBackward, LinearForward, LowRank, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep,
+    PixelCurvature, PixelLoss, Rate, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::objective::Loss;
@@ -214,6 +214,31 @@ impl<T: Scalar> Counted<T> for ColumnScaleAdjoint<T> {
             .gradient
             .map_or(Work::default(), |gradient| Work::new::<T>(2 * from.len(), from.len() + 2 * gradient.len()));
         Work::new::<T>(0, elements) + gradient
+    }
+}
+
+impl<T: Scalar> Counted<T> for Normalise {
+    fn work(&self) -> Work {
+        let elements = 2 * self.rows.len() + self.inverse.len() + self.shift.len() + self.output.len();
+        Work::new::<T>(Self::FLOP * self.rows.len(), elements)
+    }
+}
+
+impl<T: Scalar> Counted<T> for NormaliseJacobian {
+    fn work(&self) -> Work {
+        let to = written(self.to.len(), self.accumulate);
+        let elements = self.normalised.len() + self.inverse.len() + self.from.len() + to;
+        Work::new::<T>(Self::FLOP * self.from.len(), elements)
+    }
+}
+
+impl<T: Scalar> Counted<T> for NormaliseAdjoint {
+    fn work(&self) -> Work {
+        let len = self.cotangent.len();
+        let y_cotangent = if self.activation.is_curved() { len } else { 0 };
+        // x, both deltas and the cotangent are read; the cotangents of u and e are written.
+        let elements = 6 * len + self.inverse.len() + slope(self.activation, len) + y_cotangent;
+        Work::new::<T>(Self::FLOP * len, elements)
     }
 }
 

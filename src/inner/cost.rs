@@ -1,6 +1,7 @@
 //! Counting what a meta-step does: floating-point operations and bytes, from the shapes alone.
 
 use super::tape::{NetworkSpec, Slot};
+use crate::device::{Normalise, NormaliseAdjoint, NormaliseJacobian};
 use crate::meta::RateKind;
 
 /// The work of one meta-step, by how fast a device can do it.
@@ -18,12 +19,14 @@ pub struct Cost {
     pub resident: f64,
     /// Elements of parameters that the resident form reads and writes there.
     pub resident_elements: f64,
+    /// Flop in sums over the rows of layers with batch normalisation, the same in both forms.
+    pub normalisation: f64,
 }
 
 impl Cost {
     /// All floating-point operations.
     pub fn flop(&self) -> f64 {
-        self.shared + self.low_rank + self.per_task + self.resident
+        self.shared + self.low_rank + self.per_task + self.resident + self.normalisation
     }
 
     /// The estimate the planner compares, in units of one flop of a large shared product:
@@ -32,7 +35,7 @@ impl Cost {
     /// The factors are measured on CPUs (`innerloop bench`, over networks from 1-40-40-1 to 128-256-512-4096): corrections reach
     /// about a fifth of the rate of a large product, a task's own products three quarters, and a weight that is streamed from
     /// the caches costs as much time as about 8 flop. From memory it is several times that, where the choice is clear anyway. The resident form's
-    /// are fitted to times of networks from 1-8-1 to 196-64-32-5, in `benches/results/2026-11-25-resident.md`.
+    /// are fitted to times of networks from 1-8-1 to 196-64-32-5, in `benches/results/2026-11-25-resident.md`. Batch normalisation is left out: forms that have it pay the same.
     pub fn estimate(&self) -> f64 {
         self.shared
             + 5.0 * self.low_rank
@@ -53,6 +56,7 @@ impl std::ops::Add for Cost {
             per_task_elements: self.per_task_elements + other.per_task_elements,
             resident: self.resident + other.resident,
             resident_elements: self.resident_elements + other.resident_elements,
+            normalisation: self.normalisation + other.normalisation,
         }
     }
 }
@@ -101,6 +105,22 @@ fn rows(spec: &NetworkSpec, slot: Slot) -> f64 {
     (spec.tasks * spec.rows(slot)) as f64
 }
 
+/// What batch normalisation costs, in the forms that have it.
+fn normalisation(spec: &NetworkSpec) -> Cost {
+    let support = spec.steps as f64 * rows(spec, Slot::Step(0));
+    let query = spec.query_passes as f64 * rows(spec, Slot::Query { after: spec.steps });
+    let [forward, jacobian, adjoint] =
+        [Normalise::FLOP, NormaliseJacobian::FLOP, NormaliseAdjoint::FLOP].map(|flop| flop as f64);
+    let mut flop = 0.0;
+    for layer in (0..spec.layers()).filter(|layer| spec.mlp.batch_norm(*layer).is_some()) {
+        let moving = if spec.moves(layer) { support } else { 0.0 };
+        let adjoint = if spec.second_order { jacobian * support + adjoint * moving } else { 0.0 };
+        let width = spec.mlp.widths()[layer + 1] as f64;
+        flop += width * (forward * (support + query) + jacobian * (moving + query) + adjoint);
+    }
+    Cost { normalisation: flop, ..Cost::default() }
+}
+
 /// What a phi that transforms rows costs, in the forms that have one.
 fn transform(spec: &NetworkSpec) -> Cost {
     let RateKind::Network { rank } = spec.rates else { return Cost::default() };
@@ -118,7 +138,7 @@ pub(super) fn dual(spec: &NetworkSpec) -> Cost {
     let query = rows(spec, Slot::Query { after: steps });
     let queries = spec.query_passes as f64;
     let history = |s: usize| (s * spec.forward_blocks * spec.support_rows) as f64;
-    let mut cost = transform(spec);
+    let mut cost = transform(spec) + normalisation(spec);
     for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
         let Layer { inputs, outputs, weights, forward, backward, cotangents, down, moves } = layer;
         let query_backward = if backward > 0.0 { backward } else { down };
@@ -158,7 +178,7 @@ pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
     let queries = spec.query_passes as f64;
     let query = queries * rows(spec, Slot::Query { after: spec.steps });
     let tasks = spec.tasks as f64;
-    let mut cost = transform(spec);
+    let mut cost = transform(spec) + normalisation(spec);
     for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
         let Layer { weights, forward, backward, cotangents, down, moves, .. } = layer;
         let query_backward = if backward > 0.0 { backward } else { down };

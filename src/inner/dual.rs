@@ -78,6 +78,7 @@ impl<T: Scalar> Dual<T> {
             unreachable!("the plan has refused per-parameter rates")
         };
         for (index, layer) in self.layers.iter_mut().enumerate() {
+            let bias = |step: usize| bias[step * spec.layers() + index] * spec.bias_column(index);
             let rate = |rate: &T| if spec.moves(index) { rate.to_f64() } else { 0.0 };
             layer.coefficients.set(self.rule, rates.iter().skip(index).step_by(spec.layers()).map(rate));
             layer.scales.iter_mut().zip(&layer.coefficients.c).for_each(|(scale, c)| *scale = T::from_f64(-c));
@@ -94,10 +95,10 @@ impl<T: Scalar> Dual<T> {
             let last = &layer.scales[spec.steps * spec.steps..];
             for (step, (term, c)) in layer.displacement_terms.iter_mut().zip(last).enumerate() {
                 term.scale = T::from_f64(-c.to_f64() * spec.task_weight());
-                term.bias = bias[step * spec.layers() + index];
+                term.bias = bias(step);
             }
-            for (step, bias) in bias.iter().skip(index).step_by(spec.layers()).enumerate() {
-                layer.scales[bias_index(spec.steps, step)] = *bias;
+            for step in 0..spec.steps {
+                layer.scales[bias_index(spec.steps, step)] = bias(step);
             }
         }
     }
@@ -129,14 +130,15 @@ impl<T: Scalar> Dual<T> {
             Slot::Step(s) => &kept.forward[s],
             Slot::Query { after } => &kept.query[after],
         };
+        let (activation, output) = net.product(layer, slot);
         let operation = LinearForward {
             tasks: spec.tasks,
             rows: spec.rows(slot),
             input,
             layer: net.shared_layer(layer),
             corrections: self.corrections(layer, history, terms),
-            activation: spec.mlp.activations()[layer],
-            output: net.tape.values(layer + 1, slot),
+            activation,
+            output,
         };
         device.linear_forward(arena, &operation);
     }
@@ -239,7 +241,7 @@ impl<T: Scalar> Dual<T> {
             gate,
             delta: net.tape.delta(layer, slot),
             z_cotangent: net.tape.z(layer, slot),
-            e_cotangent: net.tape.e(layer + 1, slot),
+            e_cotangent: net.product_cotangent(layer, slot),
         };
         device.adjoint_forward(arena, &operation);
     }
@@ -380,6 +382,7 @@ impl<T: Scalar> Dual<T> {
         device.fill(arena, layer.scale_gradient, T::ZERO);
         // With a bias's column that is not 1 its part is told apart.
         let apart = spec.rates.transforms_rows();
+        let plus_one = !apart && spec.mlp.batch_norm(index).is_none();
         let group = spec.forward_blocks * spec.support_rows;
         let mut add = |left, right: Option<Region>, plus_one, slot: Slot| {
             let row = layer.scale_gradient.rows(usize::from(right.is_none()), 1);
@@ -391,7 +394,7 @@ impl<T: Scalar> Dual<T> {
             let i = pass(spec, slot);
             // In a query pass delta takes the place of z, and only the descended blocks count.
             let z = if i >= steps { layer.dd[i].rows(0, layer.aa[i].rows) } else { layer.zd[i] };
-            add(z, Some(layer.aa[i]), !apart, slot);
+            add(z, Some(layer.aa[i]), plus_one, slot);
             if apart {
                 add(z, None, true, slot);
             }
@@ -482,6 +485,12 @@ impl<T: Scalar> Dual<T> {
                         *sum += *delta * bias;
                     }
                 }
+            }
+            if spec.mlp.batch_norm(index).is_some() {
+                // No step moves what comes after it: what the share takes of it is given back.
+                let range = spec.mlp.bias_range(index);
+                device.download(arena, net.parameters.elements(range.start, range.len()), &mut change.bias);
+                change.bias.iter_mut().for_each(|bias| *bias *= T::ONE - share);
             }
             debug_assert_eq!(change.values.len() * outputs, change.deltas.len() * inputs);
             change

@@ -278,14 +278,15 @@ fn transposed_view(spec: &NetworkSpec, region: Region, rows: usize, block: usize
 fn gradient_terms<T: Scalar>(spec: &NetworkSpec, tape: &Tape, layer: usize) -> Vec<(Slot, OuterTerm<T>)> {
     let scale = T::from_f64(spec.task_weight());
     let term = |p: Region, q: Region, bias| OuterTerm { p, q, bias, blocks: 1, scale };
-    let of_query = |slot| (slot, term(tape.own(layer, slot), tape.values(layer, slot), T::ONE));
+    let one = spec.bias_column(layer);
+    let of_query = |slot| (slot, term(tape.own(layer, slot), tape.values(layer, slot), one));
     let mut terms: Vec<_> = spec.queries().map(of_query).collect();
     if !spec.second_order || spec.steps == 0 {
         return terms;
     }
     let whole = !spec.decays;
     if whole {
-        terms.push((Slot::Step(0), term(tape.all_z(layer), tape.all_values(layer), T::ONE)));
+        terms.push((Slot::Step(0), term(tape.all_z(layer), tape.all_values(layer), one)));
         if spec.first_e_block(layer) == 0 {
             terms.push((Slot::Step(0), term(tape.all_delta(layer), tape.all_e(layer), T::ZERO)));
         }
@@ -294,7 +295,7 @@ fn gradient_terms<T: Scalar>(spec: &NetworkSpec, tape: &Tape, layer: usize) -> V
     for s in 0..spec.steps {
         let slot = Slot::Step(s);
         if !whole {
-            terms.push((slot, term(tape.z(layer, slot), tape.values(layer, slot), T::ONE)));
+            terms.push((slot, term(tape.z(layer, slot), tape.values(layer, slot), one)));
         }
         if !whole || first_e > 0 {
             for block in first_e..blocks {

@@ -1,9 +1,10 @@
 use super::change::LowRankChange;
-use crate::device::{ArenaPlan, Corrections, Device, Gram, GramView, Linear, LinearForward, Region, Term};
-use crate::model::{Mlp, Parameters};
+use crate::device::{ArenaPlan, Corrections, Device, Gram, GramView, Linear, LinearForward, Normalise, Region, Term};
+use crate::model::{Activation, Mlp, Parameters};
 use crate::{Error, Result, Scalar};
 
-/// A network's outputs, `[rows, outputs]`, for the inputs `[rows, inputs]`.
+/// A network's outputs, `[rows, outputs]`, for the inputs `[rows, inputs]`. Batch normalisation takes its means over all of
+/// these rows.
 ///
 /// # Errors
 /// Inputs that are not a whole number of rows, or too little memory.
@@ -19,7 +20,8 @@ pub fn forward<T: Scalar, D: Device<T>>(device: &D, parameters: &Parameters<T>, 
 }
 
 /// The outputs of several networks, `[networks, rows, outputs]`, for the inputs `[networks, rows, inputs]`: each is the
-/// shared one after a change. All go through the shared weights together; none has weights of its own.
+/// shared one after a change. All go through the shared weights together; none has weights of its own. Batch normalisation
+/// takes its means over each network's rows.
 ///
 /// # Errors
 /// No changes, one of another architecture, inputs that are not as many whole rows for each network, or too little memory.
@@ -34,8 +36,7 @@ pub fn forward_changed<T: Scalar, D: Device<T>>(
         return Err(Error::invalid("changes", "none", "at least one"));
     }
     if let Some(change) = changes.iter().find(|change| change.mlp() != mlp) {
-        let (problem, expected) = (format!("of widths {:?}", change.mlp().widths()), format!("{:?}", mlp.widths()));
-        return Err(Error::invalid("change", problem, expected));
+        return Err(Error::invalid("change", change.mlp().summary(), mlp.summary()));
     }
     let rows = inputs.len() / changes.len();
     if !inputs.len().is_multiple_of(changes.len()) || rows == 0 || !rows.is_multiple_of(mlp.inputs()) {
@@ -108,6 +109,22 @@ struct Pass<'a> {
     weights: Region,
     /// By level.
     values: Vec<Region>,
+    normalisation: Option<Normalisation>,
+}
+
+/// Room for the layers with batch normalisation.
+struct Normalisation {
+    /// What takes the bias's place in the product: zeros.
+    no_bias: Region,
+    rows: Region,
+    inverse: Region,
+}
+
+impl Normalisation {
+    fn new(plan: &mut ArenaPlan, mlp: &Mlp, tasks: usize, rows: usize) -> Self {
+        let widest = mlp.widths().iter().copied().max().unwrap_or(0);
+        Self { no_bias: plan.take(1, widest), rows: plan.take(rows, widest), inverse: plan.take(tasks, widest) }
+    }
 }
 
 impl<'a> Pass<'a> {
@@ -119,7 +136,8 @@ impl<'a> Pass<'a> {
         }
         let weights = plan.take(1, mlp.parameter_count());
         let values = mlp.widths().iter().map(|width| plan.take(rows, *width)).collect();
-        Ok(Self { mlp, tasks, rows: rows / tasks, weights, values })
+        let normalisation = mlp.has_batch_norm().then(|| Normalisation::new(plan, mlp, tasks, rows));
+        Ok(Self { mlp, tasks, rows: rows / tasks, weights, values, normalisation })
     }
 
     fn begin<T: Scalar, D: Device<T>>(
@@ -131,6 +149,9 @@ impl<'a> Pass<'a> {
     ) {
         device.upload(arena, self.weights, parameters.values());
         device.upload(arena, self.values[0], inputs);
+        if let Some(normalisation) = &self.normalisation {
+            device.fill(arena, normalisation.no_bias, T::ZERO);
+        }
     }
 
     fn layer<T: Scalar, D: Device<T>>(
@@ -140,22 +161,40 @@ impl<'a> Pass<'a> {
         layer: usize,
         corrections: Corrections<'_, T>,
     ) {
+        let outputs = self.mlp.widths()[layer + 1];
+        let shift = self.weights.elements(self.mlp.bias_range(layer).start, outputs);
+        let (activation, output) = (self.mlp.activations()[layer], self.values[layer + 1]);
+        let normalised = self.mlp.batch_norm(layer).zip(self.normalisation.as_ref()).map(|(norm, room)| {
+            let operation = Normalise {
+                tasks: self.tasks,
+                epsilon: norm.epsilon(),
+                rows: Region { rows: output.rows, width: outputs, ..room.rows },
+                inverse: Region { width: outputs, ..room.inverse },
+                shift,
+                activation,
+                output,
+            };
+            (operation, room.no_bias)
+        });
         let operation = LinearForward {
             tasks: self.tasks,
             rows: self.rows,
             input: self.values[layer],
             layer: Linear {
                 weight: self.weights.offset + self.mlp.weight_range(layer).start,
-                bias: self.weights.offset + self.mlp.bias_range(layer).start,
+                bias: normalised.map_or(shift, |(_, no_bias)| no_bias).offset,
                 task_stride: 0,
                 inputs: self.mlp.widths()[layer],
-                outputs: self.mlp.widths()[layer + 1],
+                outputs,
             },
             corrections,
-            activation: self.mlp.activations()[layer],
-            output: self.values[layer + 1],
+            activation: if normalised.is_some() { Activation::Linear } else { activation },
+            output: normalised.map_or(output, |(normalise, _)| normalise.rows),
         };
         device.linear_forward(arena, &operation);
+        if let Some((normalise, _)) = normalised {
+            device.normalise(arena, &normalise);
+        }
     }
 
     fn end<T: Scalar, D: Device<T>>(&self, device: &D, arena: &D::Arena) -> Result<Vec<T>> {

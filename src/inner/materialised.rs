@@ -18,6 +18,9 @@ use crate::model::Activation;
 pub(super) struct Materialised<T> {
     /// Adapted weights, `[slots, T * P]`: after step `s` in slot `(s - 1) % slots`. Before the first step they are the shared ones.
     weights: Region,
+    /// Where layers have batch normalisation: the shared weights, with zeros in the place of those layers' biases, which
+    /// have no part in products and do not move.
+    product_weights: Option<Region>,
     /// How a step moves them.
     rule: Rule<T>,
     /// The cotangents of the weights and of the step's gradient, `[T, P]`.
@@ -96,6 +99,7 @@ impl<T: Scalar> Materialised<T> {
         });
         Self {
             weights: plan.take(slots, spec.tasks * parameters),
+            product_weights: spec.mlp.has_batch_norm().then(|| plan.take(1, parameters)),
             rule: Rule::new(plan, spec, inner),
             cotangent: plan.take(spec.tasks, parameters),
             direction: plan.take(adjoint, parameters),
@@ -111,7 +115,22 @@ impl<T: Scalar> Materialised<T> {
         }
     }
 
-    pub fn set_rates<D: Device<T>>(&mut self, device: &D, arena: &mut D::Arena, rates: &Rates<T>) {
+    /// Takes the rates for the coming run, and the shared parameters.
+    pub fn begin<D: Device<T>>(
+        &mut self,
+        spec: &NetworkSpec,
+        device: &D,
+        arena: &mut D::Arena,
+        rates: &Rates<T>,
+        parameters: Region,
+    ) {
+        if let Some(product_weights) = self.product_weights {
+            device.copy(arena, parameters, product_weights);
+            for layer in (0..spec.layers()).filter(|layer| spec.mlp.batch_norm(*layer).is_some()) {
+                let range = spec.mlp.bias_range(layer);
+                device.fill(arena, product_weights.elements(range.start, range.len()), T::ZERO);
+            }
+        }
         match (rates, self.rates) {
             (Rates::PerParameter(values), Some(region)) => device.upload(arena, region, values),
             (Rates::PerLayerPerStep { rates, bias }, None) => {
@@ -138,7 +157,10 @@ impl<T: Scalar> Materialised<T> {
     /// The layer's weights after `history` steps.
     fn layer(&self, net: &Network<T>, layer: usize, history: usize) -> Linear {
         if history == 0 || !net.spec.moves(layer) {
-            net.shared_layer(layer)
+            match self.product_weights {
+                Some(shared) => Network::<T>::layer_at(&net.spec, shared.offset, 0, layer),
+                None => net.shared_layer(layer),
+            }
         } else {
             let slot = self.weights.rows((history - 1) % self.weights.rows, 1);
             Self::per_task(&net.spec, slot, layer)
@@ -157,14 +179,15 @@ impl<T: Scalar> Materialised<T> {
     }
 
     pub fn forward<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, layer: usize, slot: Slot) {
+        let (activation, output) = net.product(layer, slot);
         let operation = LinearForward {
             tasks: net.spec.tasks,
             rows: net.spec.rows(slot),
             input: net.tape.values(layer, slot),
             layer: self.layer(net, layer, slot.history()),
             corrections: Corrections::NONE,
-            activation: net.spec.mlp.activations()[layer],
-            output: net.tape.values(layer + 1, slot),
+            activation,
+            output,
         };
         device.linear_forward(arena, &operation);
     }
@@ -195,7 +218,7 @@ impl<T: Scalar> Materialised<T> {
 
     pub fn update<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, step: usize) {
         for layer in net.spec.first_moving..net.spec.layers() {
-            let bias = self.bias[step * net.spec.layers() + layer];
+            let bias = self.bias[step * net.spec.layers() + layer] * net.spec.bias_column(layer);
             let place = Place { layer, step, rate: self.rate(&net.spec, layer, step) };
             let weights = (self.layer(net, layer, step), self.layer(net, layer, step + 1));
             self.rule.update(net, device, arena, place, weights, (bias, self.decay));
@@ -210,7 +233,7 @@ impl<T: Scalar> Materialised<T> {
             let terms = [OuterTerm {
                 p: net.tape.own(layer, query),
                 q: net.tape.values(layer, query),
-                bias: T::ONE,
+                bias: spec.bias_column(layer),
                 blocks: spec.forward_blocks,
                 scale: T::from_f64(spec.weight(query)),
             }];
@@ -334,7 +357,7 @@ impl<T: Scalar> Materialised<T> {
             gate,
             delta: net.tape.delta(layer, slot),
             z_cotangent: net.tape.z(layer, slot),
-            e_cotangent: net.tape.e(layer + 1, slot),
+            e_cotangent: net.product_cotangent(layer, slot),
         };
         device.adjoint_forward(arena, &operation);
     }
@@ -379,7 +402,7 @@ impl<T: Scalar> Materialised<T> {
             let z = OuterTerm {
                 p: net.tape.z(layer, slot),
                 q: net.tape.values(layer, slot),
-                bias: T::ONE,
+                bias: spec.bias_column(layer),
                 blocks: spec.forward_blocks,
                 scale: T::ONE,
             };

@@ -1,7 +1,8 @@
 //! The inner loop and its exact transpose, in three forms that give the same numbers.
 //!
 //! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented, `rule` how
-//! the latter move, and `resident` hands the whole loop to the device; `network` puts the two together for one network, `supervised` and `gan` are the two objectives' loops.
+//! the latter move, `normalised` what batch normalisation adds to either, and `resident` hands the whole loop to the device;
+//! `network` puts them together for one network, `supervised` and `gan` are the two objectives' loops.
 
 mod change;
 mod coefficients;
@@ -12,6 +13,7 @@ mod forward;
 mod gan;
 mod materialised;
 mod network;
+mod normalised;
 mod plan;
 mod resident;
 mod rule;

@@ -4,12 +4,14 @@ use super::Strategy;
 use super::change::LowRankChange;
 use super::dual::Dual;
 use super::materialised::Materialised;
+use super::normalised::Normalised;
 use super::resident::ResidentForm;
 use super::tape::{NetworkSpec, Slot, Tape};
 use super::transform::Transform;
 use crate::Scalar;
 use crate::device::{ArenaPlan, Device, Gate, Linear, Region};
 use crate::meta::{InnerConfig, Side};
+use crate::model::Activation;
 
 /// The inner learning rates of one network.
 #[derive(Clone, Debug, PartialEq)]
@@ -59,6 +61,7 @@ pub struct Network<T> {
     /// Whether [`Network::meta_gradient`] computes it.
     pub wants_gradient: bool,
     transform: Option<Transform<T>>,
+    normalised: Option<Normalised>,
     form: Form<T>,
 }
 
@@ -79,6 +82,7 @@ impl<T: Scalar> Network<T> {
             _ => Tape::new(plan, &spec, slots, cotangents),
         };
         let transform = Transform::new(plan, &spec, slots);
+        let normalised = Normalised::new(plan, &spec);
         let form = match strategy {
             Strategy::Dual => Form::Dual(Dual::new(plan, &spec, &tape, transform.as_ref(), inner)),
             Strategy::Materialised => {
@@ -87,7 +91,7 @@ impl<T: Scalar> Network<T> {
             }
             Strategy::Resident => Form::Resident(Box::new(ResidentForm::new(plan, &spec))),
         };
-        Self { spec, tape, parameters, gradient, wants_gradient: true, transform, form }
+        Self { spec, tape, parameters, gradient, wants_gradient: true, transform, normalised, form }
     }
 
     /// The form that does the whole loop at once, if this is it.
@@ -109,9 +113,12 @@ impl<T: Scalar> Network<T> {
         if let Some(transform) = &self.transform {
             transform.begin(device, arena);
         }
+        if let Some(normalised) = &self.normalised {
+            normalised.begin(device, arena);
+        }
         match &mut self.form {
             Form::Dual(dual) => dual.set_rates(&self.spec, rates),
-            Form::Materialised(form) => form.set_rates(device, arena, rates),
+            Form::Materialised(form) => form.begin(&self.spec, device, arena, rates, self.parameters),
             Form::Resident(form) => form.set_rates(device, arena, rates),
         }
     }
@@ -132,9 +139,29 @@ impl<T: Scalar> Network<T> {
         }
     }
 
-    /// The shared weights of a layer.
+    /// The shared weights of a layer, as its product takes them.
     pub(super) fn shared_layer(&self, layer: usize) -> Linear {
-        Self::layer_at(&self.spec, self.parameters.offset, 0, layer)
+        let shared = Self::layer_at(&self.spec, self.parameters.offset, 0, layer);
+        match &self.normalised {
+            Some(normalised) if self.spec.mlp.batch_norm(layer).is_some() => {
+                Linear { bias: normalised.no_bias.offset, ..shared }
+            }
+            _ => shared,
+        }
+    }
+
+    /// What becomes of a layer's product, and where: its activation, unless a batch normalisation comes before it.
+    pub(super) fn product(&self, layer: usize, slot: Slot) -> (Activation, Region) {
+        match self.normalised.as_ref().and_then(|normalised| normalised.rows(layer, slot)) {
+            Some(rows) => (Activation::Linear, rows),
+            None => (self.spec.mlp.activations()[layer], self.tape.values(layer + 1, slot)),
+        }
+    }
+
+    /// Where the upward adjoint pass through a layer's product leads.
+    pub(super) fn product_cotangent(&self, layer: usize, slot: Slot) -> Region {
+        let normalised = self.normalised.as_ref().and_then(|normalised| normalised.cotangent(layer));
+        normalised.unwrap_or_else(|| self.tape.e(layer + 1, slot))
     }
 
     /// All layers, from the values at level 0.
@@ -144,6 +171,11 @@ impl<T: Scalar> Network<T> {
                 Form::Dual(dual) => dual.forward(self, device, arena, layer, slot),
                 Form::Materialised(form) => form.forward(self, device, arena, layer, slot),
                 Form::Resident(_) => unreachable!("{WHOLE}"),
+            }
+            if let Some(normalised) = &self.normalised {
+                let range = self.spec.mlp.bias_range(layer);
+                let shift = self.parameters.elements(range.start, range.len());
+                normalised.forward((&self.spec, &self.tape), device, arena, layer, slot, shift);
             }
         }
     }
@@ -157,9 +189,15 @@ impl<T: Scalar> Network<T> {
         };
         for layer in (last + 1..self.spec.layers()).rev() {
             let gate = self.gate_below(layer, slot);
-            let (delta, output) = (self.tape.delta(layer, slot), self.tape.delta(layer - 1, slot));
+            let normalised = self.normalised.as_ref();
+            let output = normalised.and_then(|normalised| normalised.delta(layer - 1, slot));
+            let (delta, output) =
+                (self.tape.delta(layer, slot), output.unwrap_or_else(|| self.tape.delta(layer - 1, slot)));
             let blocks = (0, self.spec.backward_blocks());
             self.input_gradient(device, arena, layer, slot, blocks, delta, Some(gate), output);
+            if let Some(normalised) = normalised {
+                normalised.backward((&self.spec, &self.tape), device, arena, layer - 1, slot);
+            }
         }
     }
 
@@ -220,6 +258,9 @@ impl<T: Scalar> Network<T> {
     /// Begins the way back, or joins it after that many steps: the query's gradient becomes the cotangent of the weights
     /// adapted so far, or adds to it.
     pub fn begin_adjoint<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, after: usize) {
+        if let Some(normalised) = &self.normalised {
+            normalised.begin_adjoint(&self.spec, device, arena, Slot::Query { after });
+        }
         match &self.form {
             Form::Dual(dual) => dual.begin_adjoint(self, device, arena, after),
             Form::Materialised(form) => form.begin_adjoint(self, device, arena, after),
@@ -232,20 +273,21 @@ impl<T: Scalar> Network<T> {
         self.reverse_update(device, arena, step);
         for layer in self.spec.first_moving..self.spec.layers() {
             let slot = Slot::Step(step);
-            let gate = Gate {
-                activation: self.spec.mlp.activations()[layer],
-                values: self.tape.values(layer + 1, slot),
-                blocks: &self.spec.gate_blocks,
-            };
+            let (activation, values) = self.product(layer, slot);
+            let gate = Gate { activation, values, blocks: &self.spec.gate_blocks };
             match &self.form {
                 Form::Dual(dual) => dual.adjoint_up(self, device, arena, layer, step, gate),
                 Form::Materialised(form) => form.adjoint_up(self, device, arena, layer, step, gate),
                 Form::Resident(_) => unreachable!("{WHOLE}"),
             }
+            if let Some(normalised) = &self.normalised {
+                normalised.adjoint_up((&self.spec, &self.tape), device, arena, layer, slot);
+            }
         }
     }
 
-    /// Whether the upward pass has left a part of layer `layer`'s z cotangent for the downward pass to add to.
+    /// Whether the upward pass has left a part of the cotangent of what layer `layer`'s activation is applied to, for the
+    /// downward pass to add to.
     pub fn z_begun(&self, layer: usize) -> bool {
         self.spec.moves(layer) && self.spec.mlp.activations()[layer].is_curved()
     }
@@ -255,9 +297,14 @@ impl<T: Scalar> Network<T> {
         let slot = Slot::Step(step);
         for layer in (1..self.spec.layers()).rev() {
             let gate = Gate { blocks: IDENTITY, ..self.gate_below(layer, slot) };
-            let (z, output) = (self.tape.z(layer, slot), self.tape.z(layer - 1, slot));
+            let normalised = self.normalised.as_ref();
+            let output = normalised.and_then(|normalised| normalised.y(layer - 1));
+            let (z, output) = (self.tape.z(layer, slot), output.unwrap_or_else(|| self.tape.z(layer - 1, slot)));
             let blocks = (0, self.spec.forward_blocks);
             self.adjoint_backward(device, arena, layer, step, blocks, z, Some(gate), output);
+            if let Some(normalised) = normalised {
+                normalised.adjoint_down((&self.spec, &self.tape), device, arena, layer - 1, slot);
+            }
         }
         match &self.form {
             Form::Dual(dual) => dual.finish_step(self, device, arena, step),
@@ -313,6 +360,9 @@ impl<T: Scalar> Network<T> {
             Form::Materialised(form) => form.meta_gradient(self, device, arena),
             Form::Resident(_) => unreachable!("{WHOLE}"),
         }
+        for (shift, gradient) in self.shifts(self.gradient) {
+            device.copy(arena, gradient, shift);
+        }
     }
 
     /// Reptile's: the mean over the tasks of how far the inner loop moved, negated, to [`Network::gradient`].
@@ -321,6 +371,9 @@ impl<T: Scalar> Network<T> {
             Form::Dual(dual) => dual.displacement(self, device, arena),
             Form::Materialised(form) => form.displacement(self, device, arena),
             Form::Resident(_) => unreachable!("{WHOLE}"),
+        }
+        for (shift, _) in self.shifts(self.gradient) {
+            device.fill(arena, shift, T::ZERO);
         }
     }
 
@@ -377,6 +430,15 @@ impl<T: Scalar> Network<T> {
             Form::Materialised(form) => form.adapted(self, device, arena, task, out),
             Form::Resident(form) => form.adapted(self, device, arena, task, out),
         }
+        for (shift, _) in self.shifts(self.parameters) {
+            let at = shift.offset - self.parameters.offset;
+            device.download(arena, shift, &mut out[at..at + shift.len()]);
+        }
+    }
+
+    /// What shifts a layer after its batch normalisation, in a flat array, with its gradient so far.
+    fn shifts(&self, flat: Region) -> impl Iterator<Item = (Region, Region)> {
+        self.normalised.iter().flat_map(move |normalised| normalised.shifts(&self.spec, flat))
     }
 }
 

@@ -74,6 +74,7 @@ pub fn check<T: Scalar>(specs: &[NetworkSpec], inner: &InnerConfig, nearby: &Nea
         (inner.rates.transforms_rows(), "a meta-optimizer that transforms rows"),
         (inner.minibatch.is_some(), "minibatches"),
         (inner.multi_step, "a multi-step loss"),
+        (spec.mlp.has_batch_norm(), "batch normalisation"),
     ];
     if let Some((_, what)) = missing.into_iter().find(|(missing, _)| *missing) {
         let expected = "another form (or auto): the resident one does supervised losses after gradient descent on whole \

@@ -1,5 +1,6 @@
 //! The rows of one network's passes: activations, deltas and their cotangents, for every inner step.
 
+use crate::Scalar;
 use crate::device::{ArenaPlan, Region};
 use crate::meta::{Algorithm, InnerConfig, RateKind, Shape, Side};
 use crate::model::Mlp;
@@ -150,6 +151,12 @@ impl NetworkSpec {
 
     pub fn moves(&self, layer: usize) -> bool {
         layer >= self.first_moving
+    }
+
+    /// The value of the column that stands for a layer's bias: 0 where the bias comes after a batch normalisation, and so
+    /// has no part in the product.
+    pub fn bias_column<T: Scalar>(&self, layer: usize) -> T {
+        if self.mlp.batch_norm(layer).is_some() { T::ZERO } else { T::ONE }
     }
 
     pub fn rows(&self, slot: Slot) -> usize {

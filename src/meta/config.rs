@@ -223,7 +223,23 @@ impl SupervisedConfig {
         if self.inner.fresh_noise {
             return Err(Error::invalid("fresh noise", "given for a network without latents", "a video GAN, or none"));
         }
-        self.inner.check(shape.shots)
+        self.inner.check(shape.shots)?;
+        if !self.mlp.has_batch_norm() {
+            return Ok(());
+        }
+        if self.inner.rates.transforms_rows() {
+            let problem = format!("{:?} with batch normalisation", self.inner.rates);
+            let expected = "shared, per-layer-per-step or per-parameter: rows that are transformed one by one are not \
+                            those a normalisation over them was differentiated for";
+            return Err(Error::invalid("meta-optimizer", problem, expected));
+        }
+        let rows = self.inner.minibatch.unwrap_or(shape.shots);
+        if self.inner.steps > 0 && rows < 2 {
+            let expected =
+                "at least 2 with batch normalisation: a single row is its own mean, and nothing of it is left";
+            return Err(Error::invalid("support rows of an inner step", rows.to_string(), expected));
+        }
+        Ok(())
     }
 }
 
@@ -255,6 +271,11 @@ impl VideoConfig {
     }
 
     pub(super) fn check(&self) -> Result<()> {
+        if self.generator.has_batch_norm() || self.discriminator.has_batch_norm() {
+            let expected =
+                "networks without: the discriminator's real and generated rows would each need a mean of their own";
+            return Err(Error::invalid("batch normalisation", "given for a video GAN", expected));
+        }
         let clip = self.generator.outputs();
         if self.frames == 0 || !clip.is_multiple_of(self.frames) {
             let problem = format!("{} for clips of {clip} values", self.frames);

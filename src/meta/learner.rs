@@ -286,8 +286,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             return Err(Error::invalid("network", network.to_string(), format!("below {}", networks.len())));
         };
         if parameters.mlp() != *mlp {
-            let problem = format!("{:?} {:?}", parameters.mlp().widths(), parameters.mlp().activations());
-            let expected = format!("{:?} {:?}", mlp.widths(), mlp.activations());
+            let (problem, expected) = (parameters.mlp().summary(), mlp.summary());
             return Err(Error::invalid(format!("{role} parameters"), problem, expected));
         }
         for lane in &mut self.lanes {

@@ -17,13 +17,15 @@ impl<T: Scalar> Parameters<T> {
         Self { values: vec![T::ZERO; mlp.parameter_count()], mlp: mlp.clone() }
     }
 
-    /// PyTorch's initialisation of `nn.Linear`: weights and biases uniform in `+-1 / sqrt(inputs)`.
+    /// PyTorch's initialisation of `nn.Linear`: weights and biases uniform in `+-1 / sqrt(inputs)`; the biases of layers with
+    /// batch normalisation 0, as in `nn.BatchNorm1d`.
     pub fn initialise(mlp: &Mlp, rng: &mut impl Rng) -> Self {
         let mut parameters = Self::zeros(mlp);
         for layer in 0..mlp.layers() {
             let bound = 1.0 / (mlp.widths()[layer] as f64).sqrt();
-            let range = mlp.weight_range(layer).start..mlp.bias_range(layer).end;
-            for value in &mut parameters.values[range] {
+            let weights = mlp.weight_range(layer);
+            let end = if mlp.batch_norm(layer).is_some() { weights.end } else { mlp.bias_range(layer).end };
+            for value in &mut parameters.values[weights.start..end] {
                 *value = T::from_f64(rng.random_range(-bound..bound));
             }
         }

@@ -46,6 +46,7 @@ pub struct RunConfig {
 /// What is trained, on which tasks.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
+#[allow(clippy::large_enum_variant, reason = "a run has one")]
 pub enum Job {
     /// A video generator and its discriminator, on clips.
     Video(Box<VideoJob>),

@@ -13,6 +13,7 @@ pub mod gradients;
 pub mod inner_adam;
 pub mod learning;
 pub mod losses;
+pub mod normalise;
 pub mod products;
 pub mod resident;
 pub mod run;
@@ -66,6 +67,7 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("many_corrections", corrections::many_corrections::<D>),
         ("low_rank", corrections::low_rank::<D>),
         ("column_scale", arrays::column_scale::<D>),
+        ("normalise", normalise::normalise::<D>),
         ("outer_product", |make| gradients::outer_product(make, MatrixPrecision::F32)),
         ("inner_update", gradients::inner_update::<D>),
         ("reverse_update", gradients::reverse_update::<D>),

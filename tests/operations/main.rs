@@ -5,5 +5,6 @@ mod elementwise;
 mod inner_adam;
 mod losses;
 mod low_rank;
+mod normalise;
 mod products;
 mod updates;

@@ -8,7 +8,7 @@ use innerloop::{
 };
 use proptest::prelude::{ProptestConfig, TestCaseError, any, prop_assert, prop_assert_eq, proptest};
 
-use crate::problems::{ALL, Kind, Outcome, Problem, VIDEO, distance, supervised, video};
+use crate::problems::{ALL, Kind, Outcome, Problem, SMOOTH, VIDEO, distance, normalised, supervised, video};
 
 /// Two agree in everything, to `tolerance`.
 fn hold(got: &Outcome, want: &Outcome, tolerance: f64) -> Result<(), TestCaseError> {
@@ -68,6 +68,11 @@ proptest! {
     fn supervised_forms_agree(
         problem in supervised(20, 4, false, ALL)
     ) {
+        check(&problem)?;
+    }
+
+    #[test]
+    fn normalised_forms_agree(problem in normalised(20, 4, false, &SMOOTH[..3])) {
         check(&problem)?;
     }
 

@@ -3,7 +3,7 @@
 use innerloop::{Algorithm, InnerOptimizer, RateKind, Shape, Strategy};
 use proptest::prelude::{ProptestConfig, TestCaseError, any, prop_assert, proptest};
 
-use crate::problems::{ALL, Kind, Problem, SMOOTH, VIDEO, distance, supervised, video};
+use crate::problems::{ALL, Kind, Problem, SMOOTH, VIDEO, distance, normalised, supervised, video};
 
 const STEP: f64 = 1e-5;
 
@@ -75,6 +75,22 @@ fn query_gradient(problem: &Problem, adapted: &[Vec<Vec<f64>>], task: usize) -> 
     unadapted(problem, task, &at).solve(Strategy::Materialised, 1).gradient
 }
 
+/// MAML or ANIL: gradients against the slopes of the query loss.
+fn second_order(mut problem: Problem, (anil, multi_step): (bool, bool)) -> Result<(), TestCaseError> {
+    let inner = problem.inner_mut();
+    inner.algorithm = if anil { Algorithm::Anil } else { Algorithm::Maml };
+    (inner.learn_rates, inner.multi_step) = (true, multi_step && inner.steps > 0);
+    for form in problem.forms() {
+        let answer = problem.solve(*form, 1);
+        let loss = |p: &Problem| meta_loss(p, *form);
+        let error = distance(&answer.gradient[0], &central(&problem, parameters, loss));
+        prop_assert!(error < 1e-6, "{form}: the gradient is off by {error:e}");
+        let error = distance(&answer.rate_gradient[0], &central(&problem, rates, loss));
+        prop_assert!(error < 1e-6, "{form}: the rates' gradient is off by {error:e}");
+    }
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 24, failure_persistence: None, ..ProptestConfig::default() })]
 
@@ -82,20 +98,18 @@ proptest! {
     #[test]
     fn supervised_gradients_are_slopes(
         problem in supervised(4, 3, true, SMOOTH),
-        (anil, multi_step) in any::<(bool, bool)>(),
+        flags in any::<(bool, bool)>(),
     ) {
-        let mut problem = problem;
-        let inner = problem.inner_mut();
-        inner.algorithm = if anil { Algorithm::Anil } else { Algorithm::Maml };
-        (inner.learn_rates, inner.multi_step) = (true, multi_step && inner.steps > 0);
-        for form in problem.forms() {
-            let answer = problem.solve(*form, 1);
-            let loss = |p: &Problem| meta_loss(p, *form);
-            let error = distance(&answer.gradient[0], &central(&problem, parameters, loss));
-            prop_assert!(error < 1e-6, "{form}: the gradient is off by {error:e}");
-            let error = distance(&answer.rate_gradient[0], &central(&problem, rates, loss));
-            prop_assert!(error < 1e-6, "{form}: the rates' gradient is off by {error:e}");
-        }
+        second_order(problem, flags)?;
+    }
+
+    /// The same through batch normalisation.
+    #[test]
+    fn normalised_gradients_are_slopes(
+        problem in normalised(4, 3, true, &SMOOTH[..3]),
+        flags in any::<(bool, bool)>(),
+    ) {
+        second_order(problem, flags)?;
     }
 
     /// Without inner steps each player gets the slope of its own loss.
@@ -199,6 +213,11 @@ proptest! {
     fn first_order_algorithms_are_what_they_say(
         problem in supervised(12, 3, false, ALL)
     ) {
+        first_order(&problem)?;
+    }
+
+    #[test]
+    fn normalised_first_order_algorithms_are_what_they_say(problem in normalised(12, 3, false, &SMOOTH[..3])) {
         first_order(&problem)?;
     }
 

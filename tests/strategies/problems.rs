@@ -1,7 +1,7 @@
 //! Random meta-learning problems, and everything a learner says about one.
 
 use innerloop::device::cpu::CpuDevice;
-use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::model::{Activation, BatchNorm, Mlp, Parameters};
 use innerloop::objective::{FrameShape, Loss, VideoWeights};
 use innerloop::{
     Algorithm, InnerConfig, InnerOptimizer, Losses, MetaLearner, MetaOptimizer, RateKind, Shape, Strategy as Form,
@@ -88,6 +88,22 @@ impl Problem {
     pub fn with_tasks(self, tasks: usize) -> Self {
         let Self { kind, shape, seed, .. } = self;
         problem(kind, Shape { tasks, ..shape }, seed)
+    }
+
+    /// The same with batch normalisation in the hidden layers, from the first on, whose epsilon is given.
+    fn with_batch_norms(mut self, epsilons: &[Option<f64>]) -> Self {
+        let Kind::Supervised(config) = &mut self.kind else { unreachable!() };
+        // A single row has no variance.
+        config.inner.minibatch =
+            config.inner.minibatch.map(|rows| rows.max(2)).filter(|rows| *rows <= self.shape.shots);
+        if self.shape.shots > 1 {
+            let hidden = config.mlp.layers() - 1;
+            let norm = |epsilon: &Option<f64>| epsilon.map(|epsilon| BatchNorm::new(epsilon).unwrap());
+            let norms: Vec<_> = epsilons.iter().take(hidden).map(norm).chain([None]).collect();
+            config.mlp = config.mlp.clone().with_batch_norms(&norms).unwrap();
+            self.parameters = vec![Parameters::from_values(&config.mlp, self.parameters[0].values().to_vec()).unwrap()];
+        }
+        self
     }
 
     /// The forms that exist for it.
@@ -346,6 +362,13 @@ pub fn supervised(width: usize, depth: usize, smooth: bool, rates: &[RateKind]) 
             problem(Kind::Supervised(SupervisedConfig { mlp, loss, inner }), shape, seed >> 1)
         },
     )
+}
+
+/// Supervised problems some of whose hidden layers, as a rule, have batch normalisation.
+pub fn normalised(width: usize, depth: usize, smooth: bool, rates: &[RateKind]) -> impl Strategy<Value = Problem> {
+    let epsilons = vec(option::weighted(0.8, 0.1..1.0), depth);
+    (supervised(width, depth, smooth, rates), epsilons)
+        .prop_map(|(problem, epsilons)| problem.with_batch_norms(&epsilons))
 }
 
 /// Video problems.

@@ -18,6 +18,7 @@ mod low_rank;
 mod matrix;
 mod memory;
 mod multiply;
+mod normalise;
 mod outer;
 mod outer_product;
 mod packed;
@@ -41,8 +42,8 @@ use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
-    OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, Submitted,
-    SupervisedCurvature, SupervisedLoss,
+    Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
+    Resident, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -236,6 +237,15 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
     fn column_scale_adjoint(&self, arena: &mut Self::Arena, operation: &ColumnScaleAdjoint<T>) {
         column_scale::adjoint(self, arena, operation);
+    }
+    fn normalise(&self, arena: &mut Self::Arena, operation: &Normalise) {
+        normalise::forward(self, arena, operation);
+    }
+    fn normalise_jacobian(&self, arena: &mut Self::Arena, operation: &NormaliseJacobian) {
+        normalise::jacobian(self, arena, operation);
+    }
+    fn normalise_adjoint(&self, arena: &mut Self::Arena, operation: &NormaliseAdjoint) {
+        normalise::adjoint(self, arena, operation);
     }
     fn outer_product(&self, arena: &mut Self::Arena, operation: &OuterProduct<'_, T>) {
         outer_product::outer_product(self, arena, operation);

@@ -1,11 +1,8 @@
 //! A factor for each column, with an activation, and its transpose.
 
-use super::driver::{Driver, Kernel};
+use super::driver::{COLUMNS, Driver, Kernel};
 use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, wide};
 use crate::device;
-
-/// Columns a block of the transpose takes: `COLUMNS` in `kernels/column_scale.cu`.
-const COLUMNS: usize = 32;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]

@@ -214,6 +214,9 @@ pub(super) const PANEL: u32 = 64;
 /// Threads a block, of every kernel that does not name others: `THREADS` in `kernels/kernel.cuh`.
 pub(super) const THREADS: u32 = 128;
 
+/// Columns a block sums down: `COLUMNS` in `kernels/stripes.cuh`.
+pub(super) const COLUMNS: usize = 32;
+
 /// Names every kernel once: the enumeration, the names in the fatbin and the emulated entries.
 macro_rules! kernels {
     ($($variant:ident $name:ident $emulated:ident,)*) => {
@@ -283,6 +286,9 @@ kernels! {
     GramInner gram_inner emulate_gram_inner,
     ColumnScale column_scale emulate_column_scale,
     ColumnScaleAdjoint column_scale_adjoint emulate_column_scale_adjoint,
+    Normalise normalise emulate_normalise,
+    NormaliseJacobian normalise_jacobian emulate_normalise_jacobian,
+    NormaliseAdjoint normalise_adjoint emulate_normalise_adjoint,
     OuterProduct outer_product emulate_outer_product,
     OuterProduct64x64 outer_product_64x64 emulate_outer_product_64x64,
     OuterProduct128x128 outer_product_128x128 emulate_outer_product_128x128,

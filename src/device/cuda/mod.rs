@@ -23,6 +23,7 @@ mod inner_update;
 mod linear;
 mod loss;
 mod low_rank;
+mod normalise;
 mod optimizer;
 mod outer_product;
 mod pack;
@@ -51,8 +52,8 @@ use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
-    MatrixPrecision, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate,
-    SupervisedCurvature, SupervisedLoss,
+    MatrixPrecision, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature,
+    PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -362,6 +363,15 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     }
     fn column_scale_adjoint(&self, arena: &mut CudaArena<D>, operation: &ColumnScaleAdjoint<f32>) {
         column_scale::adjoint(self, arena, operation);
+    }
+    fn normalise(&self, arena: &mut CudaArena<D>, operation: &Normalise) {
+        normalise::forward(self, arena, operation);
+    }
+    fn normalise_jacobian(&self, arena: &mut CudaArena<D>, operation: &NormaliseJacobian) {
+        normalise::jacobian(self, arena, operation);
+    }
+    fn normalise_adjoint(&self, arena: &mut CudaArena<D>, operation: &NormaliseAdjoint) {
+        normalise::adjoint(self, arena, operation);
     }
     fn outer_product(&self, arena: &mut CudaArena<D>, operation: &OuterProduct<'_, f32>) {
         outer_product::outer_product(self, arena, operation);
