@@ -79,7 +79,7 @@ fn what_has_no_resident_form_is_refused() {
         let problem = Problem::read(&path).unwrap();
         let device = CpuDevice::new(1).unwrap();
         let message = problem.solve::<f64>(device, Some(Strategy::Resident)).unwrap_err().to_string();
-        let reasons = ["the video GAN", "Adam", "transforms rows", "multi-step"];
+        let reasons = ["the video GAN", "Adam", "transforms rows", "multi-step", "batch normalisation"];
         assert!(message.contains("resident with") && reasons.iter().any(|r| message.contains(r)), "{message}");
         assert!(!message.contains('\n'), "{message}");
     }

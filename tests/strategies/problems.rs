@@ -112,6 +112,7 @@ impl Problem {
         let adam = matches!(inner.optimizer, InnerOptimizer::Adam { .. });
         let resident = matches!(self.kind, Kind::Supervised(_))
             && self.networks()[0].parameter_count() < 10_000
+            && !self.networks()[0].has_batch_norm()
             && !(adam || inner.rates.transforms_rows() || inner.minibatch.is_some() || inner.multi_step);
         match (adam || inner.rates == RateKind::PerParameter, resident) {
             (false, false) => &[Form::Dual, Form::Materialised],

@@ -64,7 +64,8 @@ pub fn measured_tiles_are_taken() {
     assert_eq!(seen, [(0, 4), (1, 4), (2, 4), (3, 4), (4, 4)]);
     assert_eq!((tiles.gpu.as_str(), tiles.fastest.len()), ("cuda:9", 4 * 2 * 4));
     let launched = recorder.launched.lock().unwrap().clone();
-    for kernel in Kernel::ALL.iter().filter(|kernel| kernel.name().ends_with("64") || kernel.name().ends_with("128")) {
+    let tiled = |name: &str| (name.ends_with("64") || name.ends_with("128")) && !name.starts_with("hopper");
+    for kernel in Kernel::ALL.iter().filter(|kernel| tiled(kernel.name())) {
         assert!(launched.contains(kernel), "{} was not measured", kernel.name());
     }
     for entry in &tiles.fastest {
