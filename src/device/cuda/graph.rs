@@ -120,11 +120,13 @@ impl<D: Driver> Recording<D> {
 
     fn add(&mut self, driver: &D, work: GraphWork, arguments: &[u8]) -> Result<(), String> {
         let index = self.position;
-        let record = &mut self.of.record;
-        if self.same && record.steps.get(index).is_none_or(|step| step.work != work) {
+        let CudaGraph { record, regions, graph, changed, .. } = &mut self.of;
+        // Other work, too, is a launch that keeps to other regions: those after it may go on with them.
+        let known = |step: &Step| step.work == work && record.step(index).regions == *regions;
+        if self.same && !record.steps.get(index).is_some_and(known) {
             self.same = false;
             record.truncate(index);
-            if let Some(graph) = &mut self.of.graph {
+            if let Some(graph) = graph {
                 record.staging.clear();
                 record.staging.extend_from_slice(&driver.staging(graph)?[..self.staged]);
             }
@@ -134,12 +136,12 @@ impl<D: Driver> Recording<D> {
             let kept: &mut [u8] = bytemuck::cast_slice_mut(&mut record.pieces[first..record.steps[index].pieces]);
             if kept[..arguments.len()] != *arguments {
                 kept[..arguments.len()].copy_from_slice(arguments);
-                self.of.changed.push(index);
+                changed.push(index);
             }
         } else {
-            record.push(work, arguments, &self.of.regions);
+            record.push(work, arguments, regions);
         }
-        self.of.regions.clear();
+        regions.clear();
         self.position += 1;
         Ok(())
     }
