@@ -118,19 +118,26 @@ impl<D: Driver> Recording<D> {
         self.of.regions.extend(regions);
     }
 
-    fn add(&mut self, driver: &D, work: GraphWork, arguments: &[u8]) -> Result<(), String> {
-        let index = self.position;
-        let CudaGraph { record, regions, graph, changed, .. } = &mut self.of;
-        // Other work, too, is a launch that keeps to other regions: those after it may go on with them.
-        let known = |step: &Step| step.work == work && record.step(index).regions == *regions;
-        if self.same && !record.steps.get(index).is_some_and(known) {
-            self.same = false;
-            record.truncate(index);
-            if let Some(graph) = graph {
-                record.staging.clear();
-                record.staging.extend_from_slice(&driver.staging(graph)?[..self.staged]);
-            }
+    /// From here on the work is another than the last time's: the record is cut off, with what went in so far.
+    fn part_ways(&mut self, driver: &D) -> Result<(), String> {
+        let CudaGraph { record, graph, .. } = &mut self.of;
+        self.same = false;
+        record.truncate(self.position);
+        if let Some(graph) = graph {
+            record.staging.clear();
+            record.staging.extend_from_slice(&driver.staging(graph)?[..self.staged]);
         }
+        Ok(())
+    }
+
+    fn add(&mut self, driver: &D, work: GraphWork, arguments: &[u8]) -> Result<(), String> {
+        let (index, last) = (self.position, &self.of.record);
+        // Other work, too, is a launch that keeps to other regions: those after it may go on with them.
+        let known = |step: &Step| step.work == work && last.step(index).regions == self.of.regions;
+        if self.same && !last.steps.get(index).is_some_and(known) {
+            self.part_ways(driver)?;
+        }
+        let CudaGraph { record, regions, changed, .. } = &mut self.of;
         if self.same {
             let [first, _] = record.begin(index);
             let kept: &mut [u8] = bytemuck::cast_slice_mut(&mut record.pieces[first..record.steps[index].pieces]);
@@ -181,34 +188,27 @@ impl<D: Driver> Recording<D> {
     /// # Safety
     /// As [`Driver::graph`].
     unsafe fn replay(&mut self, driver: &D, memory: &D::Memory) -> Result<(), String> {
-        let record = &mut self.of.record;
         // Work that broke off earlier is other work as well.
-        let same = self.same && self.position == record.steps.len();
-        if let Some(graph) = self.of.graph.as_mut().filter(|_| same) {
-            for index in self.of.changed.drain(..) {
+        if self.same && self.position < self.of.record.steps.len() {
+            self.part_ways(driver)?;
+        }
+        let CudaGraph { record, graph, changed, .. } = &mut self.of;
+        if let Some(graph) = graph.as_mut().filter(|_| self.same) {
+            for index in changed.drain(..) {
                 // SAFETY: the caller's promise.
                 unsafe { driver.change(memory, graph, index, &record.step(index)) }?;
             }
             // SAFETY: the caller's promise.
             return unsafe { driver.replay(memory, graph) };
         }
-        if self.same {
-            record.truncate(self.position);
-            if let Some(graph) = &mut self.of.graph {
-                record.staging.clear();
-                record.staging.extend_from_slice(&driver.staging(graph)?[..self.staged]);
-            }
-        }
-        self.of.graph = None;
+        *graph = None;
         let steps: Vec<_> = (0..record.steps.len()).map(|index| record.step(index)).collect();
         // SAFETY: the caller's promise.
-        let mut graph = unsafe { driver.graph(memory, &steps) }?;
-        driver.staging(&mut graph)?.copy_from_slice(&record.staging);
+        let made = graph.insert(unsafe { driver.graph(memory, &steps) }?);
+        driver.staging(made)?.copy_from_slice(&record.staging);
         record.staging = Vec::new();
         // SAFETY: the caller's promise.
-        unsafe { driver.replay(memory, &mut graph) }?;
-        self.of.graph = Some(graph);
-        Ok(())
+        unsafe { driver.replay(memory, made) }
     }
 }
 
