@@ -58,6 +58,9 @@ pub(super) struct Arguments {
     /// Time the outer optimizer's step (Adam) as well
     #[arg(long)]
     update: bool,
+    /// Leave out the copy of a meta-batch's rows to the device: those of the first meta-step are taken again
+    #[arg(long)]
+    keep_rows: bool,
     /// Show the plan, and each stage's flop, bytes, floor and time; without --strategy, of the planner's form alone
     #[arg(long)]
     explain: bool,
@@ -267,15 +270,20 @@ fn time<T: Scalar, D: Device<T>, O: Objective>(
 ) -> Result<Measurement> {
     let mut rng = ChaCha8Rng::seed_from_u64(2);
     let outer = OuterConfig::adam(1e-6);
-    let mut submitted = 0;
+    let (mut submitted, mut begun) = (0, false);
     let mut step = || -> Result<Duration> {
         let start = Instant::now();
+        let again = arguments.keep_rows && std::mem::replace(&mut begun, true);
+        match (arguments.update, again) {
+            (false, false) => drop(learner.run(rows, &mut rng)?),
+            (false, true) => drop(learner.run_again(&mut rng)?),
+            (true, false) => learner.submit(rows, &outer, &mut rng)?,
+            (true, true) => learner.submit_again(&outer, &mut rng)?,
+        }
         if !arguments.update {
-            learner.run(rows, &mut rng)?;
             return Ok(start.elapsed());
         }
         // On a device that goes on by itself the one before is waited for, so that it always has something to do.
-        learner.submit(rows, &outer, &mut rng)?;
         if submitted == learner.may_submit() - 1 {
             learner.wait()?;
         } else {

@@ -132,11 +132,11 @@ impl<T: Scalar> GanLoop<T> {
             device.fill(arena, self.clip_cotangent, T::ZERO);
         }
         if self.spec.config.inner.minibatch.is_some() {
-            device.upload(arena, self.support_x, rows.support[1]);
+            LoopRows::load(device, arena, rows.support[1], self.support_x);
         }
         for query in self.generator.spec.queries() {
-            device.upload(arena, self.generator.tape.values(0, query), rows.query[0]);
-            device.upload(arena, self.clip(query), rows.query[1]);
+            LoopRows::load(device, arena, rows.query[0], self.generator.tape.values(0, query));
+            LoopRows::load(device, arena, rows.query[1], self.clip(query));
         }
         for step in 0..self.spec.config.inner.steps {
             self.trace(device, arena, step);
@@ -168,17 +168,20 @@ impl<T: Scalar> GanLoop<T> {
     fn load<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize, rows: &LoopRows<'_, T>) {
         let slot = Slot::Step(step);
         let (z, clip) = (self.generator.tape.values(0, slot), self.clip(slot));
-        let latents = &rows.support[0][step * rows.steps_apart..];
+        let latents = |len: usize| {
+            let from = &rows.support[0][step * rows.steps_apart..];
+            &from[..len.min(from.len())]
+        };
         if self.spec.config.inner.minibatch.is_some() {
             let indices = &rows.indices[step * z.rows..][..z.rows];
             if step == 0 || rows.steps_apart > 0 {
-                device.upload(arena, self.support_z, &latents[..self.support_z.len()]);
+                LoopRows::load(device, arena, latents(self.support_z.len()), self.support_z);
             }
             device.gather(arena, self.support_z, indices, z);
             device.gather(arena, self.support_x, indices, clip);
         } else {
-            device.upload(arena, z, &latents[..z.len()]);
-            device.upload(arena, clip, rows.support[1]);
+            LoopRows::load(device, arena, latents(z.len()), z);
+            LoopRows::load(device, arena, rows.support[1], clip);
         }
     }
 

@@ -27,7 +27,8 @@ pub enum Rates<T> {
     PerParameter(Vec<T>),
 }
 
-/// One lane's tasks, row-major: what goes into the network, then what is to come out.
+/// One lane's tasks, row-major: what goes into the network, then what is to come out. Empty where they are on the device
+/// from the last run.
 #[derive(Clone, Copy)]
 pub struct LoopRows<'a, T> {
     /// Inputs and targets, `[T, shots, .]`.
@@ -38,6 +39,20 @@ pub struct LoopRows<'a, T> {
     pub indices: &'a [u32],
     /// Where each step has support inputs of its own: how many numbers they lie apart, for as many steps; otherwise 0.
     pub steps_apart: usize,
+}
+
+impl<T: Scalar> LoopRows<'_, T> {
+    /// What a run without rows of its own takes: those of the last one.
+    pub fn of_last_run(indices: &[u32]) -> LoopRows<'_, T> {
+        LoopRows { support: [&[]; 2], query: [&[]; 2], indices, steps_apart: 0 }
+    }
+
+    /// Uploads `from`, unless it is on the device from the last run.
+    pub(super) fn load<D: Device<T>>(device: &D, arena: &mut D::Arena, from: &[T], to: Region) {
+        if !from.is_empty() {
+            device.upload(arena, to, from);
+        }
+    }
 }
 
 /// How the adapted weights are represented.

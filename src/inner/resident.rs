@@ -146,7 +146,7 @@ impl<T: Scalar> ResidentForm<T> {
         trace: Option<[Region; 2]>,
     ) {
         for (to, from) in self.support.into_iter().chain(self.query).zip(rows.support.into_iter().chain(rows.query)) {
-            device.upload(arena, to, from);
+            LoopRows::load(device, arena, from, to);
         }
         let spec = &net.spec;
         // Reptile trains nothing else, so it computes it all the same.

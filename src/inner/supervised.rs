@@ -88,14 +88,14 @@ impl<T: Scalar> SupervisedLoop<T> {
             form.run(&self.net, device, arena, rows, self.task_loss, trace);
             return;
         }
-        device.upload(arena, self.support_y, rows.support[1]);
+        LoopRows::load(device, arena, rows.support[1], self.support_y);
         if self.spec.inner.minibatch.is_some() {
-            device.upload(arena, self.support_x, rows.support[0]);
+            LoopRows::load(device, arena, rows.support[0], self.support_x);
         }
         for query in self.net.spec.queries() {
-            device.upload(arena, self.net.tape.values(0, query), rows.query[0]);
+            LoopRows::load(device, arena, rows.query[0], self.net.tape.values(0, query));
         }
-        device.upload(arena, self.query_y, rows.query[1]);
+        LoopRows::load(device, arena, rows.query[1], self.query_y);
         for step in 0..self.spec.inner.steps {
             self.trace(device, arena, step);
             let slot = Slot::Step(step);
@@ -145,7 +145,7 @@ impl<T: Scalar> SupervisedLoop<T> {
     fn load<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize, rows: &LoopRows<'_, T>) {
         let input = self.net.tape.values(0, Slot::Step(step));
         match self.spec.inner.minibatch {
-            None => device.upload(arena, input, rows.support[0]),
+            None => LoopRows::load(device, arena, rows.support[0], input),
             Some(_) => {
                 let indices = &rows.indices[step * input.rows..][..input.rows];
                 device.gather(arena, self.support_x, indices, input);

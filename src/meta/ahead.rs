@@ -50,6 +50,19 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// As [`MetaLearner::run`] and [`MetaLearner::update`], where the device does not go on by itself; or
     /// [`MetaLearner::may_submit`] meta-steps that were not waited for.
     pub fn submit(&mut self, rows: O::Rows<'_, T>, config: &OuterConfig, rng: &mut impl Rng) -> Result<()> {
+        self.submit_on(Some(rows), config, rng)
+    }
+
+    /// [`MetaLearner::submit`] on the rows of the last run or meta-step, which are still on the device: nothing is copied
+    /// there.
+    ///
+    /// # Errors
+    /// As [`MetaLearner::submit`] and [`MetaLearner::run_again`].
+    pub fn submit_again(&mut self, config: &OuterConfig, rng: &mut impl Rng) -> Result<()> {
+        self.submit_on(None, config, rng)
+    }
+
+    fn submit_on(&mut self, rows: Option<O::Rows<'_, T>>, config: &OuterConfig, rng: &mut impl Rng) -> Result<()> {
         let most = self.may_submit();
         if self.ahead.submitted.len() >= most {
             let problem = format!("{} submitted", self.ahead.submitted.len());
@@ -59,7 +72,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         steps_of.iter_mut().zip(&self.steps_of).for_each(|(to, from)| *to = *from);
         let submission = Submission { turn: self.ahead.turn, step: self.steps_done + 1, steps_of };
         if most == 1 {
-            self.run(rows, rng)?;
+            self.run_on(rows, rng)?;
             self.update(config)?;
             self.ahead.submitted.push_back(submission);
             return Ok(());

@@ -112,6 +112,8 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     /// The outer optimizer's step alone, kept to be replayed.
     pub(super) update_graph: D::Graph,
     pub(super) ahead: Ahead<D::Graph>,
+    /// Whether rows of a meta-batch are on the device.
+    pub(super) loaded: bool,
 }
 
 impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
@@ -219,6 +221,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             findings,
             update_graph: D::Graph::default(),
             ahead: Ahead::default(),
+            loaded: false,
         };
         learner.upload_phi();
         Ok(learner)
@@ -357,6 +360,18 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// # Errors
     /// Rows that do not fit the shape, or a device that failed.
     pub fn run(&mut self, rows: O::Rows<'_, T>, rng: &mut impl Rng) -> Result<&Losses<T>> {
+        self.run_on(Some(rows), rng)
+    }
+
+    /// [`MetaLearner::run`] on the rows of the last run or meta-step, which are still on the device: nothing is copied there.
+    ///
+    /// # Errors
+    /// As [`MetaLearner::run`]; no rows there, or noise that is fresh in every run.
+    pub fn run_again(&mut self, rng: &mut impl Rng) -> Result<&Losses<T>> {
+        self.run_on(None, rng)
+    }
+
+    pub(super) fn run_on(&mut self, rows: Option<O::Rows<'_, T>>, rng: &mut impl Rng) -> Result<&Losses<T>> {
         self.prepare(rows, rng)?;
         let learn = self.objective.inner().learn_rates;
         let rates = &self.rates;
@@ -385,8 +400,18 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     }
 
     /// What a run takes beside the rows: minibatches, and the rates.
-    pub(super) fn prepare(&mut self, rows: O::Rows<'_, T>, rng: &mut impl Rng) -> Result<()> {
-        self.objective.check_rows(&self.shape, rows)?;
+    pub(super) fn prepare(&mut self, rows: Option<O::Rows<'_, T>>, rng: &mut impl Rng) -> Result<()> {
+        match rows {
+            Some(rows) => self.objective.check_rows(&self.shape, rows)?,
+            None if !self.loaded => {
+                return Err(Error::invalid("rows", "none on the device", "MetaLearner::run before"));
+            }
+            None if self.objective.inner().fresh_noise => {
+                return Err(Error::invalid("rows", "fresh noise", "MetaLearner::run, with noise of its own"));
+            }
+            None => {}
+        }
+        self.loaded = true;
         let (steps, shots) = (self.objective.inner().steps, self.shape.shots);
         // Step by step over the whole meta-batch, so that the draws do not depend on the number of lanes.
         for step in 0..steps {

@@ -65,12 +65,13 @@ pub(crate) mod sealed {
         fn specs(&self, lane: &LaneShape) -> Vec<NetworkSpec>;
         fn build<T: Scalar>(&self, plan: &mut ArenaPlan, lane: &LaneShape) -> Self::Loop<T>;
         fn check_rows<T: Scalar>(&self, shape: &Shape, rows: Self::Rows<'_, T>) -> Result<()>;
+        /// A meta-step, with the last one's rows where there are none.
         fn run<T: Scalar, D: Device<T>>(
             inner: &mut Self::Loop<T>,
             device: &D,
             arena: &mut D::Arena,
             rates: &[Rates<T>],
-            rows: Self::Rows<'_, T>,
+            rows: Option<Self::Rows<'_, T>>,
             lane: &LaneShape,
             indices: &[u32],
         );
@@ -155,17 +156,17 @@ impl sealed::Build for SupervisedConfig {
         device: &D,
         arena: &mut D::Arena,
         rates: &[Rates<T>],
-        rows: Self::Rows<'_, T>,
+        rows: Option<Self::Rows<'_, T>>,
         lane: &LaneShape,
         indices: &[u32],
     ) {
         let of = |values| part(values, lane.shape.tasks, &lane.tasks);
-        let rows = LoopRows {
+        let rows = rows.map_or(LoopRows::of_last_run(indices), |rows| LoopRows {
             support: [of(rows.support_x), of(rows.support_y)],
             query: [of(rows.query_x), of(rows.query_y)],
             indices,
             steps_apart: 0,
-        };
+        });
         inner.run(device, arena, &rates[0], &rows);
     }
     fn network<T: Scalar>(inner: &Self::Loop<T>, _: usize) -> &Network<T> {
@@ -250,7 +251,7 @@ impl sealed::Build for VideoConfig {
         device: &D,
         arena: &mut D::Arena,
         rates: &[Rates<T>],
-        rows: Self::Rows<'_, T>,
+        rows: Option<Self::Rows<'_, T>>,
         lane: &LaneShape,
         indices: &[u32],
     ) {
@@ -259,12 +260,12 @@ impl sealed::Build for VideoConfig {
         let config = &inner.spec.config;
         let (latents, fresh) = (config.latents_of_a_step(&lane.shape), config.inner.fresh_noise);
         let first = latents / lane.shape.tasks * lane.tasks.start;
-        let rows = LoopRows {
+        let rows = rows.map_or(LoopRows::of_last_run(indices), |rows| LoopRows {
             support: [&rows.support_z[first..], of(rows.support_x)],
             query: [of(rows.query_z), of(rows.query_x)],
             indices,
             steps_apart: if fresh { latents } else { 0 },
-        };
+        });
         inner.run(device, arena, rates, &rows);
     }
     fn network<T: Scalar>(inner: &Self::Loop<T>, index: usize) -> &Network<T> {
