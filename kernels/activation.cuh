@@ -55,3 +55,20 @@ __device__ inline float act_curvature(u32 activation, float a) {
         return 0.0f;
     }
 }
+
+// Calls `work` with the activation as a constant, so that it is asked for once and not for every number.
+template <class Work>
+__device__ inline void with_activation(u32 activation, Work work) {
+    switch (activation) {
+    case RELU:
+        return work(std::integral_constant<u32, RELU>());
+    case LEAKY_RELU:
+        return work(std::integral_constant<u32, LEAKY_RELU>());
+    case TANH:
+        return work(std::integral_constant<u32, TANH>());
+    case SIGMOID:
+        return work(std::integral_constant<u32, SIGMOID>());
+    default:
+        return work(std::integral_constant<u32, LINEAR>());
+    }
+}

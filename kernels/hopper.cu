@@ -1,7 +1,7 @@
 // The products with shared weights on Hopper: those of linear.cu, of operands that pack.cu has packed, with the same ends.
 
 #include "hopper.cuh"
-#include "product.cuh"
+#include "ends.cuh"
 #include "tensor.cuh"
 
 struct HopperProduct {
@@ -19,21 +19,8 @@ static_assert(Hopper64x64::SHARED_BYTES == 109664 && Hopper128x128::SHARED_BYTES
 template <class End, class Tile>
 __device__ inline void finish_tile(float (&outputs)[Tile::HANDED][Tile::PITCH], const float (&d)[Tile::ROWS / 2], float* arena,
                                    const Product& op, u32 first_row, u32 first_column) {
-    constexpr int COUNT = 4;
-    u32 rows = op.group_rows * op.blocks;
-    hand_over<Tile, COUNT>(outputs, d, [&](u32 row, u32 column, const float (&sums)[COUNT]) {
-        row += first_row;
-        column += first_column;
-        if (column >= op.width) return;
-        typename End::Before before[COUNT];
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            if (row + 2 * i < rows) before[i] = End{arena, op, 0, (int)row + 2 * i}.before(column);
-        }
-#pragma unroll
-        for (int i = 0; i < COUNT; ++i) {
-            if (row + 2 * i < rows) End{arena, op, 0, (int)row + 2 * i}.finish(column, sums[i], before[i]);
-        }
+    hand_over<Tile>(outputs, d, [&](u32 row, u32 column, auto& sums) {
+        finish_rows<End>(arena, op, first_row + row, first_column + column, sums);
     });
 }
 
@@ -53,12 +40,12 @@ __device__ inline void hopper_product(float* arena, const HopperProduct& op, typ
     }
     __syncthreads();
     if (threadIdx.x < 128) {
-        if (Tile::CONSUMERS > 1) leave_registers<40>();
+        leave_registers<40>();
         if (threadIdx.x == 0) {
             produce<Tile, LEFT_OUTER>(shared, op.weight, op.rows, tiling, stages, product.sources[0].first);
         }
     } else {
-        if (Tile::CONSUMERS > 1) take_registers<232>();
+        take_registers<Tile::REGISTERS>();
         int consumer = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4;
         Turn<Tile::STAGES> turn;
 #pragma unroll 1

@@ -14,6 +14,8 @@ struct HopperTile {
     // Blocks that a multiprocessor is to hold.
     static constexpr int BLOCKS = BLOCKS_;
     static constexpr int CONSUMERS = COLUMNS / PANEL;
+    // Of a consumer's thread, when the warpgroup that copies has left what it does not need.
+    static constexpr int REGISTERS = CONSUMERS == 1 ? 216 : 232;
     static constexpr int BLOCK_THREADS = 128 * (1 + CONSUMERS);
     // Rows that a warp hands over at once; the padding spreads its stores over the banks.
     static constexpr int HANDED = 32, PITCH = 20;
@@ -144,27 +146,29 @@ __device__ inline void consume(typename Tile::Shared& shared, float (&d)[Tile::R
     give_back(shared.empty[before]);
 }
 
-// Hands over what a warp holds of a tile, by way of shared memory, 16 columns of two rows at a time:
-// `take(rows, column, sums)` for COUNT rows of the tile, 2 apart from `row` on.
-template <class Tile, int COUNT, class Take>
+// Hands over what a warp holds of a tile, by way of shared memory: to each lane four columns of every eighth row, HANDED rows at a
+// time. `take(row, column, sums)`: the first of its rows and columns in the tile, and the sums, row by row.
+template <class Tile, class Take>
 __device__ inline void hand_over(float (&outputs)[Tile::HANDED][Tile::PITCH], const float (&d)[Tile::ROWS / 2], Take take) {
-    int lane = threadIdx.x % 32;
-    // Whole, because registers are not to be indexed.
-#pragma unroll
-    for (int first = 0; first < Tile::ROWS; first += Tile::HANDED) {
-#pragma unroll
-        for (int i = 0; i < Tile::HANDED / 2; ++i) {
-            outputs[i / 4 * 8 + lane % 4 * 2 + i % 2][lane / 4 + i / 2 % 2 * 8] = d[first / 2 + i];
-        }
-        __syncwarp();
+    int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 4;
+    // What is done with them is not repeated in the code, or fetching it would take longer than doing it.
 #pragma unroll 1
-        for (int row = lane / 16; row < Tile::HANDED; row += 2 * COUNT) {
-            float sums[COUNT];
+    for (int first = 0; first < Tile::ROWS; first += Tile::HANDED) {
+        // Whole, because registers are not to be indexed.
 #pragma unroll
-            for (int i = 0; i < COUNT; ++i) sums[i] = outputs[row + 2 * i][lane % 16];
-            take(first + row, lane % 16, sums);
+        for (int here = 0; here < Tile::ROWS; here += Tile::HANDED) {
+            if (here != first) continue;
+#pragma unroll
+            for (int i = 0; i < Tile::HANDED / 2; ++i) {
+                outputs[i / 4 * 8 + lane % 4 * 2 + i % 2][lane / 4 + i / 2 % 2 * 8] = d[here / 2 + i];
+            }
         }
         __syncwarp();
+        alignas(16) float sums[Tile::HANDED / 8][4];
+#pragma unroll
+        for (int i = 0; i < Tile::HANDED / 8; ++i) *(float4*)sums[i] = *(const float4*)&outputs[row + 8 * i][column];
+        __syncwarp();
+        take(first + row, column, sums);
     }
 }
 

@@ -157,6 +157,9 @@ def measure(args):
     rates = [jnp.full((steps, len(widths) - 1), 0.01, kind) for widths in networks]
     before = measuring.peak_memory_mb()
     measured = measuring.timed(lambda: jax.block_until_ready(step(parameters, rates, *rows)), args.seconds, before)
+    # Of a GPU; a CPU's devices keep no account.
+    held = jax.devices()[0].memory_stats() or {}
+    measured |= {"gpu_memory_mb": held["peak_bytes_in_use"] / 1e6} if "peak_bytes_in_use" in held else {}
     return {
         "discriminator_widths": args.discriminator_widths, "algorithm": args.algorithm, "loop": args.loop,
         "learn_rates": args.learn_rates, **measured, "device": jax.devices()[0].device_kind, "jax": jax.__version__,

@@ -18,6 +18,8 @@ LIBRARIES = {"functional": "torch", "learn2learn": "learn2learn", "higher": "hig
 def arguments():
     parser = measuring.parser(__doc__)
     parser.add_argument("--library", choices=LIBRARIES, default="functional")
+    parser.add_argument("--device", default="cpu", help="cpu, or cuda")
+    parser.add_argument("--compile", action="store_true", help="torch.compile with CUDA graphs (functional)")
     return parser.parse_args()
 
 
@@ -181,11 +183,24 @@ def measure(args):
 
     torch, step = meta_step(args, measuring.activations(args), "mse", 0.01, args.steps[0])
     (arrays,), rows = measuring.random_data(args)
-    parameters = [tuple(map(torch.from_numpy, layer)) for layer in arrays]
-    rows = [torch.from_numpy(values) for values in rows]
-    measured = measuring.timed(lambda: step(parameters, rows), args.seconds, measuring.peak_memory_mb())
+    torch.set_float32_matmul_precision("high")
+    place = lambda values: torch.from_numpy(values).to(args.device)
+    parameters = [tuple(map(place, layer)) for layer in arrays]
+    rows = [place(values) for values in rows]
+    if args.compile:
+        step = torch.compile(step, mode="reduce-overhead", fullgraph=True)
+    on_gpu = args.device != "cpu"
+
+    def timed_step():
+        step(parameters, rows)
+        if on_gpu:
+            torch.cuda.synchronize()
+
+    measured = measuring.timed(timed_step, args.seconds, measuring.peak_memory_mb())
+    if on_gpu:
+        measured |= {"gpu": torch.cuda.get_device_name(), "gpu_memory_mb": torch.cuda.max_memory_allocated() / 1e6}
     versions = {name: importlib.metadata.version(name) for name in {"torch", LIBRARIES[args.library]}}
-    return {"library": args.library, **measured, "versions": versions}
+    return {"library": args.library, "compiled": args.compile, **measured, "versions": versions}
 
 
 def check(args, fields, tensors):

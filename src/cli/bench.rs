@@ -55,6 +55,9 @@ pub(super) struct Arguments {
     /// Query rows a task
     #[arg(long, default_value_t = 5)]
     queries: usize,
+    /// Measure one layer instead, act(x W^T + b), of so many rows, inputs and outputs, with ReLU
+    #[arg(long, num_args = 3, value_names = ["ROWS", "INPUTS", "OUTPUTS"])]
+    product: Vec<usize>,
     /// Time the outer optimizer's step (Adam) as well
     #[arg(long)]
     update: bool,
@@ -87,6 +90,15 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
 fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, precision: &str) -> Result<()> {
     let ceiling = ceilings::matrix_rate::<T, D>(&device)?;
     say!("large-matrix rate: {:.0} GFLOP/s, {}, {precision}", ceiling / 1e9, device.label());
+    if let [rows, inputs, outputs] = arguments.product[..] {
+        let seconds = ceilings::product::<T, D>(&device, [rows, inputs, outputs], Activation::Relu)?;
+        let rate = 2.0 * (rows * inputs * outputs) as f64 / seconds;
+        say!("{rows} rows, {inputs} to {outputs}: {:.1} us, {:.1} GFLOP/s", seconds * 1e6, rate / 1e9);
+        return console::record(&json!({
+            "rows": rows, "inputs": inputs, "outputs": outputs, "precision": precision, "device": device.label(),
+            "median_ms": seconds * 1e3, "flop_per_second": rate, "matrix_flop_per_second": ceiling,
+        }));
+    }
     let memory = if arguments.explain { Some(ceilings::memory::<T, D>(&device)?) } else { None };
     if let Some(Memory { bytes_per_second, bytes }) = memory {
         say!("memory: {:.1} GB/s, on {:.0} MB", bytes_per_second / 1e9, bytes as f64 / 1e6);

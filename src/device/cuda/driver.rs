@@ -156,7 +156,7 @@ pub enum GraphWork {
         /// With how many bytes of shared memory beside what it declares.
         shared: u32,
     },
-    /// A copy into the memory.
+    /// A copy into the memory, of one number at least.
     Write {
         /// The first of the numbers that go in.
         from: usize,
@@ -165,7 +165,7 @@ pub enum GraphWork {
         /// How many.
         len: usize,
     },
-    /// A copy out of the memory.
+    /// A copy out of the memory, of one number at least.
     Read {
         /// Where from.
         offset: usize,

@@ -190,6 +190,12 @@ impl Driver for EmulatedDriver {
     }
 
     unsafe fn graph(&self, _: &EmulatedMemory, steps: &[GraphStep<'_>]) -> Result<EmulatedGraph, String> {
+        let empty = |step: &GraphStep<'_>| {
+            matches!(step.work, GraphWork::Write { len: 0, .. } | GraphWork::Read { len: 0, .. })
+        };
+        if steps.iter().any(empty) {
+            return Err("a copy of nothing, which a GPU refuses".into());
+        }
         let kept = |step: &GraphStep<'_>| EmulatedStep {
             work: step.work,
             arguments: step.arguments.to_vec(),

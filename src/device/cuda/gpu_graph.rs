@@ -15,6 +15,8 @@ use super::hopper;
 pub struct GpuGraph {
     handles: Handles,
     nodes: Vec<CUgraphNode>,
+    /// With room for one number at least, as the next two: these are the lengths that are wanted.
+    rooms: [usize; 2],
     staging: PinnedHostSlice<f32>,
     staged: CudaSlice<f32>,
     results: PinnedHostSlice<f32>,
@@ -103,7 +105,8 @@ impl GpuDriver {
     ) -> Result<GpuGraph, DriverError> {
         let context = &self.module.context;
         context.bind_to_thread()?;
-        let [staging, results] = GraphStep::rooms(steps).map(|len| {
+        let rooms = GraphStep::rooms(steps);
+        let [staging, results] = rooms.map(|len| {
             // SAFETY: written before it is read: the staging by the caller, before a replay, the results by the replay.
             unsafe { context.alloc_pinned_with_flags::<f32>(len.max(1), 0) }
         });
@@ -149,7 +152,7 @@ impl GpuDriver {
         self.stream.synchronize()?;
         let [copied, done] = [context.new_event(None)?, context.new_event(None)?];
         drop((_guard, _staged_guard));
-        Ok(GpuGraph { handles, nodes, staging, staged, results, copied, done, pending: false })
+        Ok(GpuGraph { handles, nodes, rooms, staging, staged, results, copied, done, pending: false })
     }
 
     /// See [`super::Driver::change`].
@@ -195,12 +198,12 @@ impl GpuGraph {
     /// See [`super::Driver::staging`].
     pub(super) fn staging(&mut self) -> Result<&mut [f32], String> {
         self.wait()?;
-        self.staging.as_mut_slice().map_err(words)
+        Ok(&mut self.staging.as_mut_slice().map_err(words)?[..self.rooms[0]])
     }
 
     /// See [`super::Driver::results`].
     pub(super) fn results(&mut self) -> Result<&[f32], String> {
         self.wait()?;
-        self.results.as_slice().map_err(words)
+        Ok(&self.results.as_slice().map_err(words)?[..self.rooms[1]])
     }
 }

@@ -166,6 +166,10 @@ impl<D: Driver> Recording<D> {
 
     /// A copy of numbers of the host's.
     pub fn write(&mut self, driver: &D, offset: usize, from: &[f32]) -> Result<(), String> {
+        if from.is_empty() {
+            self.of.regions.clear();
+            return Ok(());
+        }
         let first = self.staged;
         self.add(driver, GraphWork::Write { from: first, offset, len: from.len() }, &[])?;
         self.staged += from.len();
@@ -177,6 +181,9 @@ impl<D: Driver> Recording<D> {
     }
 
     fn read(&mut self, driver: &D, region: Region) -> Result<(), String> {
+        if region.is_empty() {
+            return Ok(());
+        }
         self.of.regions.push((region.offset, region.len()));
         let work = GraphWork::Read { offset: region.offset, to: self.results, len: region.len() };
         self.results += region.len();

@@ -11,8 +11,7 @@ use crate::device::{MatrixPrecision, Region};
 pub enum Warpgroups {
     /// None.
     Never,
-    /// Large ones: of 2 Gflop or more, or of so many weights that half their bytes saves more than a launch takes. An estimate,
-    /// not timed.
+    /// All but the smallest: of 20 Mflop or more, and no side of fewer than 32.
     #[default]
     Large,
     /// All, by the largest tile that the rows fill, to test the kernels. An arena has five times its size.
@@ -20,9 +19,9 @@ pub enum Warpgroups {
 }
 
 /// Operations from which on a product is large.
-const LARGE_FLOP: usize = 2_000_000_000;
-/// Weights from which on it is.
-const LARGE_WEIGHTS: usize = 8 << 20;
+const LARGE_FLOP: usize = 20_000_000;
+/// Rows, columns and length of the sums from which on it is.
+const LARGE_SIDE: usize = 32;
 
 /// A tile of `kernels/hopper.cuh`.
 struct Tile {
@@ -30,17 +29,29 @@ struct Tile {
     rows: usize,
     /// Blocks that a multiprocessor holds.
     blocks: usize,
+    /// Clocks of a multiprocessor for 64 of the inner dimension: those of its tensor cores, or of copies at 64 bytes a clock.
+    stage: usize,
 }
 
 /// From small to large.
 const TILES: [Tile; 3] = [
-    Tile { columns: 64, rows: 64, blocks: 2 },
-    Tile { columns: 128, rows: 128, blocks: 1 },
-    Tile { columns: 128, rows: 256, blocks: 1 },
+    Tile { columns: 64, rows: 64, blocks: 2, stage: 256 },
+    Tile { columns: 128, rows: 128, blocks: 1, stage: 512 },
+    Tile { columns: 128, rows: 256, blocks: 1, stage: 1024 },
 ];
 
-/// Tiles of an output below which smaller ones are taken, so that every multiprocessor has one.
-const ENOUGH: usize = 128;
+impl Tile {
+    fn count(&self, output: Region) -> usize {
+        output.rows.div_ceil(self.rows) * output.width.div_ceil(self.columns)
+    }
+
+    /// Clocks that a product takes by these tiles, on so many multiprocessors: their rounds, each with its sums, an output that
+    /// is read and written at 16 bytes a clock, and what it takes to begin and to end.
+    fn clocks(&self, output: Region, inner: usize, multiprocessors: usize) -> usize {
+        let rounds = self.count(output).div_ceil(multiprocessors);
+        rounds * (inner.div_ceil(64) * self.stage + self.rows * self.columns / 2 + 1000)
+    }
+}
 
 /// The kernels of one operation, for each of [`TILES`].
 pub(super) type Kernels = [Kernel; TILES.len()];
@@ -92,16 +103,21 @@ pub(super) fn multiply<D: Driver>(
 ) -> bool {
     let Some(multiprocessors) = device.warpgroups() else { return false };
     let always = device.warpgroups == Warpgroups::Always;
-    let flop = 2 * output.rows * weight.len();
-    if rows.is_empty() || !(always || flop >= LARGE_FLOP || weight.len() >= LARGE_WEIGHTS) {
+    let (flop, inner) = (2 * output.rows * weight.len(), rows.width);
+    let sides = [output.rows, output.width, inner];
+    let large = flop >= LARGE_FLOP && sides.iter().all(|side| *side >= LARGE_SIDE);
+    if rows.is_empty() || !(always || large) {
         return false;
     }
-    let count = |tile: &Tile| output.rows.div_ceil(tile.rows) * output.width.div_ceil(tile.columns);
-    let fits = |tile: &Tile| output.rows > tile.rows / 2 && (always || count(tile) >= ENOUGH);
-    let index = TILES.iter().rposition(fits).unwrap_or(0);
+    let multiprocessors = multiprocessors as usize;
+    let index = if always {
+        TILES.iter().rposition(|tile| output.rows > tile.rows / 2).unwrap_or(0)
+    } else {
+        (0..TILES.len()).min_by_key(|index| TILES[*index].clocks(output, inner, multiprocessors)).unwrap_or(0)
+    };
     let Some([weight, rows]) = packed(device, arena, weight, rows) else { return false };
     let tile = &TILES[index];
-    let blocks = count(tile).min(multiprocessors as usize * tile.blocks);
+    let blocks = tile.count(output).min(multiprocessors * tile.blocks);
     device.launch(arena, kernels[index], [blocks, 1, 1], &HopperProduct { weight, rows, product: *call }, shapes);
     true
 }
