@@ -55,3 +55,25 @@ __device__ inline float act_curvature(u32 activation, float a) {
         return 0.0f;
     }
 }
+
+template <u32 ACTIVATION>
+struct Chosen {
+    static constexpr u32 activation = ACTIVATION;
+};
+
+// Calls `work` with a `Chosen`: one way for many numbers, in place of one for each.
+template <class Work>
+__device__ inline void choose(u32 activation, Work work) {
+    switch (activation) {
+    case RELU:
+        return work(Chosen<RELU>());
+    case LEAKY_RELU:
+        return work(Chosen<LEAKY_RELU>());
+    case TANH:
+        return work(Chosen<TANH>());
+    case SIGMOID:
+        return work(Chosen<SIGMOID>());
+    default:
+        return work(Chosen<LINEAR>());
+    }
+}
