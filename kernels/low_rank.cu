@@ -2,11 +2,12 @@
 // them that are the gradient of the rates. Lists of rows longer than LIST are taken in several launches.
 
 #include "activation.cuh"
+#include "pieces.cuh"
 #include "tile.cuh"
 
 constexpr int LIST = 64;
 // Rows a block takes at once.
-constexpr int GROUP = 8;
+constexpr u32 GROUP = 8;
 
 // One summand of a correction: scale * (gram + shift) @ rows, with `count` rows a task.
 struct Term {
@@ -71,7 +72,7 @@ KERNEL(apply_corrections, Corrections) {
             shared.row[threadIdx.x] = term.rows + ((u64)task * term.count + i) * op.width;
             u64 gram = term.gram + (u64)task * term.task_stride + (u64)i * term.column_stride;
 #pragma unroll
-            for (int r = 0; r < GROUP; ++r) {
+            for (u32 r = 0; r < GROUP; ++r) {
                 u32 k = first + r;
                 float inner = k < op.rows ? term.scale * (arena[gram + (u64)k * term.row_stride] + term.shift) : 0.0f;
                 shared.factor[threadIdx.x][r] = inner;
@@ -83,14 +84,14 @@ KERNEL(apply_corrections, Corrections) {
             for (u32 j = 0; j < here; ++j) {
                 float value = arena[shared.row[j] + column];
 #pragma unroll
-                for (int r = 0; r < GROUP; ++r) sum[r] += shared.factor[j][r] * value;
+                for (u32 r = 0; r < GROUP; ++r) sum[r] += shared.factor[j][r] * value;
             }
         }
         __syncthreads();
     }
     if (column >= op.width) return;
 #pragma unroll
-    for (int r = 0; r < GROUP; ++r) {
+    for (u32 r = 0; r < GROUP; ++r) {
         if (first + r >= op.rows) break;
         u32 row = (block * op.tasks + task) * op.rows + first + r;
         float value = sum[r];
@@ -119,57 +120,108 @@ struct Gram {
     // Columns of the output, and how many of them this launch writes, from the first factor's on.
     u32 columns;
     u32 count;
-    u32 unused;
+    // The largest count of a factor.
+    u32 most;
+    // Columns of the output that a warp takes, at most WARP_COLUMNS, and how often that makes all of them.
+    u32 share;
+    u32 shares;
+    // Numbers of a row that a lane takes at once: 4 where all rows lie at multiples of 16 bytes, else 1.
+    u32 piece;
+    // 2^spread warps share products, each with its part of the width.
+    u32 spread;
 };
-static_assert(sizeof(Gram) == 1064, "mirrored in Rust");
+static_assert(sizeof(Gram) == 1080, "mirrored in Rust");
 
-// Columns one warp takes at once: with GROUP rows, 32 products.
-constexpr int WARP_COLUMNS = 4;
+// With GROUP rows, 32 products.
+constexpr u32 WARP_COLUMNS = 4;
+// Pieces of a row that a lane has on their way at once.
+constexpr u32 GRAM_AHEAD = 2;
+
+struct Products {
+    float of[WARPS][32];
+};
+
+// sum += x y^T over one of `parts` parts of the width; x's rows lie one after the other.
+template <u32 PIECE>
+__device__ inline void add_products(float (&sum)[GROUP * WARP_COLUMNS], const float* x, u32 rows,
+                                    const float* const (&y)[WARP_COLUMNS], u32 columns, u32 width, u32 part, u32 parts) {
+    u32 step = parts * 32 * PIECE;
+    for (u32 start = (part * 32 + threadIdx.x % 32) * PIECE; start < width; start += GRAM_AHEAD * step) {
+        float left[GRAM_AHEAD][GROUP][PIECE], right[GRAM_AHEAD][WARP_COLUMNS][PIECE];
+#pragma unroll
+        for (u32 a = 0; a < GRAM_AHEAD; ++a) {
+            u32 i = start + a * step;
+#pragma unroll
+            for (u32 c = 0; c < WARP_COLUMNS; ++c) load_piece_or_zero(right[a][c], y[c] + i, c < columns && i < width);
+#pragma unroll
+            for (u32 r = 0; r < GROUP; ++r) load_piece_or_zero(left[a][r], x + (u64)r * width + i, r < rows && i < width);
+        }
+#pragma unroll
+        for (u32 r = 0; r < GROUP; ++r) {
+            if (r >= rows) break;
+#pragma unroll
+            for (u32 a = 0; a < GRAM_AHEAD; ++a) {
+#pragma unroll
+                for (u32 c = 0; c < WARP_COLUMNS; ++c) {
+#pragma unroll
+                    for (u32 p = 0; p < PIECE; ++p) sum[r * WARP_COLUMNS + c] += left[a][r][p] * right[a][c][p];
+                }
+            }
+        }
+    }
+}
 
 // output[b, t, k, n] = x_b[t, k] . y[t, n]
 //
-// Grid: x the groups of 8 rows of every block and task, y the columns, 16 a block. A warp computes 8 x 4 products, its
-// lanes spread over the width.
+// Grid: x the tasks and, within each, the shares of columns, as many as a block has warps; y the groups of 8 rows; z the blocks.
+// A warp computes 8 x 4 products, its lanes spread over the width. Where there are few of them, several warps share them and
+// divide the width.
 KERNEL(gram, Gram) {
-    u32 groups = (op.rows + GROUP - 1) / GROUP;
-    u32 item = blockIdx.x / groups;
-    u32 task = item % op.tasks;
-    u32 first = blockIdx.x % groups * GROUP;
+    SHARED(Products, shared);
+    u32 warp = threadIdx.x / 32;
     u32 lane = threadIdx.x % 32;
-    u32 start = (blockIdx.y * WARPS + threadIdx.x / 32) * WARP_COLUMNS;
-    // The whole warp leaves, so that its shuffles stay whole.
-    if (start >= op.count) return;
-    // A missing row or column repeats the last one; its products are computed and dropped.
-    const float* x[GROUP];
-#pragma unroll
-    for (int r = 0; r < GROUP; ++r) {
-        x[r] = arena + op.x + ((u64)item * op.rows + min(first + r, op.rows - 1)) * op.width;
-    }
-    const float* y[WARP_COLUMNS];
-#pragma unroll
-    for (int c = 0; c < WARP_COLUMNS; ++c) {
-        u32 n = op.y[0].column + min(start + c, op.count - 1);
-        u32 f = 0;
-        while (n >= op.y[f].column + op.y[f].count) ++f;
-        y[c] = arena + op.y[f].rows + ((u64)task * op.y[f].count + n - op.y[f].column) * op.width;
-    }
+    u32 parts = 1u << op.spread;
+    u32 part = warp & (parts - 1);
+    u32 unit = blockIdx.x * (WARPS >> op.spread) + (warp >> op.spread);
+    u32 task = unit / op.shares;
+    u32 start = (unit - task * op.shares) * op.share;
+    u32 item = blockIdx.z * op.tasks + task;
+    u32 first = blockIdx.y * GROUP;
+    u32 rows = min(op.rows - first, GROUP);
+    u32 columns = min(op.count - start, op.share);
+    // A warp beyond the last task stays for the barrier.
+    bool idle = task >= op.tasks;
     float sum[GROUP * WARP_COLUMNS] = {};
-    for (u32 i = lane; i < op.width; i += 32) {
-        float value[WARP_COLUMNS];
+    if (!idle) {
+        const float* x = arena + op.x + ((u64)item * op.rows + first) * op.width;
+        const float* y[WARP_COLUMNS];
+        // No factor before this one can hold the column, and it is this one where all are of one length.
+        u32 f = start / op.most;
 #pragma unroll
-        for (int c = 0; c < WARP_COLUMNS; ++c) value[c] = y[c][i];
-#pragma unroll
-        for (int r = 0; r < GROUP; ++r) {
-            float other = x[r][i];
-#pragma unroll
-            for (int c = 0; c < WARP_COLUMNS; ++c) sum[r * WARP_COLUMNS + c] += other * value[c];
+        for (u32 c = 0; c < WARP_COLUMNS; ++c) {
+            // A missing column repeats the last one, and is not read.
+            u32 n = op.y[0].column + min(start + c, op.count - 1);
+            while (n >= op.y[f].column + op.y[f].count) ++f;
+            y[c] = arena + op.y[f].rows + ((u64)task * op.y[f].count + n - op.y[f].column) * op.width;
+        }
+        if (op.piece == 4) {
+            add_products<4>(sum, x, rows, y, columns, op.width, part, parts);
+        } else {
+            add_products<1>(sum, x, rows, y, columns, op.width, part, parts);
         }
     }
     float product = warp_sum_32(sum);
-    u32 k = first + lane / WARP_COLUMNS;
-    u32 n = start + lane % WARP_COLUMNS;
-    if (k < op.rows && n < op.count) {
-        arena[op.output + ((u64)item * op.rows + k) * op.columns + op.y[0].column + n] = product;
+    if (op.spread > 0) {
+        shared.of[warp][lane] = product;
+        __syncthreads();
+        if (part != 0) return;
+        product = 0.0f;
+        for (u32 other = 0; other < parts; ++other) product += shared.of[warp + other][lane];
+    }
+    u32 k = lane / WARP_COLUMNS;
+    u32 c = lane % WARP_COLUMNS;
+    if (!idle && k < rows && c < columns) {
+        arena[op.output + ((u64)item * op.rows + first + k) * op.columns + op.y[0].column + start + c] = product;
     }
 }
 

@@ -10,8 +10,13 @@ const BLOCKS: usize = 4;
 const LIST: usize = 64;
 /// Rows a block takes at once: `GROUP` there.
 const GROUP: usize = 8;
-/// Columns of a Gram matrix that a block computes.
-const GRAM_COLUMNS: usize = 16;
+/// Columns of a Gram matrix that a warp computes at most: `WARP_COLUMNS` there.
+const WARP_COLUMNS: usize = 4;
+/// Warps of a block, as a power of two; and lanes of a warp.
+const WARPS_LOG: u32 = 2;
+const LANES: usize = 32;
+/// Warps that keep a large GPU busy. With fewer, several divide what one could do.
+const MANY_WARPS: usize = 4096;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -90,7 +95,11 @@ struct Gram {
     width: u32,
     columns: u32,
     count: u32,
-    unused: u32,
+    most: u32,
+    share: u32,
+    shares: u32,
+    piece: u32,
+    spread: u32,
 }
 
 #[repr(C)]
@@ -108,8 +117,20 @@ struct GramInner {
 
 super::arguments! {
     Corrections, 3152 => ApplyCorrections;
-    Gram, 1064 => Gram;
+    Gram, 1080 => Gram;
     GramInner, 48 => GramInner;
+}
+
+/// How many numbers of rows of this width a lane takes at once: 4 where all rows, from these offsets on, lie at multiples of 16
+/// bytes.
+fn piece_of(width: usize, mut offsets: impl Iterator<Item = usize>) -> usize {
+    if width % 4 == 0 && offsets.all(|offset| offset % 4 == 0) { 4 } else { 1 }
+}
+
+/// The smallest power of two for which, or for a smaller one, no more warps are of use: `fewest` at least, and no more than a
+/// block has. `useful` tells whether so many warps have enough to do each.
+fn spread_of(fewest: u32, warps: usize, useful: impl Fn(u32) -> bool) -> u32 {
+    (fewest..WARPS_LOG).find(|spread| warps << spread >= MANY_WARPS || !useful(spread + 1)).unwrap_or(WARPS_LOG)
 }
 
 /// `output (+)= corrections * act'(gate)`, where there are corrections; returns whether there are. The factors are made on
@@ -198,6 +219,7 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
     assert_eq!(op.output.len(), op.x.rows * columns, "the output must hold every product");
     arena.check(&[op.x], &[op.output]);
     op.y.iter().for_each(|y| arena.check(&[*y], &[op.output]));
+    let piece = piece_of(width, op.y.iter().chain([&op.x]).map(|rows| rows.offset));
     let mut column = 0;
     for part in op.y.chunks(LIST) {
         let first = column;
@@ -210,15 +232,28 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
             width: narrow(width),
             columns: narrow(columns),
             count: 0,
-            unused: 0,
+            most: 1,
+            share: 0,
+            shares: 0,
+            piece: narrow(piece),
+            spread: 0,
         };
         for (factor, y) in call.y.iter_mut().zip(part) {
             let count = y.rows / tasks;
             *factor = Factor { rows: wide(y.offset), count: narrow(count), column: narrow(column) };
+            call.most = call.most.max(narrow(count));
             column += count;
         }
-        call.count = narrow(column - first);
-        let grid = [op.x.rows / rows * rows.div_ceil(GROUP), (column - first).div_ceil(GRAM_COLUMNS), 1];
+        let count = column - first;
+        let shares = count.div_ceil(WARP_COLUMNS).max(1);
+        call.count = narrow(count);
+        call.share = narrow(count.div_ceil(shares));
+        call.shares = narrow(shares);
+        let (groups, blocks) = (rows.div_ceil(GROUP), op.x.rows / rows / tasks);
+        let useful = |spread| LANES * piece << (spread - 1) < width;
+        call.spread = spread_of(0, tasks * shares * groups * blocks, useful);
+        let across = if count == 0 { 0 } else { (tasks * shares).div_ceil(1 << (WARPS_LOG - call.spread)) };
+        let grid = [across, groups, blocks];
         let shapes =
             format_args!("{} rows, {rows} a task, with {} of {columns} rows of {width}", op.x.rows, call.count);
         device.launch(arena, Kernel::Gram, grid, &call, shapes);
