@@ -1,7 +1,7 @@
 //! The dual form's per-task parts: Gram matrices, the corrections made of them, and the sums over them.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, wide};
 use crate::device::{self, Region};
 
 /// Blocks an operation may have: `BLOCKS` in `kernels/kernel.cuh`.
@@ -12,6 +12,8 @@ const LIST: usize = 64;
 const GROUP: usize = 8;
 /// Columns of a Gram matrix that a warp computes at most: `WARP_COLUMNS` there.
 const WARP_COLUMNS: usize = 4;
+/// Correction rows that a lane has on their way at once: `CORRECTIONS_AHEAD` there.
+const AHEAD: usize = 8;
 /// Warps of a block, as a power of two; and lanes of a warp.
 const WARPS_LOG: u32 = 2;
 const LANES: usize = 32;
@@ -73,7 +75,9 @@ struct Corrections {
     width: u32,
     gated: u32,
     begun: u32,
-    unused: u32,
+    most: u32,
+    piece: u32,
+    spread: u32,
 }
 
 #[repr(C)]
@@ -116,7 +120,7 @@ struct GramInner {
 }
 
 super::arguments! {
-    Corrections, 3152 => ApplyCorrections;
+    Corrections, 3160 => ApplyCorrections;
     Gram, 1080 => Gram;
     GramInner, 48 => GramInner;
 }
@@ -157,6 +161,11 @@ pub(super) fn apply_corrections<D: Driver>(
         let gram = Region { offset: term.gram.offset, rows: 1, width: last + 1 };
         arena.check(&[term.rows, gram], &[output]);
     }
+    let offsets = blocks.iter().flatten().map(|term| term.rows.offset);
+    let offsets = offsets.chain([output.offset]).chain(gate.map(|gate| gate.values.offset));
+    let piece = piece_of(output.width, offsets);
+    let strips = output.width.div_ceil(LANES * piece);
+    let groups = tasks * rows.div_ceil(GROUP);
     // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
     let share = LIST / blocks.len();
     let turns = blocks.iter().map(|terms| terms.len().div_ceil(share)).max().unwrap_or(0).max(1);
@@ -171,7 +180,9 @@ pub(super) fn apply_corrections<D: Driver>(
             width: narrow(output.width),
             gated: gate.is_some().into(),
             begun: (accumulate || turn > 0).into(),
-            unused: 0,
+            most: 1,
+            piece: narrow(piece),
+            spread: 0,
         };
         let (mut next, mut most) = (0, 0);
         for (block, terms) in blocks.iter().enumerate() {
@@ -190,13 +201,17 @@ pub(super) fn apply_corrections<D: Driver>(
                     shift: term.bias.map_or(0.0, |index| corrections.scales[index]),
                     unused: 0,
                 };
+                call.most = call.most.max(narrow(count));
                 column += count;
                 next += 1;
             }
             most = most.max(column);
             call.end[block] = narrow(next);
         }
-        let grid = [tasks * rows.div_ceil(GROUP), blocks_of(output.width), blocks.len()];
+        // As few as leave no warp of a block without columns.
+        let fewest = WARPS_LOG - strips.max(1).ilog2().min(WARPS_LOG);
+        call.spread = spread_of(fewest, blocks.len() * groups * strips, |spread| most > AHEAD << (spread - 1));
+        let grid = [groups, strips.div_ceil(1 << (WARPS_LOG - call.spread)), blocks.len()];
         let (count, width) = (blocks.len(), output.width);
         let shapes = format_args!("{count} blocks of {tasks} tasks x {rows} rows of {width}, {most} correction rows");
         device.launch(arena, Kernel::ApplyCorrections, grid, &call, shapes);
