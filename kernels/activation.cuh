@@ -56,19 +56,24 @@ __device__ inline float act_curvature(u32 activation, float a) {
     }
 }
 
-// Calls `work` with the activation as a constant, so that it is asked for once and not for every number.
+template <u32 ACTIVATION>
+struct Chosen {
+    static constexpr u32 activation = ACTIVATION;
+};
+
+// Calls `work` with a `Chosen`: one way for many numbers, in place of one for each.
 template <class Work>
-__device__ inline void with_activation(u32 activation, Work work) {
+__device__ inline void choose(u32 activation, Work work) {
     switch (activation) {
     case RELU:
-        return work(std::integral_constant<u32, RELU>());
+        return work(Chosen<RELU>());
     case LEAKY_RELU:
-        return work(std::integral_constant<u32, LEAKY_RELU>());
+        return work(Chosen<LEAKY_RELU>());
     case TANH:
-        return work(std::integral_constant<u32, TANH>());
+        return work(Chosen<TANH>());
     case SIGMOID:
-        return work(std::integral_constant<u32, SIGMOID>());
+        return work(Chosen<SIGMOID>());
     default:
-        return work(std::integral_constant<u32, LINEAR>());
+        return work(Chosen<LINEAR>());
     }
 }

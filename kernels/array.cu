@@ -1,6 +1,6 @@
 // Plain loops over regions.
 
-#include "kernel.cuh"
+#include "pieces.cuh"
 
 struct Fill {
     u64 to;
@@ -11,8 +11,11 @@ struct Fill {
 static_assert(sizeof(Fill) == 24, "mirrored in Rust");
 
 KERNEL(fill, Fill) {
-    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
-    if (i < op.length) arena[op.to + i] = op.value;
+    Span span(op.length, in_fours(op.to));
+    float value[OWN];
+#pragma unroll
+    for (u32 k = 0; k < OWN; ++k) value[k] = op.value;
+    span.store(arena + op.to, value);
 }
 
 struct Copy {
@@ -23,8 +26,10 @@ struct Copy {
 static_assert(sizeof(Copy) == 24, "mirrored in Rust");
 
 KERNEL(copy, Copy) {
-    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
-    if (i < op.length) arena[op.to + i] = arena[op.from + i];
+    Span span(op.length, in_fours(op.from, op.to));
+    float value[OWN];
+    span.load(value, arena + op.from);
+    span.store(arena + op.to, value);
 }
 
 // Rows of one launch of `gather`.
@@ -58,8 +63,13 @@ static_assert(sizeof(AddScaled) == 32, "mirrored in Rust");
 
 // to += scale * from
 KERNEL(add_scaled, AddScaled) {
-    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
-    if (i < op.length) arena[op.to + i] += op.scale * arena[op.from + i];
+    Span span(op.length, in_fours(op.from, op.to));
+    float value[OWN], add[OWN];
+    span.load(value, arena + op.to);
+    span.load(add, arena + op.from);
+#pragma unroll
+    for (u32 k = 0; k < OWN; ++k) value[k] += op.scale * add[k];
+    span.store(arena + op.to, value);
 }
 
 struct SumRows {

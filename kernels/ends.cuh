@@ -43,29 +43,29 @@ struct alignas(16) Outputs {
 
     // output = act(share (sum + bias) [+ output])
     __device__ void end(const Product& op, Forward*) {
-        with_activation(op.activation, [&](auto activation) {
+        choose(op.activation, [&](auto chosen) {
             each([&](int i, int c) {
                 float z = op.share * (sums[i][c] + (biased[i] ? bias[c] : 0.0f));
-                output[i][c] = act(decltype(activation)::value, z + output[i][c]);
+                output[i][c] = act(chosen.activation, z + output[i][c]);
             });
         });
     }
 
     // output = [output +] share sum * act'(gate)
     __device__ void end(const Product& op, Backward*) {
-        with_activation(op.gated ? op.gate.activation : (u32)LINEAR, [&](auto activation) {
-            each([&](int i, int c) { output[i][c] += op.share * sums[i][c] * act_derivative(decltype(activation)::value, gate[i][c]); });
+        choose(op.gated ? op.gate.activation : (u32)LINEAR, [&](auto chosen) {
+            each([&](int i, int c) { output[i][c] += op.share * sums[i][c] * act_derivative(chosen.activation, gate[i][c]); });
         });
     }
 
     // g = share (sum + bias) [+ output];  z = g * delta * curvature(gate), left in `delta`;  output = g * act'(gate)
     __device__ void end(const Product& op, Adjoint*) {
         bool gated = op.delta != NOWHERE;
-        with_activation(gated ? op.gate.activation : (u32)LINEAR, [&](auto activation) {
+        choose(gated ? op.gate.activation : (u32)LINEAR, [&](auto chosen) {
             each([&](int i, int c) {
                 float g = op.share * (sums[i][c] + (biased[i] ? bias[c] : 0.0f)) + output[i][c];
-                delta[i][c] *= g * act_curvature(decltype(activation)::value, gate[i][c]);
-                output[i][c] = g * act_derivative(decltype(activation)::value, gate[i][c]);
+                delta[i][c] *= g * act_curvature(chosen.activation, gate[i][c]);
+                output[i][c] = g * act_derivative(chosen.activation, gate[i][c]);
             });
         });
     }

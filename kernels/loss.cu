@@ -4,6 +4,7 @@
 // Supervised: [T * K, outputs]. Adversarial: logits in blocks of width 1, [2, T, K]. Pixels: clips [T * K, frames * frame].
 
 #include "loss.cuh"
+#include "pieces.cuh"
 
 struct Supervised {
     u64 prediction;
@@ -25,22 +26,50 @@ struct Supervised {
 };
 static_assert(sizeof(Supervised) == 64, "mirrored in Rust");
 
-// For losses that are a sum over the elements; an element a thread.
+// value *= act'(a)
+__device__ inline void through_activation(float (&value)[OWN], const float (&a)[OWN], u32 activation) {
+    choose(activation, [&](auto chosen) {
+#pragma unroll
+        for (u32 k = 0; k < OWN; ++k) value[k] *= act_derivative(chosen.activation, a[k]);
+    });
+}
+
+// For losses that are a sum over the elements.
 KERNEL(elementwise_delta, Supervised) {
-    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= (u64)op.rows * op.outputs) return;
-    float p = arena[op.prediction + i];
-    float y = arena[op.target + i];
-    arena[op.output + i] = loss_slope(op.loss, op.scale, p, y) * act_derivative(op.activation, p);
+    Span span((u64)op.rows * op.outputs, in_fours(op.prediction, op.target, op.output));
+    float p[OWN], delta[OWN];
+    span.load(p, arena + op.prediction);
+    span.load(delta, arena + op.target);
+    if (op.loss == MSE) {
+#pragma unroll
+        for (u32 k = 0; k < OWN; ++k) delta[k] = loss_slope(MSE, op.scale, p[k], delta[k]);
+    } else {
+#pragma unroll
+        for (u32 k = 0; k < OWN; ++k) delta[k] = loss_slope(BCE_WITH_LOGITS, op.scale, p[k], delta[k]);
+    }
+    through_activation(delta, p, op.activation);
+    span.store(arena + op.output, delta);
 }
 
 KERNEL(elementwise_curvature, Supervised) {
-    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= (u64)op.rows * op.outputs) return;
-    float p = arena[op.prediction + i];
-    float z = loss_second(op.loss, op.scale, p) * arena[op.e + i] * act_derivative(op.activation, p);
-    float* out = arena + op.output + i;
-    *out = op.begun ? *out + z : z;
+    Span span((u64)op.rows * op.outputs, in_fours(op.prediction, op.e, op.output));
+    float p[OWN], z[OWN], begun[OWN] = {};
+    span.load(p, arena + op.prediction);
+    span.load(z, arena + op.e);
+    if (op.begun) span.load(begun, arena + op.output);
+    if (op.loss == MSE) {
+#pragma unroll
+        for (u32 k = 0; k < OWN; ++k) z[k] *= loss_second(MSE, op.scale, p[k]);
+    } else {
+#pragma unroll
+        for (u32 k = 0; k < OWN; ++k) z[k] *= loss_second(BCE_WITH_LOGITS, op.scale, p[k]);
+    }
+    through_activation(z, p, op.activation);
+    if (op.begun) {
+#pragma unroll
+        for (u32 k = 0; k < OWN; ++k) z[k] += begun[k];
+    }
+    span.store(arena + op.output, z);
 }
 
 // The row of the thread's warp.
@@ -67,7 +96,11 @@ KERNEL(supervised_loss, Supervised) {
     SHARED(Partials, partials);
     u32 rows = op.rows / op.tasks;
     u64 first = (u64)blockIdx.x * rows * op.outputs;
-    double mean = task_mean(partials, op.loss, arena + op.prediction + first, arena + op.target + first, rows, op.outputs);
+    const float* p = arena + op.prediction + first;
+    const float* y = arena + op.target + first;
+    bool fours = in_fours(op.prediction + first, op.target + first, (u64)rows * op.outputs);
+    double mean = fours ? task_mean<4>(partials, op.loss, p, y, rows, op.outputs)
+                        : task_mean<1>(partials, op.loss, p, y, rows, op.outputs);
     if (threadIdx.x == 0) arena[op.output + blockIdx.x] = (float)mean;
 }
 

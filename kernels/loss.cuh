@@ -3,6 +3,7 @@
 #pragma once
 
 #include "activation.cuh"
+#include "pieces.cuh"
 #include "tile.cuh"
 
 enum Loss : u32 { MSE, BCE_WITH_LOGITS, CROSS_ENTROPY };
@@ -68,7 +69,33 @@ __device__ inline void cross_entropy_curvature_row(const float* p, const float* 
     }
 }
 
-// The mean loss of one task, to thread 0 of the block.
+// The thread's share of a sum over the elements, taken by pieces of PIECE, several of them on their way at once.
+template <u32 PIECE, u32 LOSS>
+__device__ inline double elementwise_sum(const float* p, const float* y, u64 count) {
+    constexpr u32 AHEAD = PIECE == 4 ? 8 : 1;
+    // One for each place in a piece, so that they do not wait for one another.
+    double sum[PIECE] = {};
+    for (u64 start = threadIdx.x * PIECE; start < count; start += AHEAD * THREADS * PIECE) {
+        float left[AHEAD][PIECE], right[AHEAD][PIECE];
+#pragma unroll
+        for (u32 a = 0; a < AHEAD; ++a) {
+            u64 i = start + a * THREADS * PIECE;
+            load_piece_or_zero(left[a], p + i, i < count);
+            load_piece_or_zero(right[a], y + i, i < count);
+        }
+#pragma unroll
+        for (u32 a = 0; a < AHEAD; ++a) {
+            if (start + a * THREADS * PIECE >= count) break;
+#pragma unroll
+            for (u32 k = 0; k < PIECE; ++k) sum[k] += loss_term(LOSS, left[a][k], right[a][k]);
+        }
+    }
+    for (u32 k = 1; k < PIECE; ++k) sum[0] += sum[k];
+    return sum[0];
+}
+
+// The mean loss of one task, to thread 0 of the block. PIECE is 4 where all rows lie at multiples of 16 bytes.
+template <u32 PIECE>
 __device__ inline double task_mean(Partials& partials, u32 loss, const float* p, const float* y, u32 rows, u32 outputs) {
     double sum = 0.0;
     if (loss == CROSS_ENTROPY) {
@@ -79,7 +106,8 @@ __device__ inline double task_mean(Partials& partials, u32 loss, const float* p,
             for (u32 i = threadIdx.x % 32; i < outputs; i += 32) sum += y[at + i] * (log - p[at + i]);
         }
     } else {
-        for (u64 i = threadIdx.x; i < (u64)rows * outputs; i += THREADS) sum += loss_term(loss, p[i], y[i]);
+        u64 count = (u64)rows * outputs;
+        sum = loss == MSE ? elementwise_sum<PIECE, MSE>(p, y, count) : elementwise_sum<PIECE, BCE_WITH_LOGITS>(p, y, count);
     }
     sum = block_sum(partials, sum);
     return sum / (loss == CROSS_ENTROPY ? (double)rows : (double)rows * outputs);

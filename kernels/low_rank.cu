@@ -2,11 +2,12 @@
 // them that are the gradient of the rates. Lists of rows longer than LIST are taken in several launches.
 
 #include "activation.cuh"
+#include "pieces.cuh"
 #include "tile.cuh"
 
 constexpr int LIST = 64;
 // Rows a block takes at once.
-constexpr int GROUP = 8;
+constexpr u32 GROUP = 8;
 
 // One summand of a correction: scale * (gram + shift) @ rows, with `count` rows a task.
 struct Term {
@@ -37,68 +38,167 @@ struct Corrections {
     u32 gated;
     // Whether the output already holds a part of the result.
     u32 begun;
-    u32 unused;
+    // The largest count of a term.
+    u32 most;
+    // Columns a lane takes: 4 where all rows lie at multiples of 16 bytes, else 1.
+    u32 piece;
+    // 2^spread warps share columns, each with its part of the correction rows.
+    u32 spread;
 };
-static_assert(sizeof(Corrections) == 3152, "mirrored in Rust");
+static_assert(sizeof(Corrections) == 3160, "mirrored in Rust");
 
 struct alignas(16) Coefficients {
     float factor[THREADS][GROUP];
     u64 row[THREADS];
+    // What each warp's part of the correction rows adds up to.
+    float part[WARPS][GROUP][32 * 4];
 };
 
-// output = [output +] (coefficients @ rows) * act'(gate)
-//
-// Grid: x the groups of 8 rows of every task, y the columns, z the output blocks. A thread holds one column of 8 rows; the
-// coefficients are assembled in shared memory, 128 correction rows at a time.
-KERNEL(apply_corrections, Corrections) {
-    SHARED(Coefficients, shared);
+// Correction rows a lane has on their way at once.
+constexpr u32 CORRECTIONS_AHEAD = 8;
+
+template <u32 PIECE>
+__device__ inline void apply(float* arena, const Corrections& op, Coefficients& shared) {
     u32 groups = (op.rows + GROUP - 1) / GROUP;
     u32 task = blockIdx.x / groups;
     u32 first = blockIdx.x % groups * GROUP;
-    u32 column = blockIdx.y * THREADS + threadIdx.x;
+    u32 rows = min(op.rows - first, GROUP);
     u32 block = blockIdx.z;
     u32 begin = block == 0 ? 0 : op.end[block - 1];
     u32 end = op.end[block];
     u32 count = begin < end ? op.terms[end - 1].column + op.terms[end - 1].count : 0;
-    float sum[GROUP] = {};
+
+    u32 warp = threadIdx.x / 32;
+    u32 lane = threadIdx.x % 32;
+    u32 parts = 1u << op.spread;
+    u32 part = warp & (parts - 1);
+    u32 column = (blockIdx.y * (WARPS >> op.spread) + (warp >> op.spread)) * 32 * PIECE + lane * PIECE;
+    bool inside = column < op.width;
+    float sum[GROUP][PIECE] = {};
     for (u32 start = 0; start < count; start += THREADS) {
+        u32 here = min(count - start, (u32)THREADS);
         u32 n = start + threadIdx.x;
+        float inner[GROUP] = {};
+        float scale = 0.0f, shift = 0.0f;
         if (n < count) {
-            u32 t = begin;
+            // No term before this one can hold it, and it is this one where all are of one length.
+            u32 t = begin + n / op.most;
             while (n >= op.terms[t].column + op.terms[t].count) ++t;
             const Term& term = op.terms[t];
             u32 i = n - term.column;
             shared.row[threadIdx.x] = term.rows + ((u64)task * term.count + i) * op.width;
-            u64 gram = term.gram + (u64)task * term.task_stride + (u64)i * term.column_stride;
+            scale = term.scale;
+            shift = term.shift;
+            const float* gram =
+                arena + term.gram + (u64)task * term.task_stride + (u64)i * term.column_stride + (u64)first * term.row_stride;
 #pragma unroll
-            for (int r = 0; r < GROUP; ++r) {
-                u32 k = first + r;
-                float inner = k < op.rows ? term.scale * (arena[gram + (u64)k * term.row_stride] + term.shift) : 0.0f;
-                shared.factor[threadIdx.x][r] = inner;
+            for (u32 r = 0; r < GROUP; ++r) {
+                if (r < rows) inner[r] = gram[(u64)r * term.row_stride];
             }
         }
         __syncthreads();
-        if (column < op.width) {
-            u32 here = min(count - start, (u32)THREADS);
-            for (u32 j = 0; j < here; ++j) {
-                float value = arena[shared.row[j] + column];
+        // The first rows are on their way before the products of the Gram matrices are waited for.
+        float value[CORRECTIONS_AHEAD][PIECE];
+        auto fetch = [&](u32 j) {
 #pragma unroll
-                for (int r = 0; r < GROUP; ++r) sum[r] += shared.factor[j][r] * value;
+            for (u32 a = 0; a < CORRECTIONS_AHEAD; ++a) {
+                u32 at = j + (a << op.spread);
+                bool there = inside && at < here;
+                load_piece_or_zero(value[a], arena + (there ? shared.row[at] : 0) + column, there);
+            }
+        };
+        fetch(part);
+        if (n < count) {
+#pragma unroll
+            for (u32 r = 0; r < GROUP; ++r) {
+                shared.factor[threadIdx.x][r] = r < rows ? scale * (inner[r] + shift) : 0.0f;
+            }
+        }
+        __syncthreads();
+        for (u32 j = part; j < here; j += CORRECTIONS_AHEAD << op.spread) {
+            if (j != part) fetch(j);
+#pragma unroll
+            for (u32 a = 0; a < CORRECTIONS_AHEAD; ++a) {
+                u32 at = j + (a << op.spread);
+                if (at >= here) break;
+                float factor[GROUP];
+#pragma unroll
+                for (u32 r = 0; r < GROUP; ++r) factor[r] = shared.factor[at][r];
+#pragma unroll
+                for (u32 r = 0; r < GROUP; ++r) {
+#pragma unroll
+                    for (u32 p = 0; p < PIECE; ++p) sum[r][p] += factor[r] * value[a][p];
+                }
             }
         }
         __syncthreads();
     }
-    if (column >= op.width) return;
+
+    // From here on a warp has every `parts`-th row, and all of the sum.
+    if (op.spread > 0) {
 #pragma unroll
-    for (int r = 0; r < GROUP; ++r) {
-        if (first + r >= op.rows) break;
-        u32 row = (block * op.tasks + task) * op.rows + first + r;
-        float value = sum[r];
-        if (op.gated) {
-            value *= act_derivative(op.gate.activation, arena[op.gate.values + op.gate.row(row) * op.width + column]);
+        for (u32 r = 0; r < GROUP; ++r) store_piece(&shared.part[warp][r][lane * PIECE], sum[r]);
+        __syncthreads();
+#pragma unroll
+        for (u32 k = 0; k < GROUP; ++k) {
+            u32 r = part + (k << op.spread);
+            if (r >= rows) break;
+#pragma unroll
+            for (u32 p = 0; p < PIECE; ++p) sum[k][p] = 0.0f;
+#pragma unroll
+            for (u32 other = 0; other < WARPS; ++other) {
+                if (other >= parts) break;
+                float add[PIECE];
+                load_piece(add, &shared.part[warp - part + other][r][lane * PIECE]);
+#pragma unroll
+                for (u32 p = 0; p < PIECE; ++p) sum[k][p] += add[p];
+            }
         }
-        float* out = arena + op.output + (u64)row * op.width + column;
-        *out = op.begun ? *out + value : value;
+    }
+    if (!inside) return;
+    auto row = [&](u32 k) { return part + (k << op.spread); };
+    // All that is read first, so that it is waited for once.
+    float other[GROUP][PIECE];
+    if (op.gated) {
+        // `block_rows` are those of all tasks, here too.
+        u64 at = op.gate.values + ((u64)op.gate.block[block] * op.gate.block_rows + task * op.rows + first) * op.width + column;
+#pragma unroll
+        for (u32 k = 0; k < GROUP; ++k) load_piece_or_zero(other[k], arena + at + (u64)row(k) * op.width, row(k) < rows);
+        choose(op.gate.activation, [&](auto chosen) {
+#pragma unroll
+            for (u32 k = 0; k < GROUP; ++k) {
+#pragma unroll
+                for (u32 p = 0; p < PIECE; ++p) sum[k][p] *= act_derivative(chosen.activation, other[k][p]);
+            }
+        });
+    }
+    float* out = arena + op.output + ((u64)(block * op.tasks + task) * op.rows + first) * op.width + column;
+    if (op.begun) {
+#pragma unroll
+        for (u32 k = 0; k < GROUP; ++k) load_piece_or_zero(other[k], out + (u64)row(k) * op.width, row(k) < rows);
+#pragma unroll
+        for (u32 k = 0; k < GROUP; ++k) {
+#pragma unroll
+            for (u32 p = 0; p < PIECE; ++p) sum[k][p] += other[k][p];
+        }
+    }
+#pragma unroll
+    for (u32 k = 0; k < GROUP; ++k) {
+        if (row(k) < rows) store_piece(out + (u64)row(k) * op.width, sum[k]);
+    }
+}
+
+// output = [output +] (coefficients @ rows) * act'(gate)
+//
+// Grid: x the groups of 8 rows of every task, y the columns, z the output blocks. A lane holds a piece of columns of 8 rows; the
+// coefficients are assembled in shared memory, 128 correction rows at a time. Where there are few blocks, several warps share
+// columns and divide the correction rows.
+KERNEL(apply_corrections, Corrections) {
+    SHARED(Coefficients, shared);
+    if (op.piece == 4) {
+        apply<4>(arena, op, shared);
+    } else {
+        apply<1>(arena, op, shared);
     }
 }
 
@@ -119,57 +219,108 @@ struct Gram {
     // Columns of the output, and how many of them this launch writes, from the first factor's on.
     u32 columns;
     u32 count;
-    u32 unused;
+    // The largest count of a factor.
+    u32 most;
+    // Columns of the output that a warp takes, at most WARP_COLUMNS, and how often that makes all of them.
+    u32 share;
+    u32 shares;
+    // Numbers of a row that a lane takes at once: 4 where all rows lie at multiples of 16 bytes, else 1.
+    u32 piece;
+    // 2^spread warps share products, each with its part of the width.
+    u32 spread;
 };
-static_assert(sizeof(Gram) == 1064, "mirrored in Rust");
+static_assert(sizeof(Gram) == 1080, "mirrored in Rust");
 
-// Columns one warp takes at once: with GROUP rows, 32 products.
-constexpr int WARP_COLUMNS = 4;
+// With GROUP rows, 32 products.
+constexpr u32 WARP_COLUMNS = 4;
+// Pieces of a row that a lane has on their way at once.
+constexpr u32 GRAM_AHEAD = 2;
+
+struct Products {
+    float of[WARPS][32];
+};
+
+// sum += x y^T over one of `parts` parts of the width; x's rows lie one after the other.
+template <u32 PIECE>
+__device__ inline void add_products(float (&sum)[GROUP * WARP_COLUMNS], const float* x, u32 rows,
+                                    const float* const (&y)[WARP_COLUMNS], u32 columns, u32 width, u32 part, u32 parts) {
+    u32 step = parts * 32 * PIECE;
+    for (u32 start = (part * 32 + threadIdx.x % 32) * PIECE; start < width; start += GRAM_AHEAD * step) {
+        float left[GRAM_AHEAD][GROUP][PIECE], right[GRAM_AHEAD][WARP_COLUMNS][PIECE];
+#pragma unroll
+        for (u32 a = 0; a < GRAM_AHEAD; ++a) {
+            u32 i = start + a * step;
+#pragma unroll
+            for (u32 c = 0; c < WARP_COLUMNS; ++c) load_piece_or_zero(right[a][c], y[c] + i, c < columns && i < width);
+#pragma unroll
+            for (u32 r = 0; r < GROUP; ++r) load_piece_or_zero(left[a][r], x + (u64)r * width + i, r < rows && i < width);
+        }
+#pragma unroll
+        for (u32 r = 0; r < GROUP; ++r) {
+            if (r >= rows) break;
+#pragma unroll
+            for (u32 a = 0; a < GRAM_AHEAD; ++a) {
+#pragma unroll
+                for (u32 c = 0; c < WARP_COLUMNS; ++c) {
+#pragma unroll
+                    for (u32 p = 0; p < PIECE; ++p) sum[r * WARP_COLUMNS + c] += left[a][r][p] * right[a][c][p];
+                }
+            }
+        }
+    }
+}
 
 // output[b, t, k, n] = x_b[t, k] . y[t, n]
 //
-// Grid: x the groups of 8 rows of every block and task, y the columns, 16 a block. A warp computes 8 x 4 products, its
-// lanes spread over the width.
+// Grid: x the tasks and, within each, the shares of columns, as many as a block has warps; y the groups of 8 rows; z the blocks.
+// A warp computes 8 x 4 products, its lanes spread over the width. Where there are few of them, several warps share them and
+// divide the width.
 KERNEL(gram, Gram) {
-    u32 groups = (op.rows + GROUP - 1) / GROUP;
-    u32 item = blockIdx.x / groups;
-    u32 task = item % op.tasks;
-    u32 first = blockIdx.x % groups * GROUP;
+    SHARED(Products, shared);
+    u32 warp = threadIdx.x / 32;
     u32 lane = threadIdx.x % 32;
-    u32 start = (blockIdx.y * WARPS + threadIdx.x / 32) * WARP_COLUMNS;
-    // The whole warp leaves, so that its shuffles stay whole.
-    if (start >= op.count) return;
-    // A missing row or column repeats the last one; its products are computed and dropped.
-    const float* x[GROUP];
-#pragma unroll
-    for (int r = 0; r < GROUP; ++r) {
-        x[r] = arena + op.x + ((u64)item * op.rows + min(first + r, op.rows - 1)) * op.width;
-    }
-    const float* y[WARP_COLUMNS];
-#pragma unroll
-    for (int c = 0; c < WARP_COLUMNS; ++c) {
-        u32 n = op.y[0].column + min(start + c, op.count - 1);
-        u32 f = 0;
-        while (n >= op.y[f].column + op.y[f].count) ++f;
-        y[c] = arena + op.y[f].rows + ((u64)task * op.y[f].count + n - op.y[f].column) * op.width;
-    }
+    u32 parts = 1u << op.spread;
+    u32 part = warp & (parts - 1);
+    u32 unit = blockIdx.x * (WARPS >> op.spread) + (warp >> op.spread);
+    u32 task = unit / op.shares;
+    u32 start = (unit - task * op.shares) * op.share;
+    u32 item = blockIdx.z * op.tasks + task;
+    u32 first = blockIdx.y * GROUP;
+    u32 rows = min(op.rows - first, GROUP);
+    u32 columns = min(op.count - start, op.share);
+    // A warp beyond the last task stays for the barrier.
+    bool idle = task >= op.tasks;
     float sum[GROUP * WARP_COLUMNS] = {};
-    for (u32 i = lane; i < op.width; i += 32) {
-        float value[WARP_COLUMNS];
+    if (!idle) {
+        const float* x = arena + op.x + ((u64)item * op.rows + first) * op.width;
+        const float* y[WARP_COLUMNS];
+        // No factor before this one can hold the column, and it is this one where all are of one length.
+        u32 f = start / op.most;
 #pragma unroll
-        for (int c = 0; c < WARP_COLUMNS; ++c) value[c] = y[c][i];
-#pragma unroll
-        for (int r = 0; r < GROUP; ++r) {
-            float other = x[r][i];
-#pragma unroll
-            for (int c = 0; c < WARP_COLUMNS; ++c) sum[r * WARP_COLUMNS + c] += other * value[c];
+        for (u32 c = 0; c < WARP_COLUMNS; ++c) {
+            // A missing column repeats the last one, and is not read.
+            u32 n = op.y[0].column + min(start + c, op.count - 1);
+            while (n >= op.y[f].column + op.y[f].count) ++f;
+            y[c] = arena + op.y[f].rows + ((u64)task * op.y[f].count + n - op.y[f].column) * op.width;
+        }
+        if (op.piece == 4) {
+            add_products<4>(sum, x, rows, y, columns, op.width, part, parts);
+        } else {
+            add_products<1>(sum, x, rows, y, columns, op.width, part, parts);
         }
     }
     float product = warp_sum_32(sum);
-    u32 k = first + lane / WARP_COLUMNS;
-    u32 n = start + lane % WARP_COLUMNS;
-    if (k < op.rows && n < op.count) {
-        arena[op.output + ((u64)item * op.rows + k) * op.columns + op.y[0].column + n] = product;
+    if (op.spread > 0) {
+        shared.of[warp][lane] = product;
+        __syncthreads();
+        if (part != 0) return;
+        product = 0.0f;
+        for (u32 other = 0; other < parts; ++other) product += shared.of[warp + other][lane];
+    }
+    u32 k = lane / WARP_COLUMNS;
+    u32 c = lane % WARP_COLUMNS;
+    if (!idle && k < rows && c < columns) {
+        arena[op.output + ((u64)item * op.rows + first + k) * op.columns + op.y[0].column + start + c] = product;
     }
 }
 

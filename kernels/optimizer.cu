@@ -1,6 +1,7 @@
 // The outer optimizer over a flat array of parameters, fused over all of them, and what it asks beforehand: whether the
 // meta-step went well, and by how much a gradient is to be scaled down. That stays on the device.
 
+#include "pieces.cuh"
 #include "tile.cuh"
 
 struct CheckGradient {
@@ -54,9 +55,15 @@ struct Sgd {
 static_assert(sizeof(Sgd) == 48, "mirrored in Rust");
 
 KERNEL(sgd, Sgd) {
-    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= op.length || arena[op.flag] != 0.0f) return;
-    arena[op.parameters + i] -= op.rate * arena[op.factor] * arena[op.gradient + i];
+    Span span(op.length, in_fours(op.parameters, op.gradient));
+    float parameter[OWN], gradient[OWN];
+    span.load(parameter, arena + op.parameters);
+    span.load(gradient, arena + op.gradient);
+    float step = op.rate * arena[op.factor];
+    if (arena[op.flag] != 0.0f) return;
+#pragma unroll
+    for (u32 k = 0; k < OWN; ++k) parameter[k] -= step * gradient[k];
+    span.store(arena + op.parameters, parameter);
 }
 
 struct Adam {
@@ -81,12 +88,22 @@ struct Adam {
 static_assert(sizeof(Adam) == 88, "mirrored in Rust");
 
 KERNEL(adam, Adam) {
-    u64 i = (u64)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= op.length || arena[op.flag] != 0.0f) return;
-    float g = arena[op.gradient + i] * arena[op.factor];
-    float m = op.beta1 * arena[op.first + i] + op.rest1 * g;
-    float v = op.beta2 * arena[op.second + i] + op.rest2 * g * g;
-    arena[op.first + i] = m;
-    arena[op.second + i] = v;
-    arena[op.parameters + i] -= op.rate * m / (sqrtf(v * op.second_scale) + op.epsilon);
+    Span span(op.length, in_fours(op.parameters, op.gradient, op.first, op.second));
+    float parameter[OWN], gradient[OWN], first[OWN], second[OWN];
+    span.load(gradient, arena + op.gradient);
+    span.load(first, arena + op.first);
+    span.load(second, arena + op.second);
+    span.load(parameter, arena + op.parameters);
+    float factor = arena[op.factor];
+    if (arena[op.flag] != 0.0f) return;
+#pragma unroll
+    for (u32 k = 0; k < OWN; ++k) {
+        float g = gradient[k] * factor;
+        first[k] = op.beta1 * first[k] + op.rest1 * g;
+        second[k] = op.beta2 * second[k] + op.rest2 * g * g;
+        parameter[k] -= op.rate * first[k] / (sqrtf(second[k] * op.second_scale) + op.epsilon);
+    }
+    span.store(arena + op.first, first);
+    span.store(arena + op.second, second);
+    span.store(arena + op.parameters, parameter);
 }

@@ -271,7 +271,7 @@ struct ResidentTask {
         forward(op.query, after);
         const float* p = room + level(op.query, op.layers);
         u32 count = op.query.rows * op.widths[op.layers];
-        double mean = task_mean(partials, op.loss, p, room + op.query.targets, op.query.rows, op.widths[op.layers]);
+        double mean = task_mean<1>(partials, op.loss, p, room + op.query.targets, op.query.rows, op.widths[op.layers]);
         u64 at = (u64)after * op.tasks + task;
         if (threadIdx.x == 0) arena[op.trace_loss + at] = (float)mean;
         for (u32 i = threadIdx.x; i < count; i += THREADS) arena[op.trace_output + at * count + i] = p[i];
@@ -292,7 +292,7 @@ struct ResidentTask {
         forward(pass, op.steps);
         if (op.task_loss != NOWHERE) {
             const float* p = room + level(pass, op.layers);
-            double mean = task_mean(partials, op.loss, p, room + pass.targets, pass.rows, outputs);
+            double mean = task_mean<1>(partials, op.loss, p, room + pass.targets, pass.rows, outputs);
             if (threadIdx.x == 0) arena[op.task_loss + task] = (float)mean;
         }
         if (!op.goes_back) return;

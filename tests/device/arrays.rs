@@ -10,8 +10,10 @@ use super::Make;
 use super::scene::{Scene, compare};
 
 pub fn plain_arrays<D: Device<f32>>(make: Make<'_, D>) {
-    for (case, (rows, width)) in [(1, 1), (3, 43), (5, 300)].into_iter().enumerate() {
+    let shapes = [(1, 1, 1), (3, 43, 1), (5, 300, 1), (9, 257, 4)];
+    for (case, (rows, width, alignment)) in shapes.into_iter().enumerate() {
         let scene = &mut Scene::new(900 + case as u64);
+        scene.align(alignment);
         let from = scene.random(rows, width);
         let filled = scene.written(rows, width);
         let copied = scene.written(rows, width);
@@ -86,7 +88,7 @@ pub fn gradient_check<D: Device<f32>>(make: Make<'_, D>) {
         device.check().unwrap();
         found
     }
-    for length in [1, 127, 5000, 70_001] {
+    for length in [1, 127, 5000, 70_001, 600_002] {
         let mut plan = ArenaPlan::default();
         let gradient = plan.take(1, length);
         let losses = TASKS.map(|tasks| plan.take(1, tasks));
@@ -134,8 +136,9 @@ pub fn gradient_check<D: Device<f32>>(make: Make<'_, D>) {
 }
 
 pub fn outer_step<D: Device<f32>>(make: Make<'_, D>) {
-    for (case, length) in [1, 130, 1000].into_iter().enumerate() {
+    for (case, (length, alignment)) in [(1, 1), (130, 1), (1500, 1), (2050, 4)].into_iter().enumerate() {
         let scene = &mut Scene::new(1200 + case as u64);
+        scene.align(alignment);
         let gradient = scene.random(1, length);
         let plain = scene.changed(1, length, true);
         let parameters = scene.changed(1, length, true);

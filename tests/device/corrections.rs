@@ -1,6 +1,8 @@
 //! Corrections of the dual form, and the Gram matrices they are made of.
 
-use innerloop::device::{Device, Gram, GramInner, GramView, LinearForward, LowRank, Region, Term};
+use innerloop::device::{
+    AdjointBackward, Device, Gate, Gram, GramInner, GramView, LinearForward, LowRank, Region, Term,
+};
 use innerloop::model::Activation;
 
 use super::Make;
@@ -67,6 +69,9 @@ macro_rules! scales {
 }
 pub(crate) use scales;
 
+/// Tasks, rows, width and alignment: columns one by one and by fours; a part of a block, and several.
+const SHAPES: [(usize, usize, usize, usize); 4] = [(3, 9, 131, 1), (2, 5, 132, 4), (1, 1, 260, 4), (1, 17, 1100, 4)];
+
 /// More terms than one launch holds, more rows than one pass of a block, in blocks of unequal length.
 pub fn many_corrections<D: Device<f32>>(make: Make<'_, D>) {
     for (case, counts) in [
@@ -78,24 +83,68 @@ pub fn many_corrections<D: Device<f32>>(make: Make<'_, D>) {
     .iter()
     .enumerate()
     {
-        let (tasks, rows, inputs, outputs) = (3, 9, 4, 131);
-        let scene = &mut Scene::new(case as u64);
-        let input = scene.random(counts.len() * tasks * rows, inputs);
-        let layer = scene.layer(tasks, true, inputs, outputs);
-        let terms = Terms::new(scene, tasks, rows, outputs, counts);
-        let output = scene.written(input.rows, outputs);
-        compare!(scene, make, format!("{counts:?}"), |device, arena, T| {
-            let scales = scales!(terms, T);
-            let corrections = corrections!(terms, scales);
-            let activation = Activation::Linear;
-            device.linear_forward(arena, &LinearForward { tasks, rows, input, layer, corrections, activation, output });
-        });
+        for (tasks, rows, outputs, alignment) in SHAPES {
+            let scene = &mut Scene::new(case as u64);
+            scene.align(alignment);
+            let inputs = 4;
+            let input = scene.random(counts.len() * tasks * rows, inputs);
+            let layer = scene.layer(tasks, true, inputs, outputs);
+            let terms = Terms::new(scene, tasks, rows, outputs, counts);
+            let output = scene.written(input.rows, outputs);
+            compare!(scene, make, format!("{counts:?} of width {outputs}"), |device, arena, T| {
+                let scales = scales!(terms, T);
+                let corrections = corrections!(terms, scales);
+                let activation = Activation::Linear;
+                device.linear_forward(
+                    arena,
+                    &LinearForward { tasks, rows, input, layer, corrections, activation, output },
+                );
+            });
+        }
+    }
+}
+
+/// Added to what is there, through every activation.
+pub fn gated_corrections<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, activation) in super::products::ACTIVATIONS.into_iter().enumerate() {
+        for (tasks, rows, inputs, alignment) in SHAPES {
+            let scene = &mut Scene::new(30 + case as u64);
+            scene.align(alignment);
+            let (blocks, outputs) = (2, 3);
+            let z_cotangent = scene.random(blocks * tasks * rows, outputs);
+            let layer = scene.layer(tasks, true, inputs, outputs);
+            let counts = [vec![3], vec![5; 1 + 7 * case]];
+            let terms = Terms::new(scene, tasks, rows, inputs, &counts);
+            let values = scene.random(3 * tasks * rows, inputs);
+            let gate = Some(Gate { activation, values, blocks: &[2, 0] });
+            let output = scene.changed(z_cotangent.rows, inputs, true);
+            compare!(scene, make, format!("{activation:?} of width {inputs}"), |device, arena, T| {
+                let scales = scales!(terms, T);
+                let corrections = corrections!(terms, scales);
+                let (direction, accumulate) = (None, true);
+                let operation = AdjointBackward {
+                    tasks,
+                    rows,
+                    z_cotangent,
+                    layer,
+                    direction,
+                    corrections,
+                    gate,
+                    output,
+                    accumulate,
+                };
+                device.adjoint_backward(arena, &operation);
+            });
+        }
     }
 }
 
 pub fn low_rank<D: Device<f32>>(make: Make<'_, D>) {
-    for (case, counts) in [vec![vec![5], vec![], vec![1; 30]], vec![vec![2; 70]], vec![]].iter().enumerate() {
-        let (tasks, rows, width) = (3, 9, [131, 7, 33][case]);
+    // The last has tasks enough that no two warps share a column.
+    for (case, counts) in
+        [vec![vec![5], vec![], vec![1; 30]], vec![vec![2; 70]], vec![], vec![vec![4, 9]]].iter().enumerate()
+    {
+        let (tasks, rows, width) = [(3, 9, 131), (3, 9, 7), (3, 9, 33), (1024, 1, 97)][case];
         let scene = &mut Scene::new(50 + case as u64);
         let terms = Terms::new(scene, tasks, rows, width, counts);
         let output = scene.written(if counts.is_empty() { 2 } else { counts.len() } * tasks * rows, width);
@@ -115,17 +164,26 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>) {
         (4, 8, 1, 64, vec![17]),
         (2, 3, 1, 130, vec![1; 70]),
         (1, 17, 1, 200, vec![3; 11]),
+        (3, 5, 2, 300, vec![5, 0, 1, 7]),
+        (1, 2, 1, 2500, vec![2, 9]),
+        // So many that no two warps share a product.
+        (4096, 1, 1, 67, vec![1]),
+        (2048, 1, 1, 132, vec![3, 2]),
     ]
     .into_iter()
     .enumerate()
     {
-        let scene = &mut Scene::new(100 + case as u64);
-        let x = scene.random(blocks * tasks * rows, width);
-        let y: Vec<Region> = counts.iter().map(|count| scene.random(tasks * count, width)).collect();
-        let output = scene.written(x.rows, counts.iter().sum());
-        compare!(scene, make, format!("gram {counts:?} of width {width}"), |device, arena, _T| {
-            device.gram(arena, &Gram { tasks, rows, x, y: &y, output });
-        });
+        // Rows that lie anywhere, and, where their width allows it, at multiples of 16 bytes.
+        for alignment in [1, 4].into_iter().take(1 + usize::from(width % 4 == 0)) {
+            let scene = &mut Scene::new(100 + case as u64);
+            scene.align(alignment);
+            let x = scene.random(blocks * tasks * rows, width);
+            let y: Vec<Region> = counts.iter().map(|count| scene.random(tasks * count, width)).collect();
+            let output = scene.written(x.rows, counts.iter().sum());
+            compare!(scene, make, format!("gram {counts:?} of width {width}"), |device, arena, _T| {
+                device.gram(arena, &Gram { tasks, rows, x, y: &y, output });
+            });
+        }
     }
 }
 

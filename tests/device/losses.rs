@@ -10,22 +10,24 @@ use super::Make;
 use super::scene::{Scene, compare};
 
 const LOSSES: [Loss; 3] = [Loss::Mse, Loss::BceWithLogits, Loss::CrossEntropy];
-/// Tasks, rows, outputs.
-const SHAPES: [(usize, usize, usize); 4] = [(1, 1, 1), (3, 5, 7), (2, 9, 33), (4, 3, 130)];
+/// Tasks, rows, outputs, and alignment.
+const SHAPES: [(usize, usize, usize, usize); 7] =
+    [(1, 1, 1, 1), (3, 5, 7, 1), (2, 9, 33, 1), (4, 3, 130, 1), (3, 5, 7, 4), (2, 5, 560, 4), (2, 5, 560, 1)];
 
 fn supervised(mut check: impl FnMut(&mut Scene, SupervisedLoss, bool)) {
     let mut case = 600;
-    for (tasks, rows, outputs) in SHAPES {
+    for (tasks, rows, outputs, alignment) in SHAPES {
         for loss in LOSSES {
             // The cross-entropy of one class is 0 with gradient 0: nothing to be right about.
             let outputs = if loss == Loss::CrossEntropy { outputs.max(2) } else { outputs };
             for activation in [Activation::Linear, Activation::Tanh] {
                 case += 1;
                 let scene = &mut Scene::new(case);
+                scene.align(alignment);
                 let prediction = scene.between(tasks * rows, outputs, -4.0, 4.0);
                 let target = scene.between(tasks * rows, outputs, 0.0, 1.0);
                 let at = SupervisedLoss { tasks, loss, activation, prediction, target, delta: None, task_loss: None };
-                check(scene, at, case % 2 == 0);
+                check(scene, at, case % 2 == 0 || alignment > 1);
             }
         }
     }

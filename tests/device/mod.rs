@@ -65,6 +65,7 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("gram", corrections::gram::<D>),
         ("gram_inner", corrections::gram_inner::<D>),
         ("many_corrections", corrections::many_corrections::<D>),
+        ("gated_corrections", corrections::gated_corrections::<D>),
         ("low_rank", corrections::low_rank::<D>),
         ("column_scale", arrays::column_scale::<D>),
         ("normalise", normalise::normalise::<D>),

@@ -1,7 +1,7 @@
 //! Plain loops over regions.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, spans_of, wide};
 use crate::device::Region;
 
 #[repr(C)]
@@ -68,7 +68,7 @@ super::arguments! {
 pub(super) fn fill<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, to: Region, value: f32) {
     arena.check(&[], &[to]);
     let call = Fill { to: wide(to.offset), length: wide(to.len()), value, unused: 0 };
-    device.launch(arena, Kernel::Fill, [blocks_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
+    device.launch(arena, Kernel::Fill, [spans_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
 }
 
 /// See [`crate::device::Device::copy`].
@@ -76,7 +76,7 @@ pub(super) fn copy<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
     assert_eq!(from.len(), to.len());
     arena.check(&[from], &[to]);
     let call = Copy { from: wide(from.offset), to: wide(to.offset), length: wide(to.len()) };
-    device.launch(arena, Kernel::Copy, [blocks_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
+    device.launch(arena, Kernel::Copy, [spans_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
 }
 
 /// See [`crate::device::Device::gather`]. The indices travel with the launch, so nothing is allocated or waited for.
@@ -140,5 +140,5 @@ pub(super) fn add_scaled<D: Driver>(
     assert_eq!(from.len(), to.len());
     arena.check(&[from], &[to]);
     let call = AddScaled { from: wide(from.offset), to: wide(to.offset), length: wide(to.len()), scale, unused: 0 };
-    device.launch(arena, Kernel::AddScaled, [blocks_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
+    device.launch(arena, Kernel::AddScaled, [spans_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
 }

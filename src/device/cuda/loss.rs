@@ -1,7 +1,7 @@
 //! Losses with their first and second derivatives.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, spans_of, wide};
 use crate::device::operation;
 use crate::device::{
     AdversarialCurvature, AdversarialLoss, PixelCurvature, PixelLoss, Region, SupervisedCurvature, SupervisedLoss,
@@ -126,7 +126,7 @@ impl Supervised {
         let [elementwise, by_rows] = kernels;
         let (kernel, grid) = match op.loss {
             Loss::CrossEntropy => (by_rows, op.prediction.rows.div_ceil(WARPS)),
-            _ => (elementwise, blocks_of(op.prediction.len())),
+            _ => (elementwise, spans_of(op.prediction.len())),
         };
         let shapes = format_args!("{} rows of {}, {}", op.prediction.rows, op.prediction.width, op.loss);
         device.launch(arena, kernel, [grid, 1, 1], self, shapes);

@@ -1,7 +1,7 @@
 //! The dual form's per-task parts: Gram matrices, the corrections made of them, and the sums over them.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, wide};
 use crate::device::{self, Region};
 
 /// Blocks an operation may have: `BLOCKS` in `kernels/kernel.cuh`.
@@ -10,8 +10,15 @@ const BLOCKS: usize = 4;
 const LIST: usize = 64;
 /// Rows a block takes at once: `GROUP` there.
 const GROUP: usize = 8;
-/// Columns of a Gram matrix that a block computes.
-const GRAM_COLUMNS: usize = 16;
+/// Columns of a Gram matrix that a warp computes at most: `WARP_COLUMNS` there.
+const WARP_COLUMNS: usize = 4;
+/// Correction rows that a lane has on their way at once: `CORRECTIONS_AHEAD` there.
+const AHEAD: usize = 8;
+/// Warps of a block, as a power of two; and lanes of a warp.
+const WARPS_LOG: u32 = 2;
+const LANES: usize = 32;
+/// Warps that keep a large GPU busy. With fewer, several divide what one could do.
+const MANY_WARPS: usize = 4096;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -68,7 +75,9 @@ struct Corrections {
     width: u32,
     gated: u32,
     begun: u32,
-    unused: u32,
+    most: u32,
+    piece: u32,
+    spread: u32,
 }
 
 #[repr(C)]
@@ -90,7 +99,11 @@ struct Gram {
     width: u32,
     columns: u32,
     count: u32,
-    unused: u32,
+    most: u32,
+    share: u32,
+    shares: u32,
+    piece: u32,
+    spread: u32,
 }
 
 #[repr(C)]
@@ -107,9 +120,21 @@ struct GramInner {
 }
 
 super::arguments! {
-    Corrections, 3152 => ApplyCorrections;
-    Gram, 1064 => Gram;
+    Corrections, 3160 => ApplyCorrections;
+    Gram, 1080 => Gram;
     GramInner, 48 => GramInner;
+}
+
+/// How many numbers of rows of this width a lane takes at once: 4 where all rows, from these offsets on, lie at multiples of 16
+/// bytes.
+fn piece_of(width: usize, mut offsets: impl Iterator<Item = usize>) -> usize {
+    if width % 4 == 0 && offsets.all(|offset| offset % 4 == 0) { 4 } else { 1 }
+}
+
+/// The smallest power of two for which, or for a smaller one, no more warps are of use: `fewest` at least, and no more than a
+/// block has. `useful` tells whether so many warps have enough to do each.
+fn spread_of(fewest: u32, warps: usize, useful: impl Fn(u32) -> bool) -> u32 {
+    (fewest..WARPS_LOG).find(|spread| warps << spread >= MANY_WARPS || !useful(spread + 1)).unwrap_or(WARPS_LOG)
 }
 
 /// `output (+)= corrections * act'(gate)`, where there are corrections; returns whether there are. The factors are made on
@@ -136,6 +161,11 @@ pub(super) fn apply_corrections<D: Driver>(
         let gram = Region { offset: term.gram.offset, rows: 1, width: last + 1 };
         arena.check(&[term.rows, gram], &[output]);
     }
+    let offsets = blocks.iter().flatten().map(|term| term.rows.offset);
+    let offsets = offsets.chain([output.offset]).chain(gate.map(|gate| gate.values.offset));
+    let piece = piece_of(output.width, offsets);
+    let strips = output.width.div_ceil(LANES * piece);
+    let groups = tasks * rows.div_ceil(GROUP);
     // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
     let share = LIST / blocks.len();
     let turns = blocks.iter().map(|terms| terms.len().div_ceil(share)).max().unwrap_or(0).max(1);
@@ -150,7 +180,9 @@ pub(super) fn apply_corrections<D: Driver>(
             width: narrow(output.width),
             gated: gate.is_some().into(),
             begun: (accumulate || turn > 0).into(),
-            unused: 0,
+            most: 1,
+            piece: narrow(piece),
+            spread: 0,
         };
         let (mut next, mut most) = (0, 0);
         for (block, terms) in blocks.iter().enumerate() {
@@ -169,13 +201,17 @@ pub(super) fn apply_corrections<D: Driver>(
                     shift: term.bias.map_or(0.0, |index| corrections.scales[index]),
                     unused: 0,
                 };
+                call.most = call.most.max(narrow(count));
                 column += count;
                 next += 1;
             }
             most = most.max(column);
             call.end[block] = narrow(next);
         }
-        let grid = [tasks * rows.div_ceil(GROUP), blocks_of(output.width), blocks.len()];
+        // As few as leave no warp of a block without columns.
+        let fewest = WARPS_LOG - strips.max(1).ilog2().min(WARPS_LOG);
+        call.spread = spread_of(fewest, blocks.len() * groups * strips, |spread| most > AHEAD << (spread - 1));
+        let grid = [groups, strips.div_ceil(1 << (WARPS_LOG - call.spread)), blocks.len()];
         let (count, width) = (blocks.len(), output.width);
         let shapes = format_args!("{count} blocks of {tasks} tasks x {rows} rows of {width}, {most} correction rows");
         device.launch(arena, Kernel::ApplyCorrections, grid, &call, shapes);
@@ -198,6 +234,7 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
     assert_eq!(op.output.len(), op.x.rows * columns, "the output must hold every product");
     arena.check(&[op.x], &[op.output]);
     op.y.iter().for_each(|y| arena.check(&[*y], &[op.output]));
+    let piece = piece_of(width, op.y.iter().chain([&op.x]).map(|rows| rows.offset));
     let mut column = 0;
     for part in op.y.chunks(LIST) {
         let first = column;
@@ -210,15 +247,28 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
             width: narrow(width),
             columns: narrow(columns),
             count: 0,
-            unused: 0,
+            most: 1,
+            share: 0,
+            shares: 0,
+            piece: narrow(piece),
+            spread: 0,
         };
         for (factor, y) in call.y.iter_mut().zip(part) {
             let count = y.rows / tasks;
             *factor = Factor { rows: wide(y.offset), count: narrow(count), column: narrow(column) };
+            call.most = call.most.max(narrow(count));
             column += count;
         }
-        call.count = narrow(column - first);
-        let grid = [op.x.rows / rows * rows.div_ceil(GROUP), (column - first).div_ceil(GRAM_COLUMNS), 1];
+        let count = column - first;
+        let shares = count.div_ceil(WARP_COLUMNS).max(1);
+        call.count = narrow(count);
+        call.share = narrow(count.div_ceil(shares));
+        call.shares = narrow(shares);
+        let (groups, blocks) = (rows.div_ceil(GROUP), op.x.rows / rows / tasks);
+        let useful = |spread| LANES * piece << (spread - 1) < width;
+        call.spread = spread_of(0, tasks * shares * groups * blocks, useful);
+        let across = if count == 0 { 0 } else { (tasks * shares).div_ceil(1 << (WARPS_LOG - call.spread)) };
+        let grid = [across, groups, blocks];
         let shapes =
             format_args!("{} rows, {rows} a task, with {} of {columns} rows of {width}", op.x.rows, call.count);
         device.launch(arena, Kernel::Gram, grid, &call, shapes);

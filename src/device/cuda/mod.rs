@@ -273,6 +273,11 @@ fn blocks_of(elements: usize) -> usize {
     elements.div_ceil(driver::THREADS as usize)
 }
 
+/// Blocks of plain loops, 8 elements a thread: `SPAN` in `kernels/pieces.cuh`.
+fn spans_of(elements: usize) -> usize {
+    elements.div_ceil(8 * driver::THREADS as usize)
+}
+
 impl<D: Driver> Device<f32> for CudaDevice<D> {
     type Arena = CudaArena<D>;
     type Graph = CudaGraph<D>;

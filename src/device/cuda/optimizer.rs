@@ -1,7 +1,7 @@
 //! The outer optimizer.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOTHING, blocks_of, narrow, reduction, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, narrow, reduction, spans_of, wide};
 use crate::device::{Finding, GradientCheck, OuterStep, Region};
 
 #[repr(C)]
@@ -104,7 +104,7 @@ pub(super) fn outer_step<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
                 unused: 0,
             };
             let shapes = format_args!("{} parameters", parameters.len());
-            device.launch(arena, Kernel::Sgd, [blocks_of(parameters.len()), 1, 1], &call, shapes);
+            device.launch(arena, Kernel::Sgd, [spans_of(parameters.len()), 1, 1], &call, shapes);
         }
         OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step } => {
             arena.check(&[gradient, finding.findings], &[parameters, first, second]);
@@ -127,7 +127,7 @@ pub(super) fn outer_step<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
                 unused: 0,
             };
             let shapes = format_args!("{} parameters", parameters.len());
-            device.launch(arena, Kernel::Adam, [blocks_of(parameters.len()), 1, 1], &call, shapes);
+            device.launch(arena, Kernel::Adam, [spans_of(parameters.len()), 1, 1], &call, shapes);
         }
     }
 }
