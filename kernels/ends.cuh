@@ -1,34 +1,15 @@
-// The ends of product.cuh for many outputs a thread: four columns of several rows, 8 apart. All that goes in beside the sums is
-// read before anything is written, by 16 bytes where rows lie so.
+// The ends of product.cuh for many outputs a thread: P consecutive columns of N rows. All that goes in beside the sums is read
+// before anything is written.
 #pragma once
 
+#include "pieces.cuh"
 #include "product.cuh"
 
-// Four numbers at `at`, of which `count` are there; the others are 0.
-__device__ inline void load_four(float (&to)[4], const float* at, bool wide, u32 count) {
-    if (wide) {
-        *(float4*)to = *(const float4*)at;
-        return;
-    }
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) to[i] = i < count ? at[i] : 0.0f;
-}
-
-__device__ inline void store_four(const float (&from)[4], float* at, bool wide, u32 count) {
-    if (wide) {
-        *(float4*)at = *(const float4*)from;
-        return;
-    }
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        if (i < count) at[i] = from[i];
-    }
-}
-
 // What goes into the outputs beside their sums, and what becomes of them.
-template <int N>
+template <int N, int P>
 struct alignas(16) Outputs {
-    float sums[N][4], bias[4], output[N][4], gate[N][4], delta[N][4];
+    // `added`: to the sums, after their share was taken.
+    float sums[N][P], added[N][P], output[N][P], gate[N][P], delta[N][P], bias[P];
     // Whether the bias reaches a row.
     bool biased[N];
 
@@ -37,33 +18,33 @@ struct alignas(16) Outputs {
 #pragma unroll
         for (int i = 0; i < N; ++i) {
 #pragma unroll
-            for (int c = 0; c < 4; ++c) work(i, c);
+            for (int c = 0; c < P; ++c) work(i, c);
         }
     }
 
-    // output = act(share (sum + bias) [+ output])
+    __device__ float sum(const Product& op, int i, int c) const {
+        return op.share * (sums[i][c] + (biased[i] ? bias[c] : 0.0f)) + added[i][c];
+    }
+
+    // output = act(sum)
     __device__ void end(const Product& op, Forward*) {
         choose(op.activation, [&](auto chosen) {
-            each([&](int i, int c) {
-                float z = op.share * (sums[i][c] + (biased[i] ? bias[c] : 0.0f));
-                output[i][c] = act(chosen.activation, z + output[i][c]);
-            });
+            each([&](int i, int c) { output[i][c] = act(chosen.activation, sum(op, i, c)); });
         });
     }
 
-    // output = [output +] share sum * act'(gate)
+    // output = [output +] sum * act'(gate)
     __device__ void end(const Product& op, Backward*) {
         choose(op.gated ? op.gate.activation : (u32)LINEAR, [&](auto chosen) {
-            each([&](int i, int c) { output[i][c] += op.share * sums[i][c] * act_derivative(chosen.activation, gate[i][c]); });
+            each([&](int i, int c) { output[i][c] += sum(op, i, c) * act_derivative(chosen.activation, gate[i][c]); });
         });
     }
 
-    // g = share (sum + bias) [+ output];  z = g * delta * curvature(gate), left in `delta`;  output = g * act'(gate)
+    // z = sum * delta * curvature(gate), left in `delta`;  output = sum * act'(gate)
     __device__ void end(const Product& op, Adjoint*) {
-        bool gated = op.delta != NOWHERE;
-        choose(gated ? op.gate.activation : (u32)LINEAR, [&](auto chosen) {
+        choose(op.delta != NOWHERE ? op.gate.activation : (u32)LINEAR, [&](auto chosen) {
             each([&](int i, int c) {
-                float g = op.share * (sums[i][c] + (biased[i] ? bias[c] : 0.0f)) + output[i][c];
+                float g = sum(op, i, c);
                 delta[i][c] *= g * act_curvature(chosen.activation, gate[i][c]);
                 output[i][c] = g * act_derivative(chosen.activation, gate[i][c]);
             });
@@ -71,43 +52,49 @@ struct alignas(16) Outputs {
     }
 };
 
-// The outputs of rows `row`, `row + 8`, ... and of columns `column` to `column + 3`. One group, and so one source.
-template <class End, int N>
-__device__ inline void finish_rows(float* arena, const Product& op, u32 row, u32 column, float (&sums)[N][4]) {
-    constexpr bool ADJOINT = std::is_same_v<End, Adjoint>;
+// The regions that an end reads and writes begin at multiples of four, and so do their rows.
+template <class End>
+__device__ inline bool ends_in_fours(const Product& op) {
+    auto fours = [](u64 offset) { return offset == NOWHERE || in_fours(offset); };
+    bool gated = std::is_same_v<End, Adjoint> ? op.delta != NOWHERE : op.gated != 0;
+    bool curved = std::is_same_v<End, Adjoint> && gated && op.z != NOWHERE;
+    return in_fours(op.width, op.output) && (!gated || in_fours(op.gate.values)) && fours(op.sources[0].bias) &&
+           (!curved || in_fours(op.delta, op.z));
+}
+
+// Ends the rows `row[i]`, below 0 where there is none, from column `column` on. One group, and so one source. `access` loads and
+// stores P numbers; `keep(i, numbers)` is handed every output.
+template <class End, int N, int P, class Access, class Keep>
+__device__ inline void end_outputs(float* arena, const Product& op, const int (&row)[N], u32 column, Outputs<N, P>& all,
+                                   const Access& access, Keep keep) {
+    constexpr bool BACKWARD = std::is_same_v<End, Backward>, ADJOINT = std::is_same_v<End, Adjoint>;
     const Source& source = op.sources[0];
-    u32 rows = op.group_rows * op.blocks;
-    if (column >= op.width || row >= rows) return;
-    u32 count = op.width - column;
-    auto aligned = [&](u64 offset) { return offset == NOWHERE || offset % 4 == 0; };
-    bool gated = ADJOINT ? op.delta != NOWHERE : op.gated != 0, curved = ADJOINT && gated && op.z != NOWHERE;
-    bool wide = op.width % 4 == 0 && aligned(op.output) && (!gated || aligned(op.gate.values)) && aligned(source.bias) &&
-                (!curved || (aligned(op.delta) && aligned(op.z)));
-    Outputs<N> all;
-    u64 gate_row[N];
-    if (source.bias != NOWHERE) load_four(all.bias, arena + source.bias + column, wide, count);
+    bool gated = ADJOINT ? op.delta != NOWHERE : BACKWARD && op.gated, curved = ADJOINT && gated && op.z != NOWHERE;
+    bool biased = !BACKWARD && source.bias != NOWHERE;
+    u32 gate_row[N];
+    auto at = [&](int i) { return (u64)row[i] * op.width + column; };
+#pragma unroll
+    for (int c = 0; c < P; ++c) all.bias[c] = 0.0f;
+    if (biased) access.load(all.bias, arena + source.bias + column);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        u32 here = row + 8 * i;
-        bool inside = here < rows;
-        u64 at = (u64)here * op.width + column;
-        all.biased[i] = source.bias != NOWHERE && here >= source.first && here < source.first + source.rows;
-        gate_row[i] = gated && inside ? op.gate.row(here) * op.width + column : 0;
+        bool inside = row[i] >= 0;
+        all.biased[i] = biased && row[i] >= (int)source.first && row[i] < (int)(source.first + source.rows);
+        gate_row[i] = gated && inside ? (u32)op.gate.row(row[i]) : 0;
 #pragma unroll
-        for (int c = 0; c < 4; ++c) {
-            all.sums[i][c] = sums[i][c];
-            all.output[i][c] = all.gate[i][c] = all.delta[i][c] = 0.0f;
-        }
-        if (inside && op.begun) load_four(all.output[i], arena + op.output + at, wide, count);
-        if (inside && gated) load_four(all.gate[i], arena + op.gate.values + gate_row[i], wide, count);
-        if (inside && curved) load_four(all.delta[i], arena + op.delta + at, wide, count);
+        for (int c = 0; c < P; ++c) all.output[i][c] = all.gate[i][c] = all.delta[i][c] = 0.0f;
+        if (inside && op.begun) access.load(all.output[i], arena + op.output + at(i));
+        if (inside && gated) access.load(all.gate[i], arena + op.gate.values + (u64)gate_row[i] * op.width + column);
+        if (inside && curved) access.load(all.delta[i], arena + op.delta + at(i));
     }
+    // What a forward or an adjoint output holds already goes into the activation too.
+    if (!BACKWARD && op.begun) all.each([&](int i, int c) { all.added[i][c] += all.output[i][c]; });
     all.end(op, (End*)nullptr);
 #pragma unroll
     for (int i = 0; i < N; ++i) {
-        u32 here = row + 8 * i;
-        if (here >= rows) break;
-        if (curved) store_four(all.delta[i], arena + op.z + gate_row[i], wide, count);
-        store_four(all.output[i], arena + op.output + (u64)here * op.width + column, wide, count);
+        if (row[i] < 0) continue;
+        if (curved) access.store(arena + op.z + (u64)gate_row[i] * op.width + column, all.delta[i]);
+        access.store(arena + op.output + at(i), all.output[i]);
+        keep(i, all.output[i]);
     }
 }

@@ -9,18 +9,69 @@ struct HopperProduct {
     TensorMap rows;
     // One group, and so one source, which has rows.
     Product product;
+    // Where the sums of each part of the inner dimension go, [parts, rows, width], for another kernel to end; NOWHERE when this one
+    // does.
+    u64 raw;
+    u32 parts;
+    u32 unused;
 };
-static_assert(sizeof(HopperProduct) == 448, "mirrored in Rust");
+static_assert(sizeof(HopperProduct) == 512, "mirrored in Rust");
 static_assert(Hopper64x64::SHARED_BYTES == 109664 && Hopper128x128::SHARED_BYTES == 218208 &&
                   Hopper128x256::SHARED_BYTES == 218176,
               "mirrored in Rust");
 
-// The outputs that a warp holds, from (row, column) of the output on.
+// Four numbers, of which `count` are there: at once where they lie so.
+struct Four {
+    bool whole;
+    u32 count;
+
+    __device__ void load(float (&to)[4], const float* from) const {
+        if (whole) return load_piece(to, from);
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) to[i] = i < count ? from[i] : 0.0f;
+    }
+    __device__ void store(float* to, const float (&from)[4]) const {
+        if (whole) return store_piece(to, from);
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) {
+            if (i < count) to[i] = from[i];
+        }
+    }
+};
+
+// The outputs that a warp holds, from (row, column) of the output on: ended, or as they are where another kernel ends them.
 template <class End, class Tile>
 __device__ inline void finish_tile(float (&outputs)[Tile::HANDED][Tile::PITCH], const float (&d)[Tile::ROWS / 2], float* arena,
-                                   const Product& op, u32 first_row, u32 first_column) {
+                                   const HopperProduct& op, u32 part, u32 first_row, u32 first_column) {
+    const Product& product = op.product;
+    u32 rows = product.group_rows * product.blocks;
+    bool raw = op.raw != NOWHERE, whole = raw ? in_fours(product.width, op.raw) : ends_in_fours<End>(product);
     hand_over<Tile>(outputs, d, [&](u32 row, u32 column, auto& sums) {
-        finish_rows<End>(arena, op, first_row + row, first_column + column, sums);
+        constexpr int N = std::extent_v<std::remove_reference_t<decltype(sums)>>;
+        row += first_row;
+        column += first_column;
+        if (column >= product.width) return;
+        Four four = {whole, product.width - column};
+        if (raw) {
+            float* out = arena + op.raw + (part * (u64)rows + row) * product.width + column;
+#pragma unroll
+            for (int i = 0; i < N; ++i) {
+                if (row + 8 * i < rows) four.store(out + (u64)(8 * i) * product.width, sums[i]);
+            }
+            return;
+        }
+        Outputs<N, 4> all;
+        int at[N];
+#pragma unroll
+        for (int i = 0; i < N; ++i) {
+            at[i] = row + 8 * i < rows ? (int)row + 8 * i : -1;
+#pragma unroll
+            for (int c = 0; c < 4; ++c) {
+                all.sums[i][c] = sums[i][c];
+                all.added[i][c] = 0.0f;
+            }
+        }
+        end_outputs<End>(arena, product, at, column, all, four, [](int, auto&) {});
     });
 }
 
@@ -42,23 +93,24 @@ __device__ inline void hopper_product(float* arena, const HopperProduct& op, typ
     if (threadIdx.x < 128) {
         leave_registers<40>();
         if (threadIdx.x == 0) {
-            produce<Tile, LEFT_OUTER>(shared, op.weight, op.rows, tiling, stages, product.sources[0].first);
+            produce<Tile, LEFT_OUTER>(shared, op.weight, op.rows, tiling, op.parts, stages, product.sources[0].first);
         }
     } else {
         take_registers<Tile::REGISTERS>();
         int consumer = threadIdx.x / 128 - 1, warp = threadIdx.x / 32 - 4;
         Turn<Tile::STAGES> turn;
 #pragma unroll 1
-        for (u32 tile = blockIdx.x; tile < tiling.count(); tile += gridDim.x) {
+        for (u32 item = blockIdx.x; item < tiling.count() * op.parts; item += gridDim.x) {
             float d[Tile::ROWS / 2];
-            u32 row, column;
-            tiling.place(tile, row, column);
+            u32 row, column, part = item / tiling.count();
+            tiling.place(item % tiling.count(), row, column);
+            Stretch here(part, op.parts, stages);
             if (product.operands == AS_BF16) {
-                consume<Multiply_bf16, Tile, LEFT_OUTER>(shared, d, turn, consumer, stages);
+                consume<Multiply_bf16, Tile, LEFT_OUTER>(shared, d, turn, consumer, here.end - here.begin);
             } else {
-                consume<Multiply_f16, Tile, LEFT_OUTER>(shared, d, turn, consumer, stages);
+                consume<Multiply_f16, Tile, LEFT_OUTER>(shared, d, turn, consumer, here.end - here.begin);
             }
-            finish_tile<End, Tile>(shared.outputs[warp], d, arena, product, row, column + warp * 16);
+            finish_tile<End, Tile>(shared.outputs[warp], d, arena, op, part, row, column + warp * 16);
         }
     }
 #endif

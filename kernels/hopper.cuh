@@ -68,6 +68,13 @@ struct Tiling {
     }
 };
 
+// The stages of one part of the inner dimension, of which each has one at least.
+struct Stretch {
+    u32 begin, end;
+
+    __device__ Stretch(u32 part, u32 parts, u32 stages) : begin(part * stages / parts), end((part + 1) * stages / parts) {}
+};
+
 #ifdef WARPGROUPS
 
 #define MULTIPLY(type)                                                          \
@@ -87,19 +94,20 @@ __device__ inline void copy_panel(void* to, const TensorMap& map, int outer, int
     copy_tile(to, map, OUTER ? outer : inner, OUTER ? inner : outer, barrier);
 }
 
-// Has every stage of every tile of the block copied. `first` is subtracted from rows: the first row of the operand's.
+// Has every stage of every tile and part of the block copied. `first` is subtracted from rows: the first row of the operand's.
 template <class Tile, bool LEFT_OUTER>
 __device__ inline void produce(typename Tile::Shared& shared, const TensorMap& left, const TensorMap& right,
-                               const Tiling<Tile>& tiling, u32 stages, u32 first) {
+                               const Tiling<Tile>& tiling, u32 parts, u32 stages, u32 first) {
     Turn<Tile::STAGES> turn;
     prefetch_map(left);
     prefetch_map(right);
 #pragma unroll 1
-    for (u32 tile = blockIdx.x; tile < tiling.count(); tile += gridDim.x) {
+    for (u32 item = blockIdx.x; item < tiling.count() * parts; item += gridDim.x) {
         u32 row, column;
-        tiling.place(tile, row, column);
+        tiling.place(item % tiling.count(), row, column);
+        Stretch here(item / tiling.count(), parts, stages);
 #pragma unroll 1
-        for (u32 stage = 0; stage < stages; ++stage, turn.next()) {
+        for (u32 stage = here.begin; stage < here.end; ++stage, turn.next()) {
             // At first every stage is free: the phase before the first one counts as complete.
             await_phase(shared.empty[turn.stage], turn.parity ^ 1);
             Barrier& full = shared.full[turn.stage];
