@@ -1,8 +1,10 @@
 // The weight gradient of many rows: weight [outputs, inputs] (+)= sum over terms of scale * p^T q, the bias gradient fused.
 //
-// Shared weights: the rows of all tasks are summed. Per-task weights: each task's own rows, found in every block.
+// Shared weights: the rows of all tasks are summed, in parts where that fills the GPU. Per-task weights: each task's own rows, found
+// in every block.
 
 #include "gradient.cuh"
+#include "parts.cuh"
 #include "tensor.cuh"
 
 constexpr int TERMS = 64;
@@ -24,6 +26,8 @@ struct OuterProduct {
     u64 weight;
     u64 bias;
     u64 group_stride;
+    // Where there are parts: of each the weight, and its bias behind it.
+    u64 partials;
     u32 count;
     u32 groups;
     u32 inputs;
@@ -33,41 +37,43 @@ struct OuterProduct {
     // `Rounding`; of the kernels for tensor cores.
     u32 operands;
 };
-static_assert(sizeof(OuterProduct) == 2096, "mirrored in Rust");
+static_assert(sizeof(OuterProduct) == 2104, "mirrored in Rust");
 
-// Hands a tile's gradient over.
-template <class Gradient>
-__device__ inline auto writer(float* arena, const OuterProduct& op, const Gradient& gradient) {
-    float* weight = arena + op.weight + gradient.group * op.group_stride;
-    return [weight, &op](u64 at, float value) { weight[at] = op.begun ? weight[at] + value : value; };
-}
+// Where a block's gradient goes: to the layer's, or among the partial sums.
+struct Writer {
+    float* weight;
+    u64 bias_at;
+    bool begun;
 
-// Grid: that of `GradientTile`.
+    __device__ Writer(float* arena, const OuterProduct& op, u32 group) {
+        bool whole = gridDim.z == 1;
+        u64 size = (u64)op.inputs * op.outputs;
+        weight = arena + (whole ? op.weight + group * op.group_stride : op.partials + blockIdx.z * (size + op.outputs));
+        bias_at = whole ? op.bias - op.weight : size;
+        begun = whole && op.begun;
+    }
+
+    __device__ void operator()(u64 at, float value) const { weight[at] = begun ? weight[at] + value : value; }
+};
+
+// Grid: that of `GradientTile`, and z the parts of the sum.
 KERNEL(outer_product, OuterProduct) {
     SHARED(GradientTiles, shared);
     Gradient gradient(op.inputs, op.outputs);
-    for (u32 t = 0; t < op.count; ++t) {
-        const OuterTerm& term = op.terms[t];
-        gradient.add_blocks(shared.tiles, arena + term.p, arena + term.q, term.blocks, op.groups, term.rows, term.scale,
-                            term.bias);
+    Part part(Cursor<DEPTH>::stages(op.terms, op.count));
+    Cursor<DEPTH> at(op.terms, part.first);
+    for (u32 left = part.count; left > 0;) {
+        const OuterTerm& term = at.settle(op.terms);
+        // All of the term's, where there are several groups or blocks.
+        u32 rows = min(term.rows - at.row, left * DEPTH);
+        gradient.add_blocks(shared.tiles, arena + term.p + (u64)at.row * op.outputs, arena + term.q + (u64)at.row * op.inputs,
+                            term.blocks, op.groups, rows, term.scale, term.bias);
+        at.row += rows;
+        left -= (rows + DEPTH - 1) / DEPTH;
     }
-    gradient.finish(shared.bias, op.bias - op.weight, writer(arena, op, gradient));
+    Writer writer(arena, op, gradient.group);
+    gradient.finish(shared.bias, writer.bias_at, writer);
 }
-
-// A stage of a sum over terms: the term, and the first of its rows.
-struct Cursor {
-    u32 term = 0;
-    u32 row = 0;
-
-    // Goes on to the next term that has rows left, if there is none in this one.
-    __device__ const OuterTerm& settle(const OuterProduct& op) {
-        while (row >= op.terms[term].rows) {
-            ++term;
-            row = 0;
-        }
-        return op.terms[term];
-    }
-};
 
 // The stages of the sum, with shared weights: the rows of a term are one block's.
 template <class Tile>
@@ -78,18 +84,16 @@ struct SharedTerms {
     const float* arena;
     const OuterProduct& op;
     const GradientTile<Tile>& gradient;
-    Cursor fetched = {};
-    Cursor multiplied = {};
+    // The block's part.
+    u32 count;
+    Cursor<DEPTH> fetched;
+    Cursor<DEPTH> multiplied;
     float bias = 0.0f;
 
-    __device__ int stages() const {
-        u32 stages = 0;
-        for (u32 t = 0; t < op.count; ++t) stages += (op.terms[t].rows + DEPTH - 1) / DEPTH;
-        return stages;
-    }
+    __device__ int stages() const { return count; }
 
     __device__ void fetch(float* to_left, float* to_right) {
-        const OuterTerm& term = fetched.settle(op);
+        const OuterTerm& term = fetched.settle(op.terms);
         ::fetch(Left(arena + term.p, term.rows, gradient.first_row, op.outputs), to_left, fetched.row);
         ::fetch(Right(arena + term.q, term.rows, gradient.first_column, op.inputs), to_right, fetched.row);
         fetched.row += DEPTH;
@@ -97,7 +101,7 @@ struct SharedTerms {
 
     template <class Numbers>
     __device__ void multiply(Tile& tile, const float* left, const float* right) {
-        const OuterTerm& term = multiplied.settle(op);
+        const OuterTerm& term = multiplied.settle(op.terms);
         multiplied.row += DEPTH;
         tile.template add<Numbers, Left, Right>(left, right, term.scale);
         if (!gradient.has_bias() || threadIdx.x >= Tile::TILE_ROWS) return;
@@ -110,9 +114,12 @@ struct SharedTerms {
 template <class Tile>
 __device__ inline void tensor_outer_product(float* arena, const OuterProduct& op, typename Tile::Shared& shared) {
     GradientTile<Tile> gradient(op.inputs, op.outputs);
-    SharedTerms<Tile> work = {arena, op, gradient};
+    Part part(Cursor<DEPTH>::stages(op.terms, op.count));
+    Cursor<DEPTH> first(op.terms, part.first);
+    SharedTerms<Tile> work = {arena, op, gradient, part.count, first, first};
     multiply_stages_as(op.operands, gradient.held, shared.operands, work);
-    gradient.finish(op.bias - op.weight, work.bias, writer(arena, op, gradient), shared);
+    Writer writer(arena, op, gradient.group);
+    gradient.finish(writer.bias_at, work.bias, writer, shared);
 }
 
 KERNEL(outer_product_64x64, OuterProduct) {
@@ -123,4 +130,29 @@ KERNEL(outer_product_64x64, OuterProduct) {
 KERNEL(outer_product_128x128, OuterProduct) {
     SHARED(Tile128x128::Shared, shared);
     tensor_outer_product<Tile128x128>(arena, op, shared);
+}
+
+struct OuterTotal {
+    u64 partials;
+    u64 weight;
+    u64 bias;
+    // Of the weight, and with the bias.
+    u64 weights;
+    u64 length;
+    u32 parts;
+    u32 begun;
+};
+static_assert(sizeof(OuterTotal) == 48, "mirrored in Rust");
+
+// Adds up the parts, a number a thread.
+KERNEL(outer_total, OuterTotal) {
+    u64 at = (u64)blockIdx.x * THREADS + threadIdx.x;
+    if (at >= op.length) return;
+    float* to = arena + (at < op.weights ? op.weight + at : op.bias + (at - op.weights));
+    float before = op.begun ? *to : 0.0f;
+    const float* part = arena + op.partials + at;
+    float sum = 0.0f;
+#pragma unroll 8
+    for (u32 i = 0; i < op.parts; ++i) sum += part[i * op.length];
+    *to = before + sum;
 }

@@ -5,7 +5,9 @@
 // pieces of row r lie permuted: piece c at c ^ r % 8. This is the 128-byte swizzle of copies and products alike.
 //
 // A product is D [64, N] += A [64, 16] B [N, 16]^T. With g = lane / 4, t = lane % 4 and w = warp % 4 a lane holds
-//   d[4j + i] = D[16w + g + 8 (i / 2)][8j + 2t + i % 2].
+//   d[4j + i] = D[16w + g + 8 (i / 2)][8j + 2t + i % 2],
+// and of A, where that comes from registers, two numbers in each, the first lower:
+//   a[i] = A[16w + g + 8 (i % 2)][8 (i / 2) + 2t .. + 1].
 // Its operands are described in 64 bits: where they begin, bits 0-13; two distances, 16-29 and 32-45, all three in units of 16
 // bytes; the swizzle, 62-63, 1 for that of 128 bytes. Where the inner dimension lies contiguous, a tile is 64 of the outer one:
 // the second distance is that between groups of 8 of them, the first is not looked at. Where the outer one does, a tile is 64 of
@@ -140,6 +142,21 @@ PRODUCT(256, bf16, "%128, %129, p, 1, 1, %131, %132;", "%130", D32(0), D32(32), 
 PRODUCT(64, f16, "%32, %33, p, 1, 1, %35, %36;", "%34", D32(0))
 PRODUCT(128, f16, "%64, %65, p, 1, 1, %67, %68;", "%66", D32(0), D32(32))
 PRODUCT(256, f16, "%128, %129, p, 1, 1, %131, %132;", "%130", D32(0), D32(32), D32(64), D32(96))
+#undef PRODUCT
+
+// The same with A from registers, which are not to be written to before the product is waited for; added to D.
+#define PRODUCT(N, type, operands, ...)                                                                                \
+    template <bool B_OUTER>                                                                                            \
+    __device__ inline void multiply_held_##type(float (&d)[N / 2], const u32 (&a)[4], u64 b) {                         \
+        asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"                                                       \
+                     "wgmma.mma_async.sync.aligned.m64n" #N "k16.f32." #type "." #type " {" NAMES_##N "}, " operands "\n}" \
+                     : __VA_ARGS__                                                                                     \
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "n"(B_OUTER));                              \
+    }
+PRODUCT(128, bf16, "{%64, %65, %66, %67}, %68, p, 1, 1, %69;", D32(0), D32(32))
+PRODUCT(256, bf16, "{%128, %129, %130, %131}, %132, p, 1, 1, %133;", D32(0), D32(32), D32(64), D32(96))
+PRODUCT(128, f16, "{%64, %65, %66, %67}, %68, p, 1, 1, %69;", D32(0), D32(32))
+PRODUCT(256, f16, "{%128, %129, %130, %131}, %132, p, 1, 1, %133;", D32(0), D32(32), D32(64), D32(96))
 #undef PRODUCT
 #undef NAMES_64
 #undef NAMES_128

@@ -101,6 +101,10 @@ T shuffle_xor(T value, unsigned mask, const char* file, int line) {
     }                                                                                                                 \
     static void name##_kernel(float* arena, const Arguments& op)
 
+struct alignas(8) float2 {
+    float x, y;
+};
+
 struct alignas(16) float4 {
     float x, y, z, w;
 };

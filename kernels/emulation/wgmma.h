@@ -83,31 +83,67 @@ struct Described {
     }
 };
 
+// Adds the product of the thread's two rows of A with B.
 template <int N, class Decode>
-void multiply_later(float (&d)[N], uint64_t a, uint64_t b, bool a_outer, bool b_outer, bool add, Decode decode,
-                    const char* file, int line) {
-    Words mine = {{a, b, add}};
+void add_product(float (&to)[N], const float (&rows)[2][16], const Described& right, bool add, Decode decode) {
+    int column = current->thread.x % 4 * 2;
+    for (int j = 0; j < N / 4; ++j) {
+        for (int i = 0; i < 2; ++i) {
+            double sum[2] = {add ? to[4 * j + i] : 0.0, add ? to[4 * j + 2 + i] : 0.0};
+            for (int k = 0; k < 16; ++k) {
+                double value = decode(right.at(8 * j + column + i, k));
+                for (int half = 0; half < 2; ++half) sum[half] += rows[half][k] * value;
+            }
+            for (int half = 0; half < 2; ++half) to[4 * j + 2 * half + i] = (float)sum[half];
+        }
+    }
+}
+
+// What all lanes hand the instruction alike.
+inline void agree(const Words& mine, const char* file, int line) {
     hand(mine, file, line);
     const Words& other = handed(0);
     if (std::memcmp(&other, &mine, sizeof mine) != 0) mistaken("lanes that multiply different things", file, line);
-    float* to = d;
+}
+
+template <int N, class Decode>
+void multiply_later(float (&d)[N], uint64_t a, uint64_t b, bool a_outer, bool b_outer, bool add, Decode decode,
+                    const char* file, int line) {
+    agree({{a, b, add}}, file, line);
+    auto to = &d;
     work_later([=] {
         Described left(a, a_outer, file, line), right(b, b_outer, file, line);
-        int lane = current->thread.x % 32, row = current->thread.x / 32 % 4 * 16 + lane / 4, column = lane % 4 * 2;
+        int lane = current->thread.x % 32, row = current->thread.x / 32 % 4 * 16 + lane / 4;
         float rows[2][16];
         for (int k = 0; k < 16; ++k) {
             for (int i = 0; i < 2; ++i) rows[i][k] = decode(left.at(row + 8 * i, k));
         }
-        for (int j = 0; j < N / 4; ++j) {
-            for (int i = 0; i < 2; ++i) {
-                double sum[2] = {add ? to[4 * j + i] : 0.0, add ? to[4 * j + 2 + i] : 0.0};
-                for (int k = 0; k < 16; ++k) {
-                    double value = decode(right.at(8 * j + column + i, k));
-                    for (int half = 0; half < 2; ++half) sum[half] += rows[half][k] * value;
+        add_product(*to, rows, right, add, decode);
+    });
+}
+
+// Registers, too, are read when the product is waited for: those of the four lanes that hold the thread's rows.
+template <int N, class Decode>
+void multiply_held_later(float (&d)[N], const u32 (&a)[4], uint64_t b, bool b_outer, Decode decode, const char* file, int line) {
+    agree({{b}}, file, line);
+    auto to = &d;
+    auto from = &a;
+    work_later([=] {
+        Words mine = {};
+        std::memcpy(mine.word, *from, sizeof *from);
+        hand(mine, file, line);
+        float rows[2][16];
+        for (int t = 0; t < 4; ++t) {
+            u32 held[4];
+            std::memcpy(held, handed(current->thread.x % 32 / 4 * 4 + t).word, sizeof held);
+            for (int i = 0; i < 4; ++i) {
+                for (int half = 0; half < 2; ++half) {
+                    rows[i % 2][i / 2 * 8 + 2 * t + half] = decode(held[i] >> half * 16 & 0xffff);
                 }
-                for (int half = 0; half < 2; ++half) to[4 * j + 2 * half + i] = (float)sum[half];
             }
         }
+        Described right(b, b_outer, file, line);
+        add_product(*to, rows, right, true, decode);
     });
 }
 
@@ -175,6 +211,15 @@ void multiply_bf16(float (&d)[N], u64 a, u64 b, bool add) {
 template <bool A_OUTER, bool B_OUTER, int N>
 void multiply_f16(float (&d)[N], u64 a, u64 b, bool add) {
     emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, emulation::from_f16, HERE);
+}
+
+template <bool B_OUTER, int N>
+void multiply_held_bf16(float (&d)[N], const u32 (&a)[4], u64 b) {
+    emulation::multiply_held_later(d, a, b, B_OUTER, emulation::from_bf16, HERE);
+}
+template <bool B_OUTER, int N>
+void multiply_held_f16(float (&d)[N], const u32 (&a)[4], u64 b) {
+    emulation::multiply_held_later(d, a, b, B_OUTER, emulation::from_f16, HERE);
 }
 
 #undef HERE

@@ -14,39 +14,62 @@ fn tensor_shapes() -> impl Iterator<Item = (usize, usize, usize)> {
     around.chain([(132, 20, 100), (5377, 257, 15), (5380, 260, 52)])
 }
 
+/// A sum of `count` terms of `rows` rows a task, some of more.
+#[derive(Clone, Copy)]
+struct Sum {
+    seed: u64,
+    inputs: usize,
+    outputs: usize,
+    tasks: usize,
+    rows: usize,
+    count: usize,
+    shared: bool,
+    accumulate: bool,
+    aligned: bool,
+    scales: [f64; 3],
+}
+
+/// Powers of two: so operands are rounded to the same before they are scaled and after.
+const EXACT: [f64; 3] = [1.0, -0.5, 0.25];
+
+fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum) {
+    let Sum { seed, inputs, outputs, tasks, rows, count, shared, accumulate, aligned, scales } = case;
+    let scene = &mut Scene::new(seed);
+    scene.align(if aligned { 4 } else { 1 });
+    let terms: Vec<(Region, Region, f64, usize)> = (0..count)
+        .map(|i| {
+            let blocks = 1 + i % 3;
+            let rows = blocks * tasks * (rows + i % 2 * 17);
+            (scene.random(rows, outputs), scene.random(rows, inputs), [1.0, 0.0, -0.6][i % 3], blocks)
+        })
+        .collect();
+    let content = if accumulate { Content::Changed } else { Content::Written };
+    let layer = scene.layer_of(tasks, shared, inputs, outputs, content);
+    if shared {
+        let operands: Vec<Region> = terms.iter().flat_map(|(p, q, ..)| [*p, *q]).collect();
+        scene.rounds(precision, &operands);
+        scene.writes_exactly(Region { offset: layer.bias, rows: 1, width: outputs });
+    }
+    let what = format!("{outputs} x {inputs}, shared {shared}, accumulate {accumulate}, {count} terms of {rows}");
+    compare!(scene, make, what, |device, arena, T| {
+        let terms: Vec<OuterTerm<T>> = terms
+            .iter()
+            .enumerate()
+            .map(|(i, (p, q, bias, blocks))| {
+                let scale = scales[i % 3] as T;
+                OuterTerm { p: *p, q: *q, bias: *bias as T, blocks: *blocks, scale }
+            })
+            .collect();
+        device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate });
+    });
+}
+
 pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
     let mut case = 300;
     let mut check = |(inputs, outputs), (tasks, rows, count), (shared, accumulate), aligned| {
         case += 1;
-        let scene = &mut Scene::new(case);
-        scene.align(if aligned { 4 } else { 1 });
-        let terms: Vec<(Region, Region, f64, usize)> = (0..count)
-            .map(|i| {
-                let blocks = 1 + i % 3;
-                let rows = blocks * tasks * (rows + i % 2 * 17);
-                (scene.random(rows, outputs), scene.random(rows, inputs), [1.0, 0.0, -0.6][i % 3], blocks)
-            })
-            .collect();
-        let content = if accumulate { Content::Changed } else { Content::Written };
-        let layer = scene.layer_of(tasks, shared, inputs, outputs, content);
-        if shared {
-            let operands: Vec<Region> = terms.iter().flat_map(|(p, q, ..)| [*p, *q]).collect();
-            scene.rounds(precision, &operands);
-            scene.writes_exactly(Region { offset: layer.bias, rows: 1, width: outputs });
-        }
-        let what = format!("{outputs} x {inputs}, shared {shared}, accumulate {accumulate}, {count} terms of {rows}");
-        compare!(scene, make, what, |device, arena, T| {
-            let terms: Vec<OuterTerm<T>> = terms
-                .iter()
-                .enumerate()
-                .map(|(i, (p, q, bias, blocks))| {
-                    // Powers of two: so operands are rounded to the same before and after.
-                    let scale = [1.0, -0.5, 0.25][i % 3] as T;
-                    OuterTerm { p: *p, q: *q, bias: *bias as T, blocks: *blocks, scale }
-                })
-                .collect();
-            device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate });
-        });
+        let (seed, scales) = (case, EXACT);
+        sum(make, precision, Sum { seed, inputs, outputs, tasks, rows, count, shared, accumulate, aligned, scales });
     };
     for shape in [(1, 1), (7, 3), (65, 1), (1, 66), (70, 130)] {
         for (shared, accumulate, many) in
@@ -56,10 +79,51 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
             check(shape, (3, 5, count), (shared, accumulate), false);
         }
     }
+    // In parts, which begin within terms.
+    for (inputs, outputs, rows, aligned) in [(1, 3, 400, false), (66, 70, 163, false), (68, 64, 160, true)] {
+        for accumulate in [false, true] {
+            check((inputs, outputs), (1, rows, 4), (true, accumulate), aligned);
+        }
+    }
     if precision != MatrixPrecision::F32 {
         for (i, (inputs, outputs, rows)) in tensor_shapes().enumerate() {
             check((inputs, outputs), (1, rows, 1 + i % 2), (true, i % 3 == 0), inputs % 4 == 0);
         }
+    }
+}
+
+/// Inputs, outputs, rows and terms for Hopper's warpgroups: by both tiles and beyond their edges, of one stage and of more than a
+/// pipeline has, in parts or not, with more terms than a launch takes.
+const HOPPER_SUMS: [(usize, usize, usize, usize); 8] = [
+    (1, 4, 1, 1),
+    (9, 64, 3, 27),
+    (70, 132, 65, 3),
+    (128, 68, 260, 4),
+    (129, 64, 64, 2),
+    (257, 68, 130, 5),
+    (256, 132, 40, 4),
+    (520, 20, 190, 2),
+];
+
+/// Of scales that are no powers of two, one of them none at all; some p not aligned for the copy engine.
+pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    for (i, (inputs, outputs, rows, count)) in HOPPER_SUMS.into_iter().enumerate() {
+        for accumulate in [false, true] {
+            let scales = if accumulate { [0.3, -0.7, 1.1] } else { [-0.7, 0.0, 0.3] };
+            let (seed, tasks, shared, aligned) = (350 + i as u64, 1, true, true);
+            sum(
+                make,
+                precision,
+                Sum { seed, inputs, outputs, tasks, rows, count, shared, accumulate, aligned, scales },
+            );
+        }
+    }
+    // Others, and terms that are all none.
+    for (seed, outputs, aligned, scales) in [(371, 64, false, EXACT), (372, 67, true, EXACT), (373, 64, true, [0.0; 3])]
+    {
+        let (inputs, rows, count) = (33, 50, 3);
+        let (tasks, shared, accumulate) = (1, true, seed == 373);
+        sum(make, precision, Sum { seed, inputs, outputs, tasks, rows, count, shared, accumulate, aligned, scales });
     }
 }
 

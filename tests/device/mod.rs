@@ -48,8 +48,12 @@ pub fn on_tensor_cores<D: Device<f32> + Clone + 'static>() -> Vec<(String, Matri
 
 /// Those of Hopper's warpgroups, by name and precision.
 pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixPrecision, TensorCheck<D>)> {
-    let checks: [(&str, TensorCheck<D>); 3] =
-        [("forward", warpgroups::forward), ("backward", warpgroups::backward), ("adjoint", warpgroups::adjoint)];
+    let checks: [(&str, TensorCheck<D>); 4] = [
+        ("forward", warpgroups::forward),
+        ("backward", warpgroups::backward),
+        ("adjoint", warpgroups::adjoint),
+        ("outer_product", gradients::outer_product_on_warpgroups),
+    ];
     let precisions = [MatrixPrecision::Bf16, MatrixPrecision::F16];
     let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
     each.map(|((name, check), precision)| (format!("warpgroups_{name}_{precision}"), precision, check)).collect()

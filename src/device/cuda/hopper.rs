@@ -67,13 +67,14 @@ pub(super) const ADJOINT: Kernels =
 #[cfg(feature = "cuda")]
 const BLOCKS: [(u32, u32); TILES.len()] = [(256, 109_664), (384, 218_208), (384, 218_176)];
 
-/// Those of a kernel of this file.
+/// Those of a kernel of this file, or of `hopper_outer`.
 #[cfg(feature = "cuda")]
 pub(super) fn block_of(kernel: Kernel) -> Option<(u32, u32)> {
     [FORWARD, BACKWARD, ADJOINT]
         .iter()
         .find_map(|kernels| kernels.iter().position(|k| *k == kernel))
         .map(|tile| BLOCKS[tile])
+        .or_else(|| super::hopper_outer::block_of(kernel))
 }
 
 #[repr(C)]
@@ -130,7 +131,7 @@ impl<D: Driver> CudaDevice<D> {
     }
 
     /// Its multiprocessors, if any of its products go to their warpgroups.
-    fn warpgroups(&self) -> Option<u32> {
+    pub(super) fn warpgroups(&self) -> Option<u32> {
         let rounded = matches!(self.precision, MatrixPrecision::Bf16 | MatrixPrecision::F16);
         self.driver.warpgroups().filter(|_| rounded && self.warpgroups != Warpgroups::Never)
     }

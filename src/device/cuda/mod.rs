@@ -18,6 +18,7 @@ mod gpu;
 mod gpu_graph;
 mod graph;
 mod hopper;
+mod hopper_outer;
 mod inner_adam;
 mod inner_update;
 mod linear;
@@ -74,6 +75,8 @@ pub struct CudaDevice<D> {
 pub struct CudaArena<D: Driver> {
     memory: D::Memory,
     elements: usize,
+    /// Where the room for the parts of large sums is, offset and length.
+    sums: (usize, usize),
     pool: Mutex<pack::Pool>,
     /// Work that is being submitted; what is asked for goes there instead.
     recording: Mutex<Option<graph::Recording<D>>>,
@@ -224,7 +227,7 @@ impl<D: Driver> CudaArena<D> {
             pool.place()
         };
         let regions = reads.iter().chain(writes).map(|region| (region.offset, region.len()));
-        let regions = regions.chain([(self.partials(), reduction::PARTIALS), pool]);
+        let regions = regions.chain([(self.partials(), reduction::PARTIALS), self.sums, pool]);
         match self.recording().as_mut() {
             Some(recording) => recording.keep_to(regions),
             None => D::keep_to(&self.memory, regions),
@@ -293,15 +296,19 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         let free = self.driver.free_bytes()?;
         // What an arena takes beside its elements, so that it is one that fits.
         let eighths = self.room_for_packed(8) as u64;
-        Some(free / (8 + eighths) * 8)
+        let sums = outer_product::room_for_sums(usize::MAX / 2) * size_of::<f32>();
+        Some(free.saturating_sub(sums as u64) / (8 + eighths) * 8)
     }
 
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
         // Sixteen bytes' worth, so that regions that begin at multiples of that can be copied by as much, emulated too.
-        let start = (elements.next_multiple_of(2) + reduction::PARTIALS).next_multiple_of(4);
+        let sums = (elements.next_multiple_of(2) + reduction::PARTIALS).next_multiple_of(4);
+        let sums = (sums, outer_product::room_for_sums(elements));
+        let start = sums.0 + sums.1;
         let room = self.room_for_packed(elements).next_multiple_of(4);
         let memory = self.driver.allocate(start + room)?;
-        Ok(CudaArena { memory, elements, pool: Mutex::new(pack::Pool::new(start, room)), recording: Mutex::default() })
+        let pool = Mutex::new(pack::Pool::new(start, room));
+        Ok(CudaArena { memory, elements, sums, pool, recording: Mutex::default() })
     }
 
     fn check(&self) -> Result<()> {

@@ -1,8 +1,9 @@
 //! The weight gradient of many rows.
 
 use super::driver::{Driver, Kernel};
+use super::hopper_outer;
 use super::tensor::{Choice, Kernels, operands};
-use super::{Arguments, CudaArena, CudaDevice, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
 use crate::device::{self, Linear, MatrixPrecision, Region};
 
 /// Terms of one launch: `TERMS` in `kernels/outer_product.cu`.
@@ -31,6 +32,7 @@ struct OuterProduct {
     weight: u64,
     bias: u64,
     group_stride: u64,
+    partials: u64,
     count: u32,
     groups: u32,
     inputs: u32,
@@ -39,8 +41,77 @@ struct OuterProduct {
     operands: u32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct OuterTotal {
+    partials: u64,
+    weight: u64,
+    bias: u64,
+    weights: u64,
+    length: u64,
+    parts: u32,
+    begun: u32,
+}
+
 super::arguments! {
-    OuterProduct, 2096 => OuterProduct OuterProduct64x64 OuterProduct128x128;
+    OuterProduct, 2104 => OuterProduct OuterProduct64x64 OuterProduct128x128;
+    OuterTotal, 48 => OuterTotal;
+}
+
+/// Multiprocessors that parts of sums are to fill: an H100's.
+pub(super) const MULTIPROCESSORS: usize = 132;
+
+/// Rows of a stage: `DEPTH` in `kernels/tile.cuh`.
+const DEPTH: usize = 16;
+
+/// Stages of a part at least, so that more is read than is left among the partial sums.
+const LEAST: usize = 8;
+
+/// Numbers of an arena's room for partial sums, at most.
+const ROOM: usize = 8 << 20;
+
+/// Those of an arena of `elements`: a tiny one's sums have few parts.
+pub(super) fn room_for_sums(elements: usize) -> usize {
+    elements.min(ROOM).next_multiple_of(4)
+}
+
+/// Into how many parts a sum is cut whose output has `tiles` tiles: so many that `blocks` are reached, if each has `least` of the
+/// stages and `len` numbers fit as often into the room. At least one; it follows from the shapes alone.
+pub(super) fn parts(
+    tiles: usize,
+    blocks: usize,
+    (stages, least): (usize, usize),
+    (len, room): (usize, usize),
+) -> usize {
+    (blocks / tiles.max(1)).min(stages / least).min(room / len.max(1)).max(1)
+}
+
+/// Adds `count` partial sums up, in their order, to a shared layer's gradient.
+pub(super) fn total<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    layer: &Linear,
+    count: usize,
+    begun: bool,
+) {
+    let weights = layer.inputs * layer.outputs;
+    let length = weights + layer.outputs;
+    let call = OuterTotal {
+        partials: wide(arena.sums.0),
+        weight: wide(layer.weight),
+        bias: wide(layer.bias),
+        weights: wide(weights),
+        length: wide(length),
+        parts: narrow(count),
+        begun: begun.into(),
+    };
+    device.launch(
+        arena,
+        Kernel::OuterTotal,
+        [blocks_of(length), 1, 1],
+        &call,
+        format_args!("{count} parts of {length}"),
+    );
 }
 
 /// See [`device::OuterProduct`].
@@ -60,17 +131,28 @@ pub(super) fn outer_product<D: Driver>(
         arena.check(&[term.p, term.q], &[whole(weight, inputs * outputs)]);
         arena.check(&[term.p, term.q], &[whole(bias, outputs)]);
     }
+    if shared && hopper_outer::outer_product(device, arena, op) {
+        return;
+    }
+    // Blocks that a multiprocessor holds.
+    let held = match kernel {
+        Kernel::OuterProduct => 5,
+        Kernel::OuterProduct64x64 => 6,
+        _ => 2,
+    };
     for (turn, part) in op.terms.chunks(TERMS).enumerate() {
+        let begun = op.accumulate || turn > 0;
         let mut call = OuterProduct {
             terms: [OuterTerm::default(); TERMS],
             weight: wide(weight),
             bias: wide(bias),
             group_stride: wide(task_stride),
+            partials: wide(arena.sums.0),
             count: narrow(part.len()),
             groups: narrow(groups),
             inputs: narrow(inputs),
             outputs: narrow(outputs),
-            begun: (op.accumulate || turn > 0).into(),
+            begun: begun.into(),
             operands: operands(precision),
         };
         for (to, term) in call.terms.iter_mut().zip(part) {
@@ -86,8 +168,14 @@ pub(super) fn outer_product<D: Driver>(
             };
         }
         let rows: usize = part.iter().map(|term| term.p.rows).sum();
-        let grid = [groups * down, across, 1];
+        let stages = part.iter().map(|term| term.p.rows.div_ceil(DEPTH)).sum();
+        let size = ((inputs + 1) * outputs, arena.sums.1);
+        let parts = if shared { parts(down * across, held * MULTIPROCESSORS, (stages, LEAST), size) } else { 1 };
+        let grid = [groups * down, across, parts];
         let shapes = format_args!("{rows} rows in {} terms, {groups} x {outputs} x {inputs}, {precision}", part.len());
         device.launch(arena, kernel, grid, &call, shapes);
+        if parts > 1 {
+            total(device, arena, &op.layer, parts, begun);
+        }
     }
 }

@@ -67,6 +67,11 @@ impl Pool {
         (self.start, self.room)
     }
 
+    /// The room behind the weights, for what serves one operation: offset and length.
+    pub fn rest(&self) -> (usize, usize) {
+        (self.start + self.end, self.room - self.end)
+    }
+
     /// Copies of what is about to be written are of no use any more.
     pub fn written(&mut self, writes: &[Region]) {
         for packed in &mut self.weights {

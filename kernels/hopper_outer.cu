@@ -1,0 +1,265 @@
+// The weight gradient of many rows on Hopper's warpgroups: partial sums of scale * p^T [q, bias] over the terms.
+//
+// Both operands lie with the dimension of the sum outermost. q, in most layers the narrower one, is packed to 16 bits before, all
+// terms in one matrix, each filled up with rows of 0 to whole stages of 64. To pack p would take as long as the product: the engine
+// copies its numbers as they are, 32 columns where 64 numbers of 16 bits have room, and the consumers read the fragments of 64
+// columns each, round them and multiply them from registers. In the engine's permutation no two lanes of a read meet in a bank.
+//
+// Operands are rounded before they are scaled, so it is the sums that are: rescaled from term to term, scaled in the end.
+
+#include "hopper.cuh"
+#include "parts.cuh"
+#include "tensor.cuh"
+
+constexpr int HOPPER_TERMS = 24;
+
+struct HopperTerm {
+    u64 q;
+    u32 rows;
+    float bias;
+    // Not 0.
+    float scale;
+    u32 unused;
+};
+
+struct HopperOuter {
+    // Of the terms' p: rows of `outputs` pairs of 16 bits.
+    TensorMap p[HOPPER_TERMS];
+    TensorMap q;
+    HopperTerm terms[HOPPER_TERMS];
+    u64 packed;
+    u64 partials;
+    u32 count;
+    u32 inputs;
+    u32 outputs;
+    // `Rounding`: AS_BF16 or AS_F16.
+    u32 operands;
+    u32 unused[8];
+};
+static_assert(sizeof(HopperOuter) == 3840, "mirrored in Rust");
+
+// Packs eight numbers of a row of q a thread. Grid: x the stages, y the pieces of one.
+KERNEL(hopper_outer_pack, HopperOuter) {
+    u32 pieces = (op.inputs + 7) / 8;
+    u32 piece = blockIdx.y * THREADS + threadIdx.x;
+    if (piece >= PANEL * pieces) return;
+    Cursor<PANEL> at(op.terms, blockIdx.x);
+    const HopperTerm& term = at.settle(op.terms);
+    u32 row = at.row + piece / pieces, column = piece % pieces * 8;
+    const float* from = arena + term.q + (u64)row * op.inputs + column;
+    float v[8] = {};
+    if (row < term.rows) {
+        if (by_16_bytes(arena + term.q, op.inputs) && column + 8 <= op.inputs) {
+            *(float4*)&v[0] = *(const float4*)from;
+            *(float4*)&v[4] = *(const float4*)(from + 4);
+        } else {
+#pragma unroll
+            for (int i = 0; i < 8; ++i) v[i] = column + i < op.inputs ? from[i] : 0.0f;
+        }
+    }
+    u32 pair[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+        pair[i] = op.operands == AS_BF16 ? round_bf16(v[2 * i], v[2 * i + 1]) : round_f16(v[2 * i], v[2 * i + 1]);
+    }
+    *(uint4*)(arena + op.packed + ((u64)blockIdx.x * PANEL * pieces + piece) * 4) = {pair[0], pair[1], pair[2], pair[3]};
+}
+
+// Of the weight: ROWS outputs, COLUMNS inputs.
+template <int COLUMNS_, int STAGES_>
+struct OuterTile {
+    static constexpr int ROWS = 128, COLUMNS = COLUMNS_, STAGES = STAGES_;
+    static constexpr int CONSUMERS = ROWS / PANEL;
+    static constexpr int BLOCK_THREADS = 128 * (1 + CONSUMERS);
+    // Columns of p that a tile of the engine's holds, and such tiles of a stage.
+    static constexpr int HALF = PANEL / 2, LEFT = ROWS / HALF, RIGHT = COLUMNS / PANEL;
+
+    struct Shared {
+        unsigned char left[STAGES][LEFT][PANEL_BYTES];
+        unsigned char right[STAGES][RIGHT][PANEL_BYTES];
+        Barrier full[STAGES];
+        Barrier empty[STAGES];
+    };
+    static constexpr int SHARED_BYTES = sizeof(Shared) + 1024;
+};
+using Outer128x128 = OuterTile<128, 4>;
+using Outer128x256 = OuterTile<256, 3>;
+static_assert(Outer128x128::SHARED_BYTES == 197696 && Outer128x256::SHARED_BYTES == 197680, "mirrored in Rust");
+
+#ifdef WARPGROUPS
+
+#define HELD(type)                                                                                            \
+    struct Held_##type {                                                                                      \
+        __device__ static u32 round(float lower, float upper) { return round_##type(lower, upper); }          \
+        template <int N>                                                                                      \
+        __device__ static void add(float (&d)[N], const u32 (&a)[4], u64 b) { multiply_held_##type<true>(d, a, b); } \
+    };
+HELD(bf16)
+HELD(f16)
+#undef HELD
+
+// Has every stage of the block's part copied.
+template <class Tile>
+__device__ inline void produce_outer(typename Tile::Shared& shared, const HopperOuter& op, const Part& part) {
+    int row = blockIdx.x * Tile::ROWS, column = blockIdx.y * Tile::COLUMNS;
+    Turn<Tile::STAGES> turn;
+    Cursor<PANEL> at(op.terms, part.first);
+    prefetch_map(op.q);
+#pragma unroll 1
+    for (u32 stage = part.first; stage < part.first + part.count; ++stage, turn.next(), at.row += PANEL) {
+        at.settle(op.terms);
+        await_phase(shared.empty[turn.stage], turn.parity ^ 1);
+        Barrier& full = shared.full[turn.stage];
+        arrive_expecting(full, (Tile::LEFT + Tile::RIGHT) * PANEL_BYTES);
+        for (int i = 0; i < Tile::LEFT; ++i) {
+            copy_tile(shared.left[turn.stage][i], op.p[at.term], 2 * (row + i * Tile::HALF), at.row, full);
+        }
+        for (int i = 0; i < Tile::RIGHT; ++i) {
+            copy_tile(shared.right[turn.stage][i], op.q, column + i * PANEL, stage * PANEL, full);
+        }
+    }
+}
+
+// What a thread holds of a tile, and of the bias of two of its rows.
+template <class Tile>
+struct OuterSums {
+    float d[Tile::COLUMNS / 2] = {};
+    float bias[2] = {};
+};
+
+template <class Numbers, class Tile>
+__device__ inline void consume_outer(OuterSums<Tile>& sums, typename Tile::Shared& shared, const HopperOuter& op,
+                                     const Part& part, int consumer) {
+    int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    // Where columns g and g + 8 of rows 2t and 2t + 1 lie in a tile; those of the other rows lie whole groups of 8 behind.
+    int place[2][2];
+#pragma unroll
+    for (int row = 0; row < 2; ++row) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            int piece = warp % 2 * 4 + half * 2 + g / 4;
+            place[row][half] = (2 * t + row) * Tile::HALF + (piece ^ (2 * t + row)) * 4 + g % 4;
+        }
+    }
+    u32 a[2][4];
+    float scale = 1.0f;
+    Turn<Tile::STAGES> turn;
+    Cursor<PANEL> at(op.terms, part.first);
+#pragma unroll 1
+    for (u32 left = part.count; left > 0;) {
+        const HopperTerm& term = at.settle(op.terms);
+        u32 stages = min((term.rows - at.row + PANEL - 1) / PANEL, left);
+        float change = scale / term.scale;
+        scale = term.scale;
+#pragma unroll
+        for (float& sum : sums.d) sum *= change;
+        float total[2] = {};
+        int before = 0;
+#pragma unroll 1
+        for (u32 stage = 0; stage < stages; ++stage, turn.next()) {
+            await_phase(shared.full[turn.stage], turn.parity);
+            const float* tile = (const float*)shared.left[turn.stage][consumer * 2 + warp / 2];
+            u64 right = describe(shared_address(shared.right[turn.stage]), true);
+#pragma unroll
+            for (int k = 0; k < PANEL / 16; ++k) {
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const float* from = tile + (2 * k + i / 2) * 8 * Tile::HALF;
+                    float lower = from[place[0][i % 2]], upper = from[place[1][i % 2]];
+                    a[k % 2][i] = Numbers::round(lower, upper);
+                    total[i % 2] += lower + upper;
+                }
+                begin_products();
+                Numbers::add(sums.d, a[k % 2], right + k * step_of(true));
+                end_products();
+                // The product before has been, so that its registers are free, and with the first of a stage the room of the
+                // stage before.
+                await_products<1>();
+                if (k == 0 && stage > 0) give_back(shared.empty[before]);
+            }
+            before = turn.stage;
+        }
+        await_products<0>();
+        give_back(shared.empty[before]);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) sums.bias[half] += term.bias * term.scale * total[half];
+        at.row += stages * PANEL;
+        left -= stages;
+    }
+#pragma unroll
+    for (float& sum : sums.d) sum *= scale;
+}
+
+// Leaves a thread's sums among the partial ones: the weight, and its bias behind it.
+template <class Tile>
+__device__ inline void leave_sums(float* arena, const HopperOuter& op, OuterSums<Tile>& sums, int consumer) {
+    int warp = threadIdx.x / 32 % 4, g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    u64 size = (u64)op.inputs * op.outputs;
+    float* to = arena + op.partials + blockIdx.z * (size + op.outputs);
+    u32 first = blockIdx.x * Tile::ROWS + consumer * PANEL + warp * 16 + g;
+    bool in_pairs = (u64)to % 8 == 0 && op.inputs % 2 == 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+        u32 row = first + 8 * half;
+        // Four lanes have each a share.
+        float bias = sums.bias[half];
+        bias += __shfl_xor_sync(~0u, bias, 1);
+        bias += __shfl_xor_sync(~0u, bias, 2);
+        if (row >= op.outputs) continue;
+        if (blockIdx.y == 0 && t == 0) to[size + row] = bias;
+        float* of_row = to + (u64)row * op.inputs;
+#pragma unroll
+        for (int j = 0; j < Tile::COLUMNS / 8; ++j) {
+            u32 column = blockIdx.y * Tile::COLUMNS + 8 * j + 2 * t;
+            float2 pair = {sums.d[4 * j + 2 * half], sums.d[4 * j + 2 * half + 1]};
+            if (in_pairs && column < op.inputs) {
+                *(float2*)(of_row + column) = pair;
+            } else {
+                if (column < op.inputs) of_row[column] = pair.x;
+                if (column + 1 < op.inputs) of_row[column + 1] = pair.y;
+            }
+        }
+    }
+}
+
+#endif
+
+// Grid: x the tiles of outputs, y those of inputs, z the parts of the sum.
+template <class Tile>
+__device__ inline void hopper_outer(float* arena, const HopperOuter& op, typename Tile::Shared& shared) {
+#ifdef WARPGROUPS
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < Tile::STAGES; ++stage) {
+            begin_barrier(shared.full[stage], 1);
+            begin_barrier(shared.empty[stage], 4 * Tile::CONSUMERS);
+        }
+        show_barriers();
+    }
+    __syncthreads();
+    Part part(Cursor<PANEL>::stages(op.terms, op.count));
+    if (threadIdx.x < 128) {
+        leave_registers<40>();
+        if (threadIdx.x == 0) produce_outer<Tile>(shared, op, part);
+    } else {
+        take_registers<232>();
+        int consumer = threadIdx.x / 128 - 1;
+        OuterSums<Tile> sums;
+        if (op.operands == AS_BF16) {
+            consume_outer<Held_bf16, Tile>(sums, shared, op, part, consumer);
+        } else {
+            consume_outer<Held_f16, Tile>(sums, shared, op, part, consumer);
+        }
+        leave_sums<Tile>(arena, op, sums, consumer);
+    }
+#endif
+}
+
+KERNEL_OF(hopper_outer_128x128, HopperOuter, Outer128x128::BLOCK_THREADS, 1) {
+    SHARED_FROM_1024(Outer128x128::Shared, shared);
+    hopper_outer<Outer128x128>(arena, op, shared);
+}
+
+KERNEL_OF(hopper_outer_128x256, HopperOuter, Outer128x256::BLOCK_THREADS, 1) {
+    SHARED_FROM_1024(Outer128x256::Shared, shared);
+    hopper_outer<Outer128x256>(arena, op, shared);
+}
