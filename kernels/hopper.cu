@@ -13,7 +13,6 @@ struct HopperProduct {
     // does.
     u64 raw;
     u32 parts;
-    u32 unused;
 };
 static_assert(sizeof(HopperProduct) == 512, "mirrored in Rust");
 static_assert(Hopper64x64::SHARED_BYTES == 109664 && Hopper128x128::SHARED_BYTES == 218208 &&

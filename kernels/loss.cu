@@ -5,6 +5,7 @@
 
 #include "loss.cuh"
 #include "pieces.cuh"
+#include "tensor.cuh"
 
 struct Supervised {
     u64 prediction;
@@ -22,9 +23,19 @@ struct Supervised {
     u32 begun;
     // 1 / (the elements a mean is taken over).
     float scale;
-    u32 unused;
+    // `Rounding`, of the copy.
+    u32 operands;
+    // Where a copy of the output in 16 bits goes, in numbers of 32 bits; NOWHERE without one.
+    u64 packed;
 };
-static_assert(sizeof(Supervised) == 64, "mirrored in Rust");
+static_assert(sizeof(Supervised) == 72, "mirrored in Rust");
+
+// The thread's numbers in 16 bits.
+__device__ inline void store_packed(const Span& span, float* to, u32 operands, const float (&from)[OWN]) {
+    span.store_pairs((u32*)to, from, [&](float lower, float upper) {
+        return operands == AS_BF16 ? round_bf16(lower, upper) : round_f16(lower, upper);
+    });
+}
 
 // value *= act'(a)
 __device__ inline void through_activation(float (&value)[OWN], const float (&a)[OWN], u32 activation) {
@@ -49,6 +60,7 @@ KERNEL(elementwise_delta, Supervised) {
     }
     through_activation(delta, p, op.activation);
     span.store(arena + op.output, delta);
+    if (op.packed != NOWHERE) store_packed(span, arena + op.packed, op.operands, delta);
 }
 
 KERNEL(elementwise_curvature, Supervised) {
@@ -70,6 +82,7 @@ KERNEL(elementwise_curvature, Supervised) {
         for (u32 k = 0; k < OWN; ++k) z[k] += begun[k];
     }
     span.store(arena + op.output, z);
+    if (op.packed != NOWHERE) store_packed(span, arena + op.packed, op.operands, z);
 }
 
 // The row of the thread's warp.

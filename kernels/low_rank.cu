@@ -1,191 +1,45 @@
 // The dual form's per-task parts: inner products of rows (Gram matrices), the corrections made of them, and the sums over
 // them that are the gradient of the rates. Lists of rows longer than LIST are taken in several launches.
 
-#include "activation.cuh"
-#include "pieces.cuh"
+#include "corrections.cuh"
 #include "tile.cuh"
 
-constexpr int LIST = 64;
-// Rows a block takes at once.
-constexpr u32 GROUP = 8;
-
-// One summand of a correction: scale * (gram + shift) @ rows, with `count` rows a task.
-struct Term {
-    u64 gram;
-    u64 rows;
-    u32 task_stride;
-    u32 row_stride;
-    u32 column_stride;
-    u32 count;
-    // The first of its columns among those of its block in this launch.
-    u32 column;
-    float scale;
-    float shift;
-    u32 unused;
-};
-static_assert(sizeof(Term) == 48, "mirrored in Rust");
-
-struct Corrections {
-    Term terms[LIST];
-    // The terms of output block b are `end[b - 1]..end[b]`.
-    u32 end[BLOCKS];
-    Gate gate;
-    u64 output;
-    u32 tasks;
-    // Rows a task.
-    u32 rows;
-    u32 width;
-    u32 gated;
-    // Whether the output already holds a part of the result.
-    u32 begun;
-    // The largest count of a term.
-    u32 most;
-    // Columns a lane takes: 4 where all rows lie at multiples of 16 bytes, else 1.
-    u32 piece;
-    // 2^spread warps share columns, each with its part of the correction rows.
-    u32 spread;
-};
-static_assert(sizeof(Corrections) == 3160, "mirrored in Rust");
-
-struct alignas(16) Coefficients {
-    float factor[THREADS][GROUP];
-    u64 row[THREADS];
-    // What each warp's part of the correction rows adds up to.
-    float part[WARPS][GROUP][32 * 4];
-};
-
-// Correction rows a lane has on their way at once.
-constexpr u32 CORRECTIONS_AHEAD = 8;
-
+// What the corrections add up to, gated, to the output.
 template <u32 PIECE>
-__device__ inline void apply(float* arena, const Corrections& op, Coefficients& shared) {
-    u32 groups = (op.rows + GROUP - 1) / GROUP;
-    u32 task = blockIdx.x / groups;
-    u32 first = blockIdx.x % groups * GROUP;
-    u32 rows = min(op.rows - first, GROUP);
-    u32 block = blockIdx.z;
-    u32 begin = block == 0 ? 0 : op.end[block - 1];
-    u32 end = op.end[block];
-    u32 count = begin < end ? op.terms[end - 1].column + op.terms[end - 1].count : 0;
-
-    u32 warp = threadIdx.x / 32;
-    u32 lane = threadIdx.x % 32;
-    u32 parts = 1u << op.spread;
-    u32 part = warp & (parts - 1);
-    u32 column = (blockIdx.y * (WARPS >> op.spread) + (warp >> op.spread)) * 32 * PIECE + lane * PIECE;
-    bool inside = column < op.width;
-    float sum[GROUP][PIECE] = {};
-    for (u32 start = 0; start < count; start += THREADS) {
-        u32 here = min(count - start, (u32)THREADS);
-        u32 n = start + threadIdx.x;
-        float inner[GROUP] = {};
-        float scale = 0.0f, shift = 0.0f;
-        if (n < count) {
-            // No term before this one can hold it, and it is this one where all are of one length.
-            u32 t = begin + n / op.most;
-            while (n >= op.terms[t].column + op.terms[t].count) ++t;
-            const Term& term = op.terms[t];
-            u32 i = n - term.column;
-            shared.row[threadIdx.x] = term.rows + ((u64)task * term.count + i) * op.width;
-            scale = term.scale;
-            shift = term.shift;
-            const float* gram =
-                arena + term.gram + (u64)task * term.task_stride + (u64)i * term.column_stride + (u64)first * term.row_stride;
+__device__ inline void add_corrections(float* arena, const Corrections& op, Coefficients& shared) {
+    apply<PIECE>(arena, op, shared, [&](const OwnRows& own, float (&sum)[GROUP][PIECE]) {
+        u32 rows = own.rows;
+        auto row = [&](u32 k) { return own.row(k); };
+        // All that is read first, so that it is waited for once.
+        float other[GROUP][PIECE];
+        if (op.gated) {
+            // `block_rows` are those of all tasks, here too.
+            u64 at = op.gate.values + ((u64)op.gate.block[own.block] * op.gate.block_rows + own.task * op.rows + own.first) * op.width + own.column;
 #pragma unroll
-            for (u32 r = 0; r < GROUP; ++r) {
-                if (r < rows) inner[r] = gram[(u64)r * term.row_stride];
-            }
-        }
-        __syncthreads();
-        // The first rows are on their way before the products of the Gram matrices are waited for.
-        float value[CORRECTIONS_AHEAD][PIECE];
-        auto fetch = [&](u32 j) {
+            for (u32 k = 0; k < GROUP; ++k) load_piece_or_zero(other[k], arena + at + (u64)row(k) * op.width, row(k) < rows);
+            choose(op.gate.activation, [&](auto chosen) {
 #pragma unroll
-            for (u32 a = 0; a < CORRECTIONS_AHEAD; ++a) {
-                u32 at = j + (a << op.spread);
-                bool there = inside && at < here;
-                load_piece_or_zero(value[a], arena + (there ? shared.row[at] : 0) + column, there);
-            }
-        };
-        fetch(part);
-        if (n < count) {
+                for (u32 k = 0; k < GROUP; ++k) {
 #pragma unroll
-            for (u32 r = 0; r < GROUP; ++r) {
-                shared.factor[threadIdx.x][r] = r < rows ? scale * (inner[r] + shift) : 0.0f;
-            }
-        }
-        __syncthreads();
-        for (u32 j = part; j < here; j += CORRECTIONS_AHEAD << op.spread) {
-            if (j != part) fetch(j);
-#pragma unroll
-            for (u32 a = 0; a < CORRECTIONS_AHEAD; ++a) {
-                u32 at = j + (a << op.spread);
-                if (at >= here) break;
-                float factor[GROUP];
-#pragma unroll
-                for (u32 r = 0; r < GROUP; ++r) factor[r] = shared.factor[at][r];
-#pragma unroll
-                for (u32 r = 0; r < GROUP; ++r) {
-#pragma unroll
-                    for (u32 p = 0; p < PIECE; ++p) sum[r][p] += factor[r] * value[a][p];
+                    for (u32 p = 0; p < PIECE; ++p) sum[k][p] *= act_derivative(chosen.activation, other[k][p]);
                 }
-            }
+            });
         }
-        __syncthreads();
-    }
-
-    // From here on a warp has every `parts`-th row, and all of the sum.
-    if (op.spread > 0) {
+        float* out = arena + op.output + ((u64)(own.block * op.tasks + own.task) * op.rows + own.first) * op.width + own.column;
+        if (op.begun) {
 #pragma unroll
-        for (u32 r = 0; r < GROUP; ++r) store_piece(&shared.part[warp][r][lane * PIECE], sum[r]);
-        __syncthreads();
-#pragma unroll
-        for (u32 k = 0; k < GROUP; ++k) {
-            u32 r = part + (k << op.spread);
-            if (r >= rows) break;
-#pragma unroll
-            for (u32 p = 0; p < PIECE; ++p) sum[k][p] = 0.0f;
-#pragma unroll
-            for (u32 other = 0; other < WARPS; ++other) {
-                if (other >= parts) break;
-                float add[PIECE];
-                load_piece(add, &shared.part[warp - part + other][r][lane * PIECE]);
-#pragma unroll
-                for (u32 p = 0; p < PIECE; ++p) sum[k][p] += add[p];
-            }
-        }
-    }
-    if (!inside) return;
-    auto row = [&](u32 k) { return part + (k << op.spread); };
-    // All that is read first, so that it is waited for once.
-    float other[GROUP][PIECE];
-    if (op.gated) {
-        // `block_rows` are those of all tasks, here too.
-        u64 at = op.gate.values + ((u64)op.gate.block[block] * op.gate.block_rows + task * op.rows + first) * op.width + column;
-#pragma unroll
-        for (u32 k = 0; k < GROUP; ++k) load_piece_or_zero(other[k], arena + at + (u64)row(k) * op.width, row(k) < rows);
-        choose(op.gate.activation, [&](auto chosen) {
+            for (u32 k = 0; k < GROUP; ++k) load_piece_or_zero(other[k], out + (u64)row(k) * op.width, row(k) < rows);
 #pragma unroll
             for (u32 k = 0; k < GROUP; ++k) {
 #pragma unroll
-                for (u32 p = 0; p < PIECE; ++p) sum[k][p] *= act_derivative(chosen.activation, other[k][p]);
+                for (u32 p = 0; p < PIECE; ++p) sum[k][p] += other[k][p];
             }
-        });
-    }
-    float* out = arena + op.output + ((u64)(block * op.tasks + task) * op.rows + first) * op.width + column;
-    if (op.begun) {
-#pragma unroll
-        for (u32 k = 0; k < GROUP; ++k) load_piece_or_zero(other[k], out + (u64)row(k) * op.width, row(k) < rows);
+        }
 #pragma unroll
         for (u32 k = 0; k < GROUP; ++k) {
-#pragma unroll
-            for (u32 p = 0; p < PIECE; ++p) sum[k][p] += other[k][p];
+            if (row(k) < rows) store_piece(out + (u64)row(k) * op.width, sum[k]);
         }
-    }
-#pragma unroll
-    for (u32 k = 0; k < GROUP; ++k) {
-        if (row(k) < rows) store_piece(out + (u64)row(k) * op.width, sum[k]);
-    }
+    });
 }
 
 // output = [output +] (coefficients @ rows) * act'(gate)
@@ -196,9 +50,9 @@ __device__ inline void apply(float* arena, const Corrections& op, Coefficients& 
 KERNEL(apply_corrections, Corrections) {
     SHARED(Coefficients, shared);
     if (op.piece == 4) {
-        apply<4>(arena, op, shared);
+        add_corrections<4>(arena, op, shared);
     } else {
-        apply<1>(arena, op, shared);
+        add_corrections<1>(arena, op, shared);
     }
 }
 

@@ -91,6 +91,22 @@ struct Span {
         }
     }
 
+    // In 16 bits, as `round` makes pairs of them.
+    template <class Round>
+    __device__ void store_pairs(u32* to, const float (&from)[OWN], Round round) const {
+        if (fours) {
+#pragma unroll
+            for (u32 k = 0; k < OWN; k += 4) {
+                *(u64*)(to + at_four(k) / 2) = round(from[k], from[k + 1]) | (u64)round(from[k + 2], from[k + 3]) << 32;
+            }
+        } else {
+#pragma unroll
+            for (u32 k = 0; k < OWN; ++k) {
+                if (at_one(k) < length) ((unsigned short*)to)[at_one(k)] = (unsigned short)round(from[k], 0.0f);
+            }
+        }
+    }
+
 private:
     // Where the thread's numbers `k` to `k + 3` lie, and its number `k` by itself.
     __device__ u64 at_four(u32 k) const { return first + k * THREADS + threadIdx.x * 4; }

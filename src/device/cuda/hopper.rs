@@ -3,7 +3,8 @@
 use super::driver::{Driver, Kernel, TensorMap};
 use super::linear::Product;
 use super::pack::packed;
-use super::{Arguments, CudaArena, CudaDevice};
+use super::outer_product::MULTIPROCESSORS;
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, wide};
 use crate::device::{MatrixPrecision, Region};
 
 /// Which products with shared weights go to Hopper's warpgroups, on a device that has them and in `bf16` or `f16`.
@@ -23,21 +24,26 @@ const LARGE_FLOP: usize = 20_000_000;
 /// Rows, columns and length of the sums from which on it is.
 const LARGE_SIDE: usize = 32;
 
+/// Numbers of a stage: `PANEL` in `kernels/wgmma.cuh`.
+const PANEL: usize = 64;
+/// Parts of the inner dimension, at most.
+const MOST_PARTS: usize = 8;
+
 /// A tile of `kernels/hopper.cuh`.
 struct Tile {
     columns: usize,
     rows: usize,
     /// Blocks that a multiprocessor holds.
     blocks: usize,
-    /// Clocks of a multiprocessor for 64 of the inner dimension: those of its tensor cores, or of copies at 64 bytes a clock.
+    /// Clocks of a multiprocessor for 64 of the inner dimension, as measured on an H100.
     stage: usize,
 }
 
 /// From small to large.
 const TILES: [Tile; 3] = [
-    Tile { columns: 64, rows: 64, blocks: 2, stage: 256 },
-    Tile { columns: 128, rows: 128, blocks: 1, stage: 512 },
-    Tile { columns: 128, rows: 256, blocks: 1, stage: 1024 },
+    Tile { columns: 64, rows: 64, blocks: 2, stage: 450 },
+    Tile { columns: 128, rows: 128, blocks: 1, stage: 650 },
+    Tile { columns: 128, rows: 256, blocks: 1, stage: 1100 },
 ];
 
 impl Tile {
@@ -45,12 +51,29 @@ impl Tile {
         output.rows.div_ceil(self.rows) * output.width.div_ceil(self.columns)
     }
 
-    /// Clocks that a product takes by these tiles, on so many multiprocessors: their rounds, each with its sums, an output that
-    /// is read and written at 16 bytes a clock, and what it takes to begin and to end.
-    fn clocks(&self, output: Region, inner: usize, multiprocessors: usize) -> usize {
-        let rounds = self.count(output).div_ceil(multiprocessors);
-        rounds * (inner.div_ceil(64) * self.stage + self.rows * self.columns / 2 + 1000)
+    /// Clocks that a product takes by these tiles, its inner dimension in so many parts: rounds over the multiprocessors, each with
+    /// its sums, an output that is written, and what it takes to begin and to end; then what reading other parts takes.
+    fn clocks(&self, output: Region, inner: usize, parts: usize) -> usize {
+        let rounds = (self.count(output) * parts).div_ceil(MULTIPROCESSORS);
+        let sums = inner.div_ceil(PANEL * parts) * self.stage;
+        let ends = (parts - 1) * (output.len() / MULTIPROCESSORS / 4 + 500);
+        rounds * (sums + self.rows * self.columns / 3 + 2000) + ends
     }
+}
+
+/// How a product is carried out.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Plan {
+    tile: usize,
+    /// Parts of the inner dimension.
+    pub parts: usize,
+}
+
+/// Where the sums of each part go, for another kernel to end.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Raw {
+    pub offset: usize,
+    pub parts: usize,
 }
 
 /// The kernels of one operation, for each of [`TILES`].
@@ -83,43 +106,71 @@ struct HopperProduct {
     weight: TensorMap,
     rows: TensorMap,
     product: Product,
+    raw: u64,
+    parts: u32,
+    /// Up to a multiple of 64 bytes.
+    unused: [u32; 13],
 }
 
 super::arguments! {
-    HopperProduct, 448 =>
+    HopperProduct, 512 =>
         HopperForward64x64 HopperForward128x128 HopperForward128x256
         HopperBackward64x64 HopperBackward128x128 HopperBackward128x256
         HopperAdjoint64x64 HopperAdjoint128x128 HopperAdjoint128x256;
 }
 
-/// Multiplies `rows` with `weight` into `output`, if that is for warpgroups; says whether it was.
-pub(super) fn multiply<D: Driver>(
+/// How warpgroups would multiply `rows` with `weight` into `output`, if that is for them. With room for the sums of several parts
+/// the inner dimension is cut where there are too few tiles.
+pub(super) fn plan<D: Driver>(
     device: &CudaDevice<D>,
-    arena: &CudaArena<D>,
-    kernels: &Kernels,
-    call: &Product,
     (weight, rows): (Region, Region),
     output: Region,
-    shapes: std::fmt::Arguments<'_>,
-) -> bool {
-    let Some(multiprocessors) = device.warpgroups() else { return false };
+    room: usize,
+) -> Option<Plan> {
+    device.warpgroups()?;
     let always = device.warpgroups == Warpgroups::Always;
     let (flop, inner) = (2 * output.rows * weight.len(), rows.width);
     let sides = [output.rows, output.width, inner];
     let large = flop >= LARGE_FLOP && sides.iter().all(|side| *side >= LARGE_SIDE);
     if rows.is_empty() || !(always || large) {
-        return false;
+        return None;
     }
-    let multiprocessors = multiprocessors as usize;
-    let index = if always {
-        TILES.iter().rposition(|tile| output.rows > tile.rows / 2).unwrap_or(0)
-    } else {
-        (0..TILES.len()).min_by_key(|index| TILES[*index].clocks(output, inner, multiprocessors)).unwrap_or(0)
-    };
+    let stages = inner.div_ceil(PANEL);
+    let fits = |parts: usize| parts == 1 || (parts <= stages && parts * output.len() <= room);
+    if always {
+        let tile = TILES.iter().rposition(|tile| output.rows > tile.rows / 2).unwrap_or(0);
+        return Some(Plan { tile, parts: if fits(2) { 2 } else { 1 } });
+    }
+    let plans = (0..TILES.len()).flat_map(|tile| (1..=MOST_PARTS).map(move |parts| Plan { tile, parts }));
+    plans.filter(|plan| fits(plan.parts)).min_by_key(|plan| TILES[plan.tile].clocks(output, inner, plan.parts))
+}
+
+/// Multiplies `rows` with `weight` into `output`, or leaves the sums at `raw`; says whether there was room for the operands.
+#[allow(clippy::too_many_arguments)]
+pub(super) fn multiply<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    kernels: &Kernels,
+    plan: Plan,
+    call: &Product,
+    (weight, rows): (Region, Region),
+    (output, raw): (Region, Option<Raw>),
+    shapes: std::fmt::Arguments<'_>,
+) -> bool {
+    let Some(multiprocessors) = device.warpgroups() else { return false };
     let Some([weight, rows]) = packed(device, arena, weight, rows) else { return false };
-    let tile = &TILES[index];
-    let blocks = tile.count(output).min(multiprocessors * tile.blocks);
-    device.launch(arena, kernels[index], [blocks, 1, 1], &HopperProduct { weight, rows, product: *call }, shapes);
+    let tile = &TILES[plan.tile];
+    let parts = raw.map_or(1, |raw| raw.parts);
+    let blocks = (tile.count(output) * parts).min(multiprocessors as usize * tile.blocks);
+    let call = HopperProduct {
+        weight,
+        rows,
+        product: *call,
+        raw: raw.map_or(NOWHERE, |raw| wide(raw.offset)),
+        parts: narrow(parts),
+        unused: [0; 13],
+    };
+    device.launch(arena, kernels[plan.tile], [blocks, 1, 1], &call, shapes);
     true
 }
 

@@ -1,11 +1,12 @@
 //! The four products with a layer's weights.
 
 use super::driver::{Driver, Kernel};
-use super::hopper;
-use super::low_rank::{Gate, apply_corrections};
+use super::finish;
+use super::hopper::{self, Raw};
+use super::low_rank::{self, Gate, apply_corrections};
 use super::tensor::{Choice, Kernels, operands};
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
-use crate::device::{AdjointBackward, AdjointForward, Linear, LinearBackward, LinearForward, MatrixPrecision, Region};
+use crate::device::{self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, MatrixPrecision, Region};
 
 /// Rows and columns of a block's tile in f32: `TILE` in `kernels/tile.cuh`.
 pub(super) const TILE: usize = 64;
@@ -22,6 +23,17 @@ pub(super) const ADJOINT: Kernels = Kernels {
     plain: Kernel::AdjointForward,
     tensor: [Some(Kernel::AdjointForward16x64), Some(Kernel::AdjointForward64x64), Some(Kernel::AdjointForward128x128)],
 };
+
+/// The kernels of one operation: for all cores, for Hopper's warpgroups, and what ends the sums that these leave.
+struct All {
+    products: Kernels,
+    warpgroups: hopper::Kernels,
+    finish: Kernel,
+}
+
+const ALL_FORWARD: All = All { products: FORWARD, warpgroups: hopper::FORWARD, finish: Kernel::FinishForward };
+const ALL_BACKWARD: All = All { products: BACKWARD, warpgroups: hopper::BACKWARD, finish: Kernel::FinishBackward };
+const ALL_ADJOINT: All = All { products: ADJOINT, warpgroups: hopper::ADJOINT, finish: Kernel::FinishAdjoint };
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -73,6 +85,15 @@ super::arguments! {
         LinearBackward LinearBackward16x64 LinearBackward64x64 LinearBackward128x128
         AdjointForward AdjointForward16x64 AdjointForward64x64 AdjointForward128x128;
     AdjointGate, 64 => AdjointGate;
+}
+
+impl Product {
+    /// Whether all that an end touches beside sums lies at multiples of 16 bytes.
+    pub fn in_fours(&self) -> bool {
+        let [bias, delta, z] = [self.sources[0].bias, self.delta, self.z];
+        let gate = if self.gated != 0 || delta != NOWHERE { self.gate.offset() } else { 0 };
+        [bias, delta, z, gate, self.output].iter().all(|offset| *offset == NOWHERE || offset % 4 == 0)
+    }
 }
 
 impl Source {
@@ -130,14 +151,18 @@ impl Shape {
         }
     }
 
-    fn launch<D: Driver>(
+    /// Carries an operation out: `call` is that of a product without corrections, which come with the gate of `corrections`.
+    fn carry_out<D: Driver>(
         &self,
         device: &CudaDevice<D>,
-        arena: &CudaArena<D>,
-        (kernels, warpgroups): (&Kernels, &hopper::Kernels),
+        arena: &mut CudaArena<D>,
+        kernels: &All,
         call: Product,
+        (corrections, gate): (&Corrections<'_, f32>, Option<&device::Gate<'_>>),
         operands_at: (Region, Region),
+        (reads, writes): (&[Region], &[Region]),
     ) {
+        arena.check(reads, writes);
         // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
         let precision = if self.shared { device.precision } else { MatrixPrecision::F32 };
         let call = Product { operands: operands(precision), ..call };
@@ -148,12 +173,49 @@ impl Shape {
         let shapes = format_args!(
             "{blocks} blocks of {tasks} tasks x {task_rows} rows, {inner} to {width}, {weights} weights, {precision}"
         );
-        if self.shared && hopper::multiply(device, arena, warpgroups, &call, operands_at, self.output, shapes) {
+        let accumulate = call.begun != 0;
+        let plan = if self.shared { hopper::plan(device, operands_at, self.output, arena.sums.1) } else { None };
+        let multiply = |arena: &CudaArena<D>, call: &Product, plan, raw| {
+            hopper::multiply(device, arena, &kernels.warpgroups, plan, call, operands_at, (self.output, raw), shapes)
+        };
+        if let Some(plan) = plan
+            && low_rank::in_one_launch(corrections)
+        {
+            if corrections.blocks.is_empty() && plan.parts == 1 {
+                if multiply(arena, &call, plan, None) {
+                    return;
+                }
+            } else if let Some(raw) = self.place_of_sums(arena, plan, accumulate)
+                && multiply(arena, &call, plan, Some(raw))
+            {
+                let shape = (self.tasks, self.rows);
+                // It keeps to the same regions, and to those of the corrections.
+                arena.check(reads, writes);
+                finish::finish(device, arena, kernels.finish, call, corrections, shape, (raw, self.output));
+                return;
+            }
+        }
+        let shape = (self.tasks, self.rows);
+        let begun = apply_corrections(device, arena, corrections, shape, self.output, gate, accumulate);
+        let call = Product { begun: (begun || accumulate).into(), ..call };
+        if let Some(plan) = plan
+            && multiply(arena, &call, plan, None)
+        {
             return;
         }
         let Choice { kernel, down, across } =
-            kernels.choose(device.tiles.as_deref(), precision, rows, self.output.width);
+            kernels.products.choose(device.tiles.as_deref(), precision, rows, self.output.width);
         device.launch(arena, kernel, [call.groups as usize * down, across, 1], &call, shapes);
+    }
+
+    /// Where the sums of a plan's parts go: one part's where they are ended, unless something is there already.
+    fn place_of_sums<D: Driver>(&self, arena: &CudaArena<D>, plan: hopper::Plan, accumulate: bool) -> Option<Raw> {
+        let (offset, room) = arena.sums;
+        let parts = plan.parts;
+        if parts == 1 && !accumulate {
+            return Some(Raw { offset: self.output.offset, parts });
+        }
+        (parts * self.output.len() <= room).then_some(Raw { offset, parts })
     }
 }
 
@@ -172,16 +234,15 @@ fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
 /// See [`LinearForward`].
 pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearForward<'_, f32>) {
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
-    arena.check(&[op.input, weight, bias], &[op.output]);
     let shared = op.layer.is_shared();
     let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: op.corrections.share };
-    let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, None, false);
     let call = Product {
-        begun: begun.into(),
         activation: activation_code(op.activation),
         ..shape.product([Source::new(op.input, &op.layer, 0, true), Source::NONE])
     };
-    shape.launch(device, arena, (&FORWARD, &hopper::FORWARD), call, (weight_rows(&op.layer), op.input));
+    let operands_at = (weight_rows(&op.layer), op.input);
+    let regions: (&[Region], &[Region]) = (&[op.input, weight, bias], &[op.output]);
+    shape.carry_out(device, arena, &ALL_FORWARD, call, (&op.corrections, None), operands_at, regions);
 }
 
 /// See [`LinearBackward`].
@@ -213,20 +274,20 @@ pub(super) fn adjoint_backward<D: Driver>(
     let direction = op.direction.map_or(weight, |d| layer_regions(&d.layer, op.tasks)[0]);
     let direction_values = op.direction.map_or(op.z_cotangent, |d| d.values);
     let gate_values = op.gate.map_or(op.z_cotangent, |g| g.values);
-    arena.check(&[op.z_cotangent, weight, direction, direction_values, gate_values], &[op.output]);
     let shared = op.layer.is_shared() && op.direction.is_none();
     let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: op.corrections.share };
     // The gate multiplies corrections and product alike, so the one can be added to the other behind it.
     let gate = op.gate.as_ref();
-    let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, gate, op.accumulate);
     let second = op.direction.map_or(Source::NONE, |d| Source::new(d.values, &d.layer, 0, false));
     let call = Product {
-        begun: (begun || op.accumulate).into(),
+        begun: op.accumulate.into(),
         gate: gate.map_or(Gate::NONE, |gate| Gate::new(gate, shape.blocks(), op.tasks * op.rows)),
         gated: gate.is_some().into(),
         ..shape.product([Source::new(op.z_cotangent, &op.layer, 0, false), second])
     };
-    shape.launch(device, arena, (&BACKWARD, &hopper::BACKWARD), call, (weight_rows(&op.layer), op.z_cotangent));
+    let operands_at = (weight_rows(&op.layer), op.z_cotangent);
+    let reads = [op.z_cotangent, weight, direction, direction_values, gate_values];
+    shape.carry_out(device, arena, &ALL_BACKWARD, call, (&op.corrections, gate), operands_at, (&reads, &[op.output]));
 }
 
 /// See [`AdjointForward`].
@@ -241,10 +302,8 @@ pub(super) fn adjoint_forward<D: Driver>(
     let direction_values = op.direction.map_or(input, |d| d.values);
     let curved = op.gate.activation.is_curved();
     let reads = [input, weight, direction[0], direction[1], direction_values, op.gate.values, op.delta];
-    arena.check(&reads, &[op.e_cotangent, op.z_cotangent][..if curved { 2 } else { 1 }]);
     let shared = op.direction.is_none() && op.layer.is_shared();
     let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.e_cotangent, shared, share: op.corrections.share };
-    let begun = apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.e_cotangent, None, false);
     let per_block = op.tasks * op.rows;
     let sources = [
         op.input.map_or(Source::NONE, |(input, first)| Source::new(input, &op.layer, first * per_block, false)),
@@ -256,15 +315,17 @@ pub(super) fn adjoint_forward<D: Driver>(
     let gate = Gate::new(&op.gate, shape.blocks(), per_block);
     let (delta, z) = (wide(op.delta.offset), if curved { wide(op.z_cotangent.offset) } else { NOWHERE });
     let call = Product {
-        begun: begun.into(),
         gate,
         delta: if together { NOWHERE } else { delta },
         z: if together { NOWHERE } else { z },
         ..shape.product(sources)
     };
     let rows = op.input.map_or(Region { rows: 0, ..input }, |(input, _)| input);
-    shape.launch(device, arena, (&ADJOINT, &hopper::ADJOINT), call, (weight_rows(&op.layer), rows));
+    let writes = &[op.e_cotangent, op.z_cotangent][..if curved { 2 } else { 1 }];
+    let operands_at = (weight_rows(&op.layer), rows);
+    shape.carry_out(device, arena, &ALL_ADJOINT, call, (&op.corrections, None), operands_at, (&reads, writes));
     if together {
+        arena.check(&reads, writes);
         let call = AdjointGate {
             gate,
             output: wide(op.e_cotangent.offset),

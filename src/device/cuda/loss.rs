@@ -1,7 +1,10 @@
 //! Losses with their first and second derivatives.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, spans_of, wide};
+use super::tensor::operands;
+use super::{
+    Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, pack, spans_of, wide,
+};
 use crate::device::operation;
 use crate::device::{
     AdversarialCurvature, AdversarialLoss, PixelCurvature, PixelLoss, Region, SupervisedCurvature, SupervisedLoss,
@@ -22,7 +25,8 @@ struct Supervised {
     activation: u32,
     begun: u32,
     scale: f32,
-    unused: u32,
+    operands: u32,
+    packed: u64,
 }
 
 #[repr(C)]
@@ -73,7 +77,7 @@ struct Pixel {
 }
 
 super::arguments! {
-    Supervised, 64 =>
+    Supervised, 72 =>
         ElementwiseDelta ElementwiseCurvature CrossEntropyDelta CrossEntropyCurvature SupervisedLoss;
     Adversarial, 72 => AdversarialLoss AdversarialCurvature;
     Pixel, 112 => PixelDelta PixelCurvature PixelLoss;
@@ -96,6 +100,18 @@ pub(super) fn loss_code(loss: Loss) -> u32 {
 }
 
 impl Supervised {
+    /// The same, which leaves a copy of its output as well if a product to come takes it.
+    fn copied<D: Driver>(
+        self,
+        device: &CudaDevice<D>,
+        arena: &CudaArena<D>,
+        op: &SupervisedLoss,
+        output: Region,
+    ) -> Self {
+        let packed = if op.loss == Loss::CrossEntropy { None } else { pack::produced(device, arena, output) };
+        Self { packed: packed.map_or(NOWHERE, wide), operands: operands(device.precision), ..self }
+    }
+
     fn new(op: &SupervisedLoss) -> Self {
         let rows = op.prediction.rows / op.tasks;
         let count = if op.loss == Loss::CrossEntropy { rows } else { rows * op.prediction.width };
@@ -111,7 +127,8 @@ impl Supervised {
             activation: activation_code(op.activation),
             begun: 0,
             scale: (1.0 / count as f64) as f32,
-            unused: 0,
+            operands: 0,
+            packed: NOWHERE,
         }
     }
 
@@ -138,7 +155,7 @@ pub(super) fn supervised<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
     let call = Supervised::new(op);
     if let Some(delta) = op.delta {
         arena.check(&[op.prediction, op.target], &[delta]);
-        let call = Supervised { output: wide(delta.offset), ..call };
+        let call = Supervised { output: wide(delta.offset), ..call }.copied(device, arena, op, delta);
         call.launch(device, arena, op, [Kernel::ElementwiseDelta, Kernel::CrossEntropyDelta]);
     }
     if let Some(task_loss) = op.task_loss {
@@ -162,6 +179,7 @@ pub(super) fn supervised_curvature<D: Driver>(
         begun: op.accumulate.into(),
         ..Supervised::new(&op.at)
     };
+    let call = call.copied(device, arena, &op.at, op.z_cotangent);
     call.launch(device, arena, &op.at, [Kernel::ElementwiseCurvature, Kernel::CrossEntropyCurvature]);
 }
 

@@ -32,6 +32,11 @@ pub(super) struct Gate {
 impl Gate {
     pub const NONE: Self = Self { values: 0, activation: 0, block: [0; BLOCKS], block_rows: 1 };
 
+    /// Where its values begin.
+    pub fn offset(&self) -> u64 {
+        self.values
+    }
+
     /// The gate of `blocks` output blocks, of `block_rows` rows each.
     pub fn new(gate: &device::Gate<'_>, blocks: usize, block_rows: usize) -> Self {
         assert!(blocks <= BLOCKS, "{blocks} blocks of rows; kernels take {BLOCKS}");
@@ -50,7 +55,7 @@ impl Gate {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
-struct Term {
+pub(super) struct Term {
     gram: u64,
     rows: u64,
     task_stride: u32,
@@ -65,7 +70,7 @@ struct Term {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Corrections {
+pub(super) struct Corrections {
     terms: [Term; LIST],
     end: [u32; BLOCKS],
     gate: Gate,
@@ -137,57 +142,53 @@ fn spread_of(fewest: u32, warps: usize, useful: impl Fn(u32) -> bool) -> u32 {
     (fewest..WARPS_LOG).find(|spread| warps << spread >= MANY_WARPS || !useful(spread + 1)).unwrap_or(WARPS_LOG)
 }
 
-/// `output (+)= corrections * act'(gate)`, where there are corrections; returns whether there are. The factors are made on
-/// the way, so the operation's scratch is not used.
-pub(super) fn apply_corrections<D: Driver>(
-    device: &CudaDevice<D>,
-    arena: &mut CudaArena<D>,
-    corrections: &device::Corrections<'_, f32>,
-    (tasks, rows): (usize, usize),
-    output: Region,
-    gate: Option<&device::Gate<'_>>,
-    accumulate: bool,
-) -> bool {
-    let blocks = corrections.blocks;
-    if blocks.is_empty() {
-        return false;
-    }
-    assert!(blocks.len() <= BLOCKS, "{} blocks of rows; kernels take {BLOCKS}", blocks.len());
-    for term in blocks.iter().flatten() {
-        let count = term.rows.rows / tasks;
-        let last = (tasks - 1) * term.gram.task_stride
-            + (rows - 1) * term.gram.row_stride
-            + count.saturating_sub(1) * term.gram.column_stride;
-        let gram = Region { offset: term.gram.offset, rows: 1, width: last + 1 };
-        arena.check(&[term.rows, gram], &[output]);
-    }
-    let offsets = blocks.iter().flatten().map(|term| term.rows.offset);
-    let offsets = offsets.chain([output.offset]).chain(gate.map(|gate| gate.values.offset));
-    let piece = piece_of(output.width, offsets);
-    let strips = output.width.div_ceil(LANES * piece);
-    let groups = tasks * rows.div_ceil(GROUP);
-    // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
-    let share = LIST / blocks.len();
-    let turns = blocks.iter().map(|terms| terms.len().div_ceil(share)).max().unwrap_or(0).max(1);
-    for turn in 0..turns {
+/// Whether one launch holds all terms.
+pub(super) fn in_one_launch(corrections: &device::Corrections<'_, f32>) -> bool {
+    let share = LIST / corrections.blocks.len().max(1);
+    corrections.blocks.iter().all(|terms| terms.len() <= share)
+}
+
+/// The corrections of one launch, its grid, and how many rows go into an output at most.
+pub(super) struct Applied {
+    pub call: Corrections,
+    pub grid: [usize; 3],
+    pub most: usize,
+}
+
+impl Applied {
+    /// The terms from `skipped` on, as many as one launch holds. `pieces` tells whether everything else that the kernel touches
+    /// lies at multiples of 16 bytes.
+    pub fn new(
+        corrections: &device::Corrections<'_, f32>,
+        (tasks, rows): (usize, usize),
+        output: Region,
+        skipped: usize,
+        pieces: bool,
+    ) -> Self {
+        let blocks = output.rows / (tasks * rows);
+        let share = LIST / blocks;
+        let offsets = corrections.blocks.iter().flatten().map(|term| term.rows.offset).chain([output.offset]);
+        let piece = if pieces { piece_of(output.width, offsets) } else { 1 };
+        let strips = output.width.div_ceil(LANES * piece);
+        let groups = tasks * rows.div_ceil(GROUP);
         let mut call = Corrections {
             terms: [Term::default(); LIST],
             end: [0; BLOCKS],
-            gate: gate.map_or(Gate::NONE, |gate| Gate::new(gate, blocks.len(), tasks * rows)),
+            gate: Gate::NONE,
             output: wide(output.offset),
             tasks: narrow(tasks),
             rows: narrow(rows),
             width: narrow(output.width),
-            gated: gate.is_some().into(),
-            begun: (accumulate || turn > 0).into(),
+            gated: 0,
+            begun: 0,
             most: 1,
             piece: narrow(piece),
             spread: 0,
         };
         let (mut next, mut most) = (0, 0);
-        for (block, terms) in blocks.iter().enumerate() {
+        for (block, terms) in corrections.blocks.iter().enumerate() {
             let mut column = 0;
-            for term in terms.iter().skip(turn * share).take(share) {
+            for term in terms.iter().skip(skipped).take(share) {
                 let count = term.rows.rows / tasks;
                 call.terms[next] = Term {
                     gram: wide(term.gram.offset),
@@ -210,8 +211,68 @@ pub(super) fn apply_corrections<D: Driver>(
         }
         // As few as leave no warp of a block without columns.
         let fewest = WARPS_LOG - strips.max(1).ilog2().min(WARPS_LOG);
-        call.spread = spread_of(fewest, blocks.len() * groups * strips, |spread| most > AHEAD << (spread - 1));
-        let grid = [groups, strips.div_ceil(1 << (WARPS_LOG - call.spread)), blocks.len()];
+        call.spread = spread_of(fewest, blocks * groups * strips, |spread| most > AHEAD << (spread - 1));
+        let grid = [groups, strips.div_ceil(1 << (WARPS_LOG - call.spread)), blocks];
+        Self { call, grid, most }
+    }
+
+}
+
+impl Corrections {
+    /// Whether the kernel takes four columns at a time.
+    pub fn in_fours(&self) -> bool {
+        self.piece == 4
+    }
+}
+
+/// Holds the corrections' regions to the arena.
+pub(super) fn check_corrections<D: Driver>(
+    arena: &CudaArena<D>,
+    corrections: &device::Corrections<'_, f32>,
+    (tasks, rows): (usize, usize),
+    output: Region,
+) {
+    let blocks = corrections.blocks.len();
+    assert!(blocks <= BLOCKS, "{blocks} blocks of rows; kernels take {BLOCKS}");
+    for term in corrections.blocks.iter().flatten() {
+        let count = term.rows.rows / tasks;
+        let last = (tasks - 1) * term.gram.task_stride
+            + (rows - 1) * term.gram.row_stride
+            + count.saturating_sub(1) * term.gram.column_stride;
+        let gram = Region { offset: term.gram.offset, rows: 1, width: last + 1 };
+        arena.check(&[term.rows, gram], &[output]);
+    }
+}
+
+/// `output (+)= corrections * act'(gate)`, where there are corrections; returns whether there are. The factors are made on
+/// the way, so the operation's scratch is not used.
+pub(super) fn apply_corrections<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    corrections: &device::Corrections<'_, f32>,
+    (tasks, rows): (usize, usize),
+    output: Region,
+    gate: Option<&device::Gate<'_>>,
+    accumulate: bool,
+) -> bool {
+    let blocks = corrections.blocks;
+    if blocks.is_empty() {
+        return false;
+    }
+    check_corrections(arena, corrections, (tasks, rows), output);
+    let pieces = gate.is_none_or(|gate| gate.values.offset % 4 == 0);
+    // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
+    let share = LIST / blocks.len();
+    let turns = blocks.iter().map(|terms| terms.len().div_ceil(share)).max().unwrap_or(0).max(1);
+    for turn in 0..turns {
+        let Applied { call, grid, most } =
+            Applied::new(corrections, (tasks, rows), output, turn * share, pieces);
+        let call = Corrections {
+            gate: gate.map_or(Gate::NONE, |gate| Gate::new(gate, blocks.len(), tasks * rows)),
+            gated: gate.is_some().into(),
+            begun: (accumulate || turn > 0).into(),
+            ..call
+        };
         let (count, width) = (blocks.len(), output.width);
         let shapes = format_args!("{count} blocks of {tasks} tasks x {rows} rows of {width}, {most} correction rows");
         device.launch(arena, Kernel::ApplyCorrections, grid, &call, shapes);

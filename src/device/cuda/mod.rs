@@ -16,6 +16,7 @@ mod emulated;
 mod gpu;
 #[cfg(feature = "cuda")]
 mod gpu_graph;
+mod finish;
 mod graph;
 mod hopper;
 mod hopper_outer;

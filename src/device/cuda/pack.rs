@@ -30,7 +30,7 @@ super::arguments! {
 }
 
 /// A copy of a region.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 struct Packed {
     region: Region,
     /// Where the copy begins, in numbers of 32 bits.
@@ -41,7 +41,22 @@ struct Packed {
     fresh: bool,
 }
 
-/// The room behind an arena, and what lies there: weights, and behind them one product's rows.
+impl Packed {
+    fn end(&self) -> usize {
+        self.offset + packed_len(self.region)
+    }
+
+    /// Where the copy of `rows` begins, if they are some of the region's and it is fresh.
+    fn holds(&self, rows: Region, precision: MatrixPrecision) -> Option<usize> {
+        let Region { offset, width, .. } = self.region;
+        let inside = rows.width == width && rows.offset >= offset && (rows.offset - offset).is_multiple_of(width);
+        let within = inside && rows.offset + rows.len() <= offset + self.region.len();
+        (within && self.fresh && self.precision == precision).then(|| self.offset + (rows.offset - offset) / 2)
+    }
+}
+
+/// The room behind an arena, and what lies there: weights from its beginning on, behind them one product's rows, and at its end
+/// rows that the kernel which made them has copied too.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     start: usize,
@@ -49,6 +64,10 @@ pub(super) struct Pool {
     weights: Vec<Packed>,
     /// The end of the weights.
     end: usize,
+    /// The last two.
+    produced: [Option<Packed>; 2],
+    /// Rows that were copied for a product, so that whoever makes them the next time copies them too.
+    wanted: Vec<Region>,
 }
 
 /// What a region takes when it is copied, in numbers of 32 bits.
@@ -59,7 +78,7 @@ fn packed_len(region: Region) -> usize {
 impl Pool {
     /// Room for `room` numbers of 32 bits from `start` on, a multiple of 4.
     pub fn new(start: usize, room: usize) -> Self {
-        Self { start, room, weights: Vec::new(), end: 0 }
+        Self { start, room, ..Self::default() }
     }
 
     /// Where it is, offset and length.
@@ -67,15 +86,23 @@ impl Pool {
         (self.start, self.room)
     }
 
-    /// The room behind the weights, for what serves one operation: offset and length.
-    pub fn rest(&self) -> (usize, usize) {
+    /// Room that an operation may use for itself: all behind the weights.
+    pub fn rest(&mut self) -> (usize, usize) {
+        self.produced = [None; 2];
         (self.start + self.end, self.room - self.end)
     }
 
     /// Copies of what is about to be written are of no use any more.
     pub fn written(&mut self, writes: &[Region]) {
-        for packed in &mut self.weights {
+        for packed in self.weights.iter_mut().chain(self.produced.iter_mut().flatten()) {
             packed.fresh &= !writes.iter().any(|write| write.overlaps(&packed.region));
+        }
+    }
+
+    /// Forgets produced copies that lie before `end`.
+    fn make_room(&mut self, end: usize) {
+        for produced in &mut self.produced {
+            *produced = produced.take().filter(|packed| packed.offset >= end);
         }
     }
 }
@@ -102,6 +129,7 @@ pub(super) fn packed<D: Driver>(
             let map = describe(device, arena, weight, offset)?;
             pool.weights.push(Packed { region: weight, offset, precision, map, fresh: false });
             pool.end = end;
+            pool.make_room(pool.start + end);
             pool.weights.len() - 1
         }
     };
@@ -109,10 +137,42 @@ pub(super) fn packed<D: Driver>(
     if !std::mem::replace(&mut entry.fresh, true) {
         pack(device, arena, weight, entry.offset);
     }
-    let (map, offset) = (entry.map, pool.start + end);
+    let map = entry.map;
+    if let Some(at) = pool.produced.iter().flatten().find_map(|packed| packed.holds(rows, precision)) {
+        return Some([map, describe(device, arena, rows, at)?]);
+    }
+    let offset = pool.start + end;
+    pool.make_room(offset + packed_len(rows));
     let rows_map = describe(device, arena, rows, offset)?;
     pack(device, arena, rows, offset);
+    if rows.width.is_multiple_of(PIECE) && !pool.wanted.contains(&rows) {
+        pool.wanted.push(rows);
+    }
     Some([map, rows_map])
+}
+
+/// Where the kernel that is about to make `region` is to leave a copy as well: only if some of its rows were copied for a product
+/// before, and there is room.
+pub(super) fn produced<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, region: Region) -> Option<usize> {
+    let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    if !pool.wanted.iter().any(|rows| rows.width == region.width && rows.overlaps(&region)) {
+        return None;
+    }
+    let (len, bottom, top) = (packed_len(region), pool.start + pool.end, pool.start + pool.room);
+    let last = pool.produced[1];
+    // At the end, unless the copy before lies there: then before that one.
+    let offset = match last {
+        Some(last) if last.end() + len > top => last.offset.checked_sub(len)?,
+        _ => top.checked_sub(len)?,
+    };
+    if offset < bottom {
+        return None;
+    }
+    let overlaps = |packed: &Packed| packed.offset < offset + len && offset < packed.end();
+    let kept = last.filter(|packed| !overlaps(packed));
+    let made = Packed { region, offset, precision: device.precision, map: TensorMap::default(), fresh: true };
+    pool.produced = [kept, Some(made)];
+    Some(offset)
 }
 
 /// Describes the copy of a region to the copy engine.
