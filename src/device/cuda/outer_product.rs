@@ -136,7 +136,7 @@ pub(super) fn outer_product<D: Driver>(
     }
     // Blocks that a multiprocessor holds.
     let held = match kernel {
-        Kernel::OuterProduct => 5,
+        Kernel::OuterProduct => 4,
         Kernel::OuterProduct64x64 => 6,
         _ => 2,
     };
