@@ -15,7 +15,7 @@ pub enum Warpgroups {
     /// not timed.
     #[default]
     Large,
-    /// All, by the largest tile that the rows fill, to test the kernels. An arena has five times its size.
+    /// All, by the largest tile that the rows fill, to test the kernels. An arena has six times its size.
     Always,
 }
 
