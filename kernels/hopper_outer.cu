@@ -228,6 +228,7 @@ __device__ inline void leave_sums(float* arena, const HopperOuter& op, OuterSums
 template <class Tile>
 __device__ inline void hopper_outer(float* arena, const HopperOuter& op, typename Tile::Shared& shared) {
 #ifdef WARPGROUPS
+    if (threadIdx.x < op.count) prefetch_map(op.p[threadIdx.x]);
     if (threadIdx.x == 0) {
         for (int stage = 0; stage < Tile::STAGES; ++stage) {
             begin_barrier(shared.full[stage], 1);

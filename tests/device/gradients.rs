@@ -95,7 +95,7 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
 /// Inputs, outputs, rows and terms for Hopper's warpgroups: by both tiles and beyond their edges, of one stage and of more than a
 /// pipeline has, in parts or not, with more terms than a launch takes.
 const HOPPER_SUMS: [(usize, usize, usize, usize); 8] = [
-    (1, 4, 1, 1),
+    (1, 4, 40, 1),
     (9, 64, 3, 27),
     (70, 132, 65, 3),
     (128, 68, 260, 4),

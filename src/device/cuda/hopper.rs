@@ -15,7 +15,7 @@ pub enum Warpgroups {
     /// All but the smallest: of 20 Mflop or more, and no side of fewer than 32.
     #[default]
     Large,
-    /// All, by the largest tile that the rows fill, to test the kernels. An arena has five times its size.
+    /// All, by the largest tile that the rows fill, to test the kernels. An arena has six times its size.
     Always,
 }
 

@@ -297,8 +297,8 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         let free = self.driver.free_bytes()?;
         // What an arena takes beside its elements, so that it is one that fits.
         let eighths = self.room_for_packed(8) as u64;
-        let sums = outer_product::room_for_sums(usize::MAX / 2) * size_of::<f32>();
-        Some(free.saturating_sub(sums as u64) / (8 + eighths) * 8)
+        let sums = (outer_product::ROOM * size_of::<f32>()) as u64;
+        Some(free.saturating_sub(sums) / (8 + eighths) * 8)
     }
 
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {

@@ -68,7 +68,7 @@ const DEPTH: usize = 16;
 const LEAST: usize = 8;
 
 /// Numbers of an arena's room for partial sums, at most.
-const ROOM: usize = 8 << 20;
+pub(super) const ROOM: usize = 8 << 20;
 
 /// Those of an arena of `elements`: a tiny one's sums have few parts.
 pub(super) fn room_for_sums(elements: usize) -> usize {
@@ -136,7 +136,7 @@ pub(super) fn outer_product<D: Driver>(
     }
     // Blocks that a multiprocessor holds.
     let held = match kernel {
-        Kernel::OuterProduct => 5,
+        Kernel::OuterProduct => 4,
         Kernel::OuterProduct64x64 => 6,
         _ => 2,
     };
