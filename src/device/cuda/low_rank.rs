@@ -136,8 +136,8 @@ fn piece_of(width: usize, mut offsets: impl Iterator<Item = usize>) -> usize {
     if width % 4 == 0 && offsets.all(|offset| offset % 4 == 0) { 4 } else { 1 }
 }
 
-/// The smallest power of two for which, or for a smaller one, no more warps are of use: `fewest` at least, and no more than a
-/// block has. `useful` tells whether so many warps have enough to do each.
+/// Among how many warps, as a power of two, each of so many warps' work is divided: `fewest` at least, and more until a GPU is
+/// busy, a block has no more, or more are not `useful`.
 fn spread_of(fewest: u32, warps: usize, useful: impl Fn(u32) -> bool) -> u32 {
     (fewest..WARPS_LOG).find(|spread| warps << spread >= MANY_WARPS || !useful(spread + 1)).unwrap_or(WARPS_LOG)
 }
