@@ -10,7 +10,7 @@ struct Finish {
     Corrections corrections;
     // One group.
     Product product;
-    // The sums, [parts, rows, width]; with one part they may lie in the output.
+    // The sums, [parts, rows, width]; with one part they may lie in the output, without any they are 0.
     u64 raw;
     // Of the copy, in numbers of 32 bits; NOWHERE without one.
     u64 packed;
@@ -42,7 +42,7 @@ __device__ inline void finish_pieces(float* arena, const Finish& op, Coefficient
                 bool there = within < own.rows;
                 row[i] = there ? (int)((own.block * of.tasks + own.task) * of.rows + own.first + within) : -1;
                 u64 at = there ? (u64)row[i] * of.width + own.column : 0;
-                load_piece_or_zero(all.sums[i], arena + op.raw + at, there);
+                load_piece_or_zero(all.sums[i], arena + op.raw + at, there && op.parts > 0);
 #pragma unroll
                 for (u32 p = 0; p < PIECE; ++p) all.added[i][p] = sum[start + i][p];
             }

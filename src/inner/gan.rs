@@ -180,8 +180,13 @@ impl<T: Scalar> GanLoop<T> {
             device.gather(arena, self.support_z, indices, z);
             device.gather(arena, self.support_x, indices, clip);
         } else {
-            LoopRows::load(device, arena, latents(z.len()), z);
-            LoopRows::load(device, arena, rows.support[1], clip);
+            let latents_of = |step| self.generator.tape.values(0, Slot::Step(step));
+            if rows.steps_apart > 0 {
+                LoopRows::load(device, arena, latents(z.len()), z);
+            } else {
+                LoopRows::load_step(device, arena, latents(z.len()), latents_of, step);
+            }
+            LoopRows::load_step(device, arena, rows.support[1], |step| self.clip(Slot::Step(step)), step);
         }
     }
 

@@ -47,6 +47,24 @@ impl<T: Scalar> LoopRows<'_, T> {
         LoopRows { support: [&[]; 2], query: [&[]; 2], indices, steps_apart: 0 }
     }
 
+    /// Uploads `from` for the first step, from whose rows the others copy it: all steps descend on the same rows. Nothing is
+    /// done where they are on the device from the last run.
+    pub(super) fn load_step<D: Device<T>>(
+        device: &D,
+        arena: &mut D::Arena,
+        from: &[T],
+        region_of: impl Fn(usize) -> Region,
+        step: usize,
+    ) {
+        match step {
+            _ if from.is_empty() => {}
+            0 => device.upload(arena, region_of(0), from),
+            // Steps that nothing goes back through share their rows.
+            _ if region_of(step) == region_of(0) => {}
+            _ => device.copy(arena, region_of(0), region_of(step)),
+        }
+    }
+
     /// Uploads `from`, unless it is on the device from the last run.
     pub(super) fn load<D: Device<T>>(device: &D, arena: &mut D::Arena, from: &[T], to: Region) {
         if !from.is_empty() {

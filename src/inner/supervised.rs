@@ -143,10 +143,11 @@ impl<T: Scalar> SupervisedLoop<T> {
 
     /// The support rows of a step.
     fn load<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize, rows: &LoopRows<'_, T>) {
-        let input = self.net.tape.values(0, Slot::Step(step));
+        let input_of = |step| self.net.tape.values(0, Slot::Step(step));
         match self.spec.inner.minibatch {
-            None => LoopRows::load(device, arena, rows.support[0], input),
+            None => LoopRows::load_step(device, arena, rows.support[0], input_of, step),
             Some(_) => {
+                let input = input_of(step);
                 let indices = &rows.indices[step * input.rows..][..input.rows];
                 device.gather(arena, self.support_x, indices, input);
                 device.gather(arena, self.support_y, indices, self.target(Slot::Step(step)));

@@ -37,10 +37,8 @@ pub(super) fn finish<D: Driver>(
     let Applied { call, grid, most } = Applied::new(corrections, (tasks, rows), output, 0, pieces);
     let packed = if call.in_fours() { pack::produced(device, arena, output) } else { None };
     let (parts, width) = (raw.parts, output.width);
-    let shapes = format_args!(
-        "{} rows of {width}, {rows} a task, in {parts} parts, with {most} correction rows",
-        output.rows
-    );
+    let shapes =
+        format_args!("{} rows of {width}, {rows} a task, in {parts} parts, with {most} correction rows", output.rows);
     let call = Finish {
         corrections: call,
         product,

@@ -2,8 +2,8 @@
 
 use super::driver::{Driver, Kernel, TensorMap};
 use super::linear::Product;
-use super::pack::packed;
 use super::outer_product::MULTIPROCESSORS;
+use super::pack::packed;
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, wide};
 use crate::device::{MatrixPrecision, Region};
 
@@ -56,8 +56,8 @@ impl Tile {
     fn clocks(&self, output: Region, inner: usize, parts: usize) -> usize {
         let rounds = (self.count(output) * parts).div_ceil(MULTIPROCESSORS);
         let sums = inner.div_ceil(PANEL * parts) * self.stage;
-        let ends = (parts - 1) * (output.len() / MULTIPROCESSORS / 4 + 500);
-        rounds * (sums + self.rows * self.columns / 3 + 2000) + ends
+        let ends = (parts - 1) * (output.len() / MULTIPROCESSORS / 6 + 300);
+        rounds * (sums + self.rows * self.columns / 6 + 2000) + ends
     }
 }
 

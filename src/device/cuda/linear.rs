@@ -6,7 +6,9 @@ use super::hopper::{self, Raw};
 use super::low_rank::{self, Gate, apply_corrections};
 use super::tensor::{Choice, Kernels, operands};
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
-use crate::device::{self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, MatrixPrecision, Region};
+use crate::device::{
+    self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, MatrixPrecision, Region,
+};
 
 /// Rows and columns of a block's tile in f32: `TILE` in `kernels/tile.cuh`.
 pub(super) const TILE: usize = 64;
@@ -178,6 +180,12 @@ impl Shape {
         let multiply = |arena: &CudaArena<D>, call: &Product, plan, raw| {
             hopper::multiply(device, arena, &kernels.warpgroups, plan, call, operands_at, (self.output, raw), shapes)
         };
+        let shape = (self.tasks, self.rows);
+        if self.shared && call.sources.iter().all(|source| source.rows == 0) && low_rank::in_one_launch(corrections) {
+            let nothing = Raw { offset: self.output.offset, parts: 0 };
+            finish::finish(device, arena, kernels.finish, call, corrections, shape, (nothing, self.output));
+            return;
+        }
         if let Some(plan) = plan
             && low_rank::in_one_launch(corrections)
         {
@@ -188,14 +196,12 @@ impl Shape {
             } else if let Some(raw) = self.place_of_sums(arena, plan, accumulate)
                 && multiply(arena, &call, plan, Some(raw))
             {
-                let shape = (self.tasks, self.rows);
                 // It keeps to the same regions, and to those of the corrections.
                 arena.check(reads, writes);
                 finish::finish(device, arena, kernels.finish, call, corrections, shape, (raw, self.output));
                 return;
             }
         }
-        let shape = (self.tasks, self.rows);
         let begun = apply_corrections(device, arena, corrections, shape, self.output, gate, accumulate);
         let call = Product { begun: (begun || accumulate).into(), ..call };
         if let Some(plan) = plan

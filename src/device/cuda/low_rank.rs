@@ -215,7 +215,6 @@ impl Applied {
         let grid = [groups, strips.div_ceil(1 << (WARPS_LOG - call.spread)), blocks];
         Self { call, grid, most }
     }
-
 }
 
 impl Corrections {
@@ -265,8 +264,7 @@ pub(super) fn apply_corrections<D: Driver>(
     let share = LIST / blocks.len();
     let turns = blocks.iter().map(|terms| terms.len().div_ceil(share)).max().unwrap_or(0).max(1);
     for turn in 0..turns {
-        let Applied { call, grid, most } =
-            Applied::new(corrections, (tasks, rows), output, turn * share, pieces);
+        let Applied { call, grid, most } = Applied::new(corrections, (tasks, rows), output, turn * share, pieces);
         let call = Corrections {
             gate: gate.map_or(Gate::NONE, |gate| Gate::new(gate, blocks.len(), tasks * rows)),
             gated: gate.is_some().into(),

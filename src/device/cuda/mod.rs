@@ -12,11 +12,11 @@ mod column_scale;
 mod driver;
 #[cfg(feature = "emulate")]
 mod emulated;
+mod finish;
 #[cfg(feature = "cuda")]
 mod gpu;
 #[cfg(feature = "cuda")]
 mod gpu_graph;
-mod finish;
 mod graph;
 mod hopper;
 mod hopper_outer;
