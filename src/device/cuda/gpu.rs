@@ -4,7 +4,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum, CUfunction, CUfunction_attribute_enum, CUmodule};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 
-use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, THREADS, TensorMap};
+use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, TensorMap, threads_of};
 use super::gpu_graph::GpuGraph;
 use super::hopper;
 use crate::{Error, Result};
@@ -230,7 +230,7 @@ impl Driver for GpuDriver {
         let function = self.module.functions[kernel as usize];
         let (mut arena, _guard) = memory.device_ptr(&self.stream);
         let mut parameters = [std::ptr::from_mut(&mut arena).cast(), arguments.cast_mut()];
-        let (threads, shared) = hopper::block_of(kernel).unwrap_or((THREADS, shared));
+        let (threads, shared) = hopper::block_of(kernel).unwrap_or((threads_of(kernel), shared));
         let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
         self.module.context.bind_to_thread().map_err(words)?;
         // SAFETY: the caller's promise; the driver copies the parameters before it returns.
