@@ -142,27 +142,26 @@ struct ResidentTask {
                 first = each_piece(layer(l), first, [&](u32 at, u32, u32) {
                     float value[4];
                     load_piece(value, room + from + at);
-                    store_piece(room + to + at, value);
+                    put_piece(room + to + at, value);
                 });
                 continue;
             }
             float shared = query ? 0.0f : rate(s, l);
-            first = layer_gradient(room, layer(l), pass.rows, delta(pass, l), below(pass, l), false, 0, 0, first,
-                                   [&](u32 at, u32 parameter, u32 count, float (&g)[4]) {
-                if (query) return store_piece(room + op.cotangent + at, g);
-                float value[4], each[4];
-                load_piece(value, room + from + at);
+            first = layer_gradient(room, layer(l), pass.rows, delta(pass, l), below(pass, l), false, 0, 0, from, first,
+                                   [&](u32 at, u32 parameter, u32 count, float (&g)[4], float (&value)[4]) {
+                if (query) return put_piece(room + op.cotangent + at, g);
+                float each[4];
                 rates(each, shared, parameter, count);
                 if (op.velocity_slots > 0) {
                     float before[4] = {};
                     if (s > 0 && op.momentum != 0.0f) load_piece(before, room + velocity(s - 1) + at);
 #pragma unroll
                     for (int k = 0; k < 4; ++k) g[k] += op.decay * value[k] + op.momentum * before[k];
-                    store_piece(room + velocity(s) + at, g);
+                    put_piece(room + velocity(s) + at, g);
                 }
 #pragma unroll
                 for (int k = 0; k < 4; ++k) value[k] -= each[k] * g[k];
-                store_piece(room + to + at, value);
+                put_piece(room + to + at, value);
             });
         }
         __syncthreads();
@@ -198,8 +197,8 @@ struct ResidentTask {
                     direction[k] = op.momentum * direction[k] - each[k] * cotangent[k];
                     cotangent[k] += op.decay * direction[k];
                 }
-                store_piece(room + op.direction + at, direction);
-                if (op.decay != 0.0f) store_piece(room + op.cotangent + at, cotangent);
+                put_piece(room + op.direction + at, direction);
+                if (op.decay != 0.0f) put_piece(room + op.cotangent + at, cotangent);
             });
             if (learned && !op.per_parameter) {
                 dot = sum(dot);
@@ -252,13 +251,11 @@ struct ResidentTask {
         for (u32 l = op.layers; l-- > 0;) {
             const ResidentLayer& own = layer(l);
             bool lower = l > op.first_moving;
-            layer_gradient(room, own, pass.rows, z(l), below(pass, l), lower, delta(pass, l), lower ? e(l - 1) : 0, 0,
-                           [&](u32 at, u32, u32, const float (&g)[4]) {
-                float value[4];
-                load_piece(value, room + op.cotangent + at);
+            layer_gradient(room, own, pass.rows, z(l), below(pass, l), lower, delta(pass, l), lower ? e(l - 1) : 0, op.cotangent, 0,
+                           [&](u32 at, u32, u32, const float (&g)[4], float (&value)[4]) {
 #pragma unroll
                 for (int k = 0; k < 4; ++k) value[k] += g[k];
-                store_piece(room + op.cotangent + at, value);
+                put_piece(room + op.cotangent + at, value);
             });
             if (l == 0) break;
             RowTerm plain = down(z(l), weights(s), l), moved = none();
@@ -385,5 +382,5 @@ struct ResidentTask {
 KERNEL_OF(resident, Resident, TASK_THREADS, TASK_BLOCKS) {
     SHARED(TaskSums, sums);
     SHARED_NUMBERS(room, op.length);
-    ResidentTask{op, arena, room, sums, blockIdx.x}.run();
+    ResidentTask{op, arena, room + op.start, sums, blockIdx.x}.run();
 }

@@ -91,7 +91,8 @@ struct Resident {
     u32 displacement;
     float momentum;
     float decay;
-    u32 unused;
+    // 0, which the compiler does not know: it would find out anew, before every access, where the room begins.
+    u32 start;
     ResidentLayer layer[LAYERS];
 };
 static_assert(sizeof(Resident) == 1016, "mirrored in Rust");
@@ -103,6 +104,17 @@ __device__ inline u32 divided(u32 n, u32 by) { return by == 0 ? n : (u32)((u64)n
 __device__ inline u32 turn(u32 first) { return (threadIdx.x - first) % TASK_THREADS; }
 // Where the next piece of work begins after one of `units`, so that other warps do it at the same time.
 __device__ inline u32 next_turn(u32 first, u32 units) { return (first + units + 31) / 32 * 32; }
+
+// A piece of four into shared memory; told of the store alone, the compiler makes four of it.
+__device__ inline void put_piece(float* to, const float (&from)[4]) {
+#ifdef INNERLOOP_EMULATE
+    store_piece(to, from);
+#else
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"((u32)__cvta_generic_to_shared(to)), "f"(from[0]),
+                 "f"(from[1]), "f"(from[2]), "f"(from[3])
+                 : "memory");
+#endif
+}
 
 enum class Way { UP, DOWN };
 
@@ -220,11 +232,12 @@ __device__ inline void add_outer(const float* room, u32 p, u32 p_row, u32 q, u32
     }
 }
 
-// work(place among the padded parameters, the parameter's number, parameters that are left of the row, the numbers), for every
-// piece of four of a layer's p^T [q, 1], and of `more` p^T q. The first unit is thread `first`'s; returns where the next begins.
+// work(place among the padded parameters, the parameter's number, parameters that are left of the row, the numbers, those that
+// lie at the place in the copy of the parameters at `copy`), for every piece of four of a layer's p^T [q, 1], and of `more` p^T q.
+// The first unit is thread `first`'s; returns where the next begins.
 template <class Work>
 __device__ inline u32 layer_gradient(const float* room, const ResidentLayer& layer, u32 count, u32 p, u32 q, bool more,
-                                     u32 more_p, u32 more_q, u32 first, Work work) {
+                                     u32 more_p, u32 more_q, u32 copy, u32 first, Work work) {
     u32 inputs = layer.inputs, outputs = layer.outputs;
     u32 across = (inputs + 3) / 4, down = (outputs + 3) / 4, tiles = across * down;
 #pragma unroll 1
@@ -234,15 +247,18 @@ __device__ inline u32 layer_gradient(const float* room, const ResidentLayer& lay
             float sums[4][4] = {};
             add_outer(room, p + row, layer.above, q + column, layer.row, count, sums);
             if (more) add_outer(room, more_p + row, layer.above, more_q + column, layer.row, count, sums);
+            u32 at = layer.weight + row * layer.row + column, parameter = layer.plain + row * inputs + column;
+            float there[4][4];
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) load_piece(there[i], room + copy + at + min(i, outputs - 1 - row) * layer.row);
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) {
-                if (row + i >= outputs) break;
-                work(layer.weight + (row + i) * layer.row + column, layer.plain + (row + i) * inputs + column, inputs - column,
-                     sums[i]);
+                if (row + i < outputs) work(at + i * layer.row, parameter + i * inputs, inputs - column, sums[i], there[i]);
             }
         } else {
             u32 row = (unit - tiles) * 4;
-            float sum[4] = {};
+            float sum[4] = {}, there[4];
+            load_piece(there, room + copy + layer.bias + row);
 #pragma unroll 2
             for (u32 k = 0; k < count; ++k) {
                 float value[4];
@@ -250,7 +266,7 @@ __device__ inline u32 layer_gradient(const float* room, const ResidentLayer& lay
 #pragma unroll
                 for (u32 i = 0; i < 4; ++i) sum[i] += value[i];
             }
-            work(layer.bias + row, layer.plain + inputs * outputs + row, outputs - row, sum);
+            work(layer.bias + row, layer.plain + inputs * outputs + row, outputs - row, sum, there);
         }
     }
     return next_turn(first, tiles + down);
