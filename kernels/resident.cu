@@ -382,5 +382,5 @@ struct ResidentTask {
 KERNEL_OF(resident, Resident, TASK_THREADS, TASK_BLOCKS) {
     SHARED(TaskSums, sums);
     SHARED_NUMBERS(room, op.length);
-    ResidentTask{op, arena, room + op.start, sums, blockIdx.x}.run();
+    ResidentTask{op, arena, kept(room), sums, blockIdx.x}.run();
 }

@@ -91,8 +91,7 @@ struct Resident {
     u32 displacement;
     float momentum;
     float decay;
-    // 0, which the compiler does not know: it would find out anew, before every access, where the room begins.
-    u32 start;
+    u32 unused;
     ResidentLayer layer[LAYERS];
 };
 static_assert(sizeof(Resident) == 1016, "mirrored in Rust");
@@ -104,6 +103,18 @@ __device__ inline u32 divided(u32 n, u32 by) { return by == 0 ? n : (u32)((u64)n
 __device__ inline u32 turn(u32 first) { return (threadIdx.x - first) % TASK_THREADS; }
 // Where the next piece of work begins after one of `units`, so that other warps do it at the same time.
 __device__ inline u32 next_turn(u32 first, u32 units) { return (first + units + 31) / 32 * 32; }
+
+// The same place in shared memory, of which the compiler does not know that it is always the same: it would work it out anew
+// wherever it is needed.
+__device__ inline float* kept(float* room) {
+#ifdef INNERLOOP_EMULATE
+    return room;
+#else
+    u32 place;
+    asm volatile("mov.u32 %0, %1;" : "=r"(place) : "r"((u32)__cvta_generic_to_shared(room)));
+    return (float*)__cvta_shared_to_generic(place);
+#endif
+}
 
 // A piece of four into shared memory; told of the store alone, the compiler makes four of it.
 __device__ inline void put_piece(float* to, const float (&from)[4]) {

@@ -130,7 +130,7 @@ struct Resident {
     displacement: u32,
     momentum: f32,
     decay: f32,
-    start: u32,
+    unused: u32,
     layer: [ResidentLayer; LAYERS],
 }
 
@@ -185,7 +185,7 @@ pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
         displacement: (op.kind == ResidentGradient::Displacement).into(),
         momentum: op.momentum,
         decay: op.decay,
-        start: 0,
+        unused: 0,
         layer: layers(op.mlp),
     };
     let bytes = narrow(places.len * size_of::<f32>());
