@@ -12,8 +12,8 @@
 #define KERNEL(name, Arguments) \
     extern "C" __global__ void __launch_bounds__(THREADS) name(float* arena, const __grid_constant__ Arguments op)
 #define SHARED(Type, name) __shared__ Type name
-// As many numbers as the launch asks for.
-#define SHARED_NUMBERS(name, count) extern __shared__ float name[]
+// As many numbers as the launch asks for, from a multiple of 16 bytes on.
+#define SHARED_NUMBERS(name, count) extern __shared__ __align__(16) float name[]
 // With other numbers of threads a block and of blocks a multiprocessor.
 #define KERNEL_OF(name, Arguments, threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(float* arena, const __grid_constant__ Arguments op)

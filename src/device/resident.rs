@@ -68,14 +68,9 @@ pub struct Resident<'a, T> {
 }
 
 impl<T: Scalar> Resident<'_, T> {
-    /// Bytes that one task takes, with rows of weights that are padded to an odd length.
+    /// Bytes that one task takes, with rows that are [`padded`].
     pub fn task_bytes(&self) -> usize {
-        Places::new(self, self.padded_parameters()).len * size_of::<T>()
-    }
-
-    /// Numbers of a copy of the parameters whose weights' rows are padded so.
-    pub(super) fn padded_parameters(&self) -> usize {
-        self.mlp.widths().windows(2).map(|pair| pair[1] * ((pair[0] | 1) + 1)).sum()
+        Places::new(self, padded).len * size_of::<T>()
     }
 
     /// Flop of one task's products with a layer's weights, and of the weights' gradients.
@@ -130,6 +125,11 @@ impl<T: Scalar> Resident<'_, T> {
     }
 }
 
+/// Numbers from row to row where a row is an odd number of pieces of four, so that neighbours' pieces lie in other banks.
+pub(super) fn padded(width: usize) -> usize {
+    4 * (width.div_ceil(4) | 1)
+}
+
 /// One task's rows of one pass: where they begin in the task's memory.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Pass {
@@ -176,7 +176,7 @@ pub(super) struct Places {
     pub slot: usize,
     /// The query's rows.
     pub query: Pass,
-    /// The cotangents of dL/da from level 1 on, and of z, layer by layer.
+    /// The cotangents of dL/da from level 1 on, and of z, layer by layer; in place of the query's levels.
     pub e: usize,
     pub z: usize,
     /// The cotangents of the weights and of a step's gradient.
@@ -187,9 +187,11 @@ pub(super) struct Places {
 }
 
 impl Places {
-    /// A copy of the parameters takes `parameters` numbers.
-    pub fn new<T: Scalar>(op: &Resident<'_, T>, parameters: usize) -> Self {
-        let (mlp, all) = (op.mlp, before(op.mlp, op.mlp.layers() + 1));
+    /// A row of so many numbers takes `row` of them.
+    pub fn new<T: Scalar>(op: &Resident<'_, T>, row: impl Fn(usize) -> usize) -> Self {
+        let mlp = op.mlp;
+        let parameters = mlp.widths().windows(2).map(|pair| pair[1] * row(pair[0]) + row(pair[1])).sum();
+        let all: usize = mlp.widths()[1..].iter().map(|width| row(*width)).sum();
         let exact = op.is_exact();
         let slots = if exact { op.steps.max(1) } else { 1 };
         let weight_slots = if exact { op.steps + 1 } else { 1 };
@@ -203,14 +205,17 @@ impl Places {
             len += count;
             len - count
         };
-        let mut pass = |rows: usize, slots: usize| Pass {
+        let mut pass = |rows: usize, levels: usize| Pass {
             rows,
-            inputs: take(rows * mlp.inputs()),
-            targets: take(rows * mlp.outputs()),
-            values: take(slots * 2 * rows * all),
+            inputs: take(rows * row(mlp.inputs())),
+            targets: take(rows * row(mlp.outputs())),
+            values: take(levels * all),
             deltas: 0,
         };
-        let (support, query) = (pass(op.shots, slots), pass(op.queries, 1));
+        let support = pass(op.shots, slots * 2 * op.shots);
+        // The cotangents lie where the query's levels were, which are done with by then.
+        let cotangents = if exact { op.shots } else { 0 };
+        let query = pass(op.queries, 2 * op.queries.max(cotangents));
         let moved = usize::from(op.goes_back() || op.kind == ResidentGradient::Displacement);
         let mut this = Self {
             weights: take(weight_slots * parameters),
@@ -222,8 +227,8 @@ impl Places {
             slots,
             slot: 2 * op.shots * all,
             query: Pass { deltas: query.values + op.queries * all, ..query },
-            e: take(usize::from(exact) * op.shots * all),
-            z: take(usize::from(exact) * op.shots * all),
+            e: query.values,
+            z: query.values + cotangents * all,
             cotangent: take(moved * parameters),
             direction: take(usize::from(op.reverses_steps()) * parameters),
             len: 0,

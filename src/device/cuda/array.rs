@@ -61,7 +61,7 @@ super::arguments! {
     Copy, 24 => Copy;
     Gather, 2072 => Gather;
     AddScaled, 32 => AddScaled;
-    SumRows, 40 => SumRows;
+    SumRows, 40 => SumRows SumTallRows;
 }
 
 /// See [`crate::device::Device::fill`].
@@ -100,6 +100,12 @@ pub(super) fn gather<D: Driver>(
     }
 }
 
+/// Columns a block of `sum_tall_rows` sums: `TALL_COLUMNS` in `kernels/array.cu`.
+const TALL_COLUMNS: usize = 32;
+
+/// Rows from which on, and columns up to which, threads share the rows of a column: beyond, the columns fill a GPU.
+const TALL: [usize; 2] = [32, 1 << 15];
+
 /// See [`crate::device::Device::sum_rows`].
 pub(super) fn sum_rows<D: Driver>(
     device: &CudaDevice<D>,
@@ -120,13 +126,13 @@ pub(super) fn sum_rows<D: Driver>(
         begun: accumulate.into(),
         unused: 0,
     };
-    device.launch(
-        arena,
-        Kernel::SumRows,
-        [blocks_of(from.width), 1, 1],
-        &call,
-        format_args!("{} rows of {}", from.rows, from.width),
-    );
+    let (kernel, blocks) = if from.rows >= TALL[0] && from.width <= TALL[1] {
+        (Kernel::SumTallRows, from.width.div_ceil(TALL_COLUMNS))
+    } else {
+        (Kernel::SumRows, blocks_of(from.width))
+    };
+    let shapes = format_args!("{} rows of {}", from.rows, from.width);
+    device.launch(arena, kernel, [blocks, 1, 1], &call, shapes);
 }
 
 /// See [`crate::device::Device::add_scaled`].

@@ -214,6 +214,16 @@ pub(super) const PANEL: u32 = 64;
 /// Threads a block, of every kernel that does not name others: `THREADS` in `kernels/kernel.cuh`.
 pub(super) const THREADS: u32 = 128;
 
+/// Threads a block of a kernel, but of those of `kernels/hopper.cu`.
+#[cfg(feature = "cuda")]
+pub(super) fn threads_of(kernel: Kernel) -> u32 {
+    match kernel {
+        Kernel::Resident => 256,
+        Kernel::SumTallRows => 1024,
+        _ => THREADS,
+    }
+}
+
 /// Columns a block sums down: `COLUMNS` in `kernels/stripes.cuh`.
 pub(super) const COLUMNS: usize = 32;
 
@@ -315,6 +325,7 @@ kernels! {
     Gather gather emulate_gather,
     AddScaled add_scaled emulate_add_scaled,
     SumRows sum_rows emulate_sum_rows,
+    SumTallRows sum_tall_rows emulate_sum_tall_rows,
     ElementwiseDelta elementwise_delta emulate_elementwise_delta,
     ElementwiseCurvature elementwise_curvature emulate_elementwise_curvature,
     CrossEntropyDelta cross_entropy_delta emulate_cross_entropy_delta,

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum, CUfunction, CUfunction_attribute_enum, CUmodule};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 
-use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, THREADS, TensorMap};
+use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, TensorMap, threads_of};
 use super::gpu_graph::GpuGraph;
 use super::hopper;
 use crate::{Error, Result};
@@ -124,11 +124,15 @@ impl GpuDriver {
             }
             loaded.functions.push(function);
         }
-        // What it declares itself counts too.
-        let dynamic = CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
         let whole = loaded.functions[Kernel::Resident as usize];
-        // SAFETY: a function of the module that was just loaded.
-        unsafe { result::function::set_function_attribute(whole, dynamic, shared - RESERVED) }.map_err(unloaded)?;
+        // What it declares itself counts too. As much as there is, of what caches share, so that two blocks are there at once.
+        for (attribute, value) in [
+            (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared - RESERVED),
+            (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+        ] {
+            // SAFETY: a function of the module that was just loaded.
+            unsafe { result::function::set_function_attribute(whole, attribute, value) }.map_err(unloaded)?;
+        }
         let stream = || context.new_stream().map_err(|e| refused("no stream", e, "a GPU that is free"));
         Ok(Self { stream: stream()?, copies: stream()?, module: Arc::new(loaded) })
     }
@@ -230,7 +234,7 @@ impl Driver for GpuDriver {
         let function = self.module.functions[kernel as usize];
         let (mut arena, _guard) = memory.device_ptr(&self.stream);
         let mut parameters = [std::ptr::from_mut(&mut arena).cast(), arguments.cast_mut()];
-        let (threads, shared) = hopper::block_of(kernel).unwrap_or((THREADS, shared));
+        let (threads, shared) = hopper::block_of(kernel).unwrap_or((threads_of(kernel), shared));
         let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
         self.module.context.bind_to_thread().map_err(words)?;
         // SAFETY: the caller's promise; the driver copies the parameters before it returns.

@@ -4,7 +4,7 @@ use std::mem::MaybeUninit;
 use cudarc::driver::sys::{self, CUdeviceptr, CUgraph, CUgraphExec, CUgraphNode, CUmemorytype};
 use cudarc::driver::{CudaEvent, CudaSlice, DevicePtr, DriverError, PinnedHostSlice, result};
 
-use super::driver::{GraphStep, GraphWork, THREADS};
+use super::driver::{GraphStep, GraphWork, threads_of};
 use super::gpu::{GpuDriver, words};
 use super::hopper;
 
@@ -90,7 +90,7 @@ impl GpuDriver {
         let mut node: sys::CUDA_KERNEL_NODE_PARAMS = unsafe { MaybeUninit::zeroed().assume_init() };
         node.func = self.module.functions[kernel as usize];
         [node.gridDimX, node.gridDimY, node.gridDimZ] = grid;
-        let (threads, shared) = hopper::block_of(kernel).unwrap_or((THREADS, shared));
+        let (threads, shared) = hopper::block_of(kernel).unwrap_or((threads_of(kernel), shared));
         [node.blockDimX, node.blockDimY, node.blockDimZ] = [threads, 1, 1];
         node.sharedMemBytes = shared;
         node.kernelParams = parameters.as_mut_ptr();

@@ -1,11 +1,15 @@
 //! Whole inner loops of small networks: a block a task, everything of the task in shared memory.
 
+use bytemuck::Zeroable;
+
 use super::driver::{Driver, Kernel};
 use super::loss::loss_code;
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, wide};
-use crate::device::resident::{Pass, Places};
+use crate::device::resident::{Pass, Places, padded};
 use crate::device::{Region, Resident as Operation, ResidentGradient};
 use crate::inner::LAYERS;
+use crate::model::Mlp;
+use crate::objective::Loss;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -15,10 +19,12 @@ struct ResidentPass {
     targets: u32,
     values: u32,
     deltas: u32,
+    scale: f32,
 }
 
-impl From<Pass> for ResidentPass {
-    fn from(pass: Pass) -> Self {
+impl ResidentPass {
+    /// With the loss a mean of so many elements of each row.
+    fn new(pass: Pass, elements: usize) -> Self {
         let Pass { rows, inputs, targets, values, deltas } = pass;
         Self {
             rows: narrow(rows),
@@ -26,8 +32,60 @@ impl From<Pass> for ResidentPass {
             targets: narrow(targets),
             values: narrow(values),
             deltas: narrow(deltas),
+            scale: 1.0 / (rows * elements) as f32,
         }
     }
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ResidentLayer {
+    inputs: u32,
+    outputs: u32,
+    row: u32,
+    above: u32,
+    weight: u32,
+    bias: u32,
+    plain: u32,
+    level: u32,
+    activation: u32,
+    by_inputs: u32,
+    by_pieces: u32,
+    by_outputs: u32,
+}
+
+/// Every layer, and zeros for those that are not there.
+fn layers(mlp: &Mlp) -> [ResidentLayer; LAYERS] {
+    let mut layers = [ResidentLayer::zeroed(); LAYERS];
+    let (mut place, mut plain, mut level) = (0, 0, 0);
+    for ((layer, pair), activation) in layers.iter_mut().zip(mlp.widths().windows(2)).zip(mlp.activations()) {
+        let &[inputs, outputs] = pair else { unreachable!("windows of two") };
+        let (row, above) = (padded(inputs), padded(outputs));
+        let bias = place + outputs * row;
+        *layer = ResidentLayer {
+            inputs: narrow(inputs),
+            outputs: narrow(outputs),
+            row: narrow(row),
+            above: narrow(above),
+            weight: narrow(place),
+            bias: narrow(bias),
+            plain: narrow(plain),
+            level: narrow(level),
+            activation: activation_code(*activation),
+            by_inputs: reciprocal(inputs),
+            by_pieces: reciprocal(inputs.div_ceil(4)),
+            by_outputs: reciprocal(outputs),
+        };
+        place = bias + above;
+        plain += (inputs + 1) * outputs;
+        level += above;
+    }
+    layers
+}
+
+/// What `divided` in `kernels/resident.cuh` divides by.
+fn reciprocal(divisor: usize) -> u32 {
+    if divisor == 1 { 0 } else { narrow((1 << 32) / divisor + 1) }
 }
 
 #[repr(C)]
@@ -63,6 +121,7 @@ struct Resident {
     steps: u32,
     layers: u32,
     first_moving: u32,
+    count: u32,
     loss: u32,
     per_parameter: u32,
     goes_back: u32,
@@ -71,24 +130,21 @@ struct Resident {
     displacement: u32,
     momentum: f32,
     decay: f32,
-    widths: [u32; LAYERS + 1],
-    activations: [u32; LAYERS],
     unused: u32,
+    layer: [ResidentLayer; LAYERS],
 }
 
 super::arguments! {
-    Resident, 368 => Resident;
+    Resident, 1016 => Resident;
 }
 
 /// See [`Operation`].
 pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &Operation<'_, f32>) {
     let (reads, writes) = op.access();
     arena.check(&reads, &writes);
-    let places = Places::new(op, op.padded_parameters());
+    let places = Places::new(op, padded);
     let place = |region: Option<Region>| region.map_or(NOWHERE, |region| wide(region.offset));
-    let (mut widths, mut activations) = ([0; LAYERS + 1], [0; LAYERS]);
-    widths.iter_mut().zip(op.mlp.widths()).for_each(|(to, width)| *to = narrow(*width));
-    activations.iter_mut().zip(op.mlp.activations()).for_each(|(to, act)| *to = activation_code(*act));
+    let elements = if op.loss == Loss::CrossEntropy { 1 } else { op.mlp.outputs() };
     let call = Resident {
         parameters: wide(op.parameters.offset),
         rates: wide(op.rates.offset),
@@ -109,8 +165,8 @@ pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
         padded: narrow(places.parameters),
         slots: narrow(places.slots),
         slot: narrow(places.slot),
-        support: places.step(0).into(),
-        query: places.query.into(),
+        support: ResidentPass::new(places.step(0), elements),
+        query: ResidentPass::new(places.query, elements),
         e: narrow(places.e),
         z: narrow(places.z),
         cotangent: narrow(places.cotangent),
@@ -120,6 +176,7 @@ pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
         steps: narrow(op.steps),
         layers: narrow(op.mlp.layers()),
         first_moving: narrow(op.first_moving),
+        count: narrow(op.mlp.parameter_count()),
         loss: loss_code(op.loss),
         per_parameter: op.per_parameter.into(),
         goes_back: op.goes_back().into(),
@@ -128,9 +185,8 @@ pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
         displacement: (op.kind == ResidentGradient::Displacement).into(),
         momentum: op.momentum,
         decay: op.decay,
-        widths,
-        activations,
         unused: 0,
+        layer: layers(op.mlp),
     };
     let bytes = narrow(places.len * size_of::<f32>());
     let Operation { tasks, steps, shots, queries, .. } = op;
