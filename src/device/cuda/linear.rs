@@ -4,6 +4,7 @@ use super::driver::{Driver, Kernel};
 use super::hopper;
 use super::low_rank::{Gate, apply_corrections};
 use super::tensor::{Choice, Kernels, operands};
+use super::thin;
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
 use crate::device::{AdjointBackward, AdjointForward, Linear, LinearBackward, LinearForward, MatrixPrecision, Region};
 
@@ -71,8 +72,26 @@ super::arguments! {
     Product, 192 =>
         LinearForward LinearForward16x64 LinearForward64x64 LinearForward128x128
         LinearBackward LinearBackward16x64 LinearBackward64x64 LinearBackward128x128
-        AdjointForward AdjointForward16x64 AdjointForward64x64 AdjointForward128x128;
+        AdjointForward AdjointForward16x64 AdjointForward64x64 AdjointForward128x128
+        ThinForward ThinForward16 ThinBackward ThinBackward16 ThinAdjoint ThinAdjoint16;
     AdjointGate, 64 => AdjointGate;
+}
+
+impl Product {
+    /// Rows of one group, in all blocks.
+    pub fn rows_of_group(&self) -> usize {
+        self.blocks as usize * self.group_rows as usize
+    }
+
+    /// Those that have weights of their own, or one where all are shared.
+    pub fn groups(&self) -> usize {
+        self.groups as usize
+    }
+
+    /// Columns of the output.
+    pub fn width(&self) -> usize {
+        self.width as usize
+    }
 }
 
 impl Source {
@@ -141,7 +160,7 @@ impl Shape {
         // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
         let precision = if self.shared { device.precision } else { MatrixPrecision::F32 };
         let call = Product { operands: operands(precision), ..call };
-        let rows = call.blocks as usize * call.group_rows as usize;
+        let rows = call.rows_of_group();
         let (inner, width) = (call.sources[0].inner, call.width);
         let (tasks, task_rows, blocks) = (self.tasks, self.rows, call.blocks);
         let weights = if self.shared { "shared" } else { "per-task" };
@@ -149,6 +168,9 @@ impl Shape {
             "{blocks} blocks of {tasks} tasks x {task_rows} rows, {inner} to {width}, {weights} weights, {precision}"
         );
         if self.shared && hopper::multiply(device, arena, warpgroups, &call, operands_at, self.output, shapes) {
+            return;
+        }
+        if !self.shared && thin::multiply(device, arena, kernels.plain, &call, shapes) {
             return;
         }
         let Choice { kernel, down, across } =

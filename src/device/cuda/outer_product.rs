@@ -2,7 +2,7 @@
 
 use super::driver::{Driver, Kernel};
 use super::tensor::{Choice, Kernels, operands};
-use super::{Arguments, CudaArena, CudaDevice, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, narrow, thin, wide};
 use crate::device::{self, Linear, MatrixPrecision, Region};
 
 /// Terms of one launch: `TERMS` in `kernels/outer_product.cu`.
@@ -40,7 +40,8 @@ struct OuterProduct {
 }
 
 super::arguments! {
-    OuterProduct, 2096 => OuterProduct OuterProduct64x64 OuterProduct128x128;
+    OuterProduct, 2096 =>
+        OuterProduct OuterProduct64x64 OuterProduct128x128 ThinOuterProduct ThinOuterProduct16;
 }
 
 /// See [`device::OuterProduct`].
@@ -86,7 +87,12 @@ pub(super) fn outer_product<D: Driver>(
             };
         }
         let rows: usize = part.iter().map(|term| term.p.rows).sum();
-        let grid = [groups * down, across, 1];
+        let few = if shared { None } else { thin::choose(thin::OUTER_PRODUCT, rows / groups) };
+        let (kernel, grid) = match few {
+            // Its bias lies where the weight ends.
+            Some(kernel) if bias == weight + inputs * outputs => (kernel, thin::gradient_grid(groups, inputs, outputs)),
+            _ => (kernel, [groups * down, across, 1]),
+        };
         let shapes = format_args!("{rows} rows in {} terms, {groups} x {outputs} x {inputs}, {precision}", part.len());
         device.launch(arena, kernel, grid, &call, shapes);
     }
