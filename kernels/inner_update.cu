@@ -84,12 +84,12 @@ __device__ inline void thin_inner_update(float* arena, const InnerUpdate& op, Th
     }
 }
 
-KERNEL(thin_inner_update, InnerUpdate) {
+KERNEL_OF(thin_inner_update, InnerUpdate, THREADS, 3) {
     SHARED(ThinGradient<FEW>, shared);
     thin_inner_update(arena, op, shared);
 }
 
-KERNEL(thin_inner_update_16, InnerUpdate) {
+KERNEL_OF(thin_inner_update_16, InnerUpdate, THREADS, 3) {
     SHARED(ThinGradient<SOME>, shared);
     thin_inner_update(arena, op, shared);
 }

@@ -79,12 +79,12 @@ __device__ inline void thin_outer_product(float* arena, const OuterProduct& op, 
     }
 }
 
-KERNEL(thin_outer_product, OuterProduct) {
+KERNEL_OF(thin_outer_product, OuterProduct, THREADS, 3) {
     SHARED(ThinGradient<FEW>, shared);
     thin_outer_product(arena, op, shared);
 }
 
-KERNEL(thin_outer_product_16, OuterProduct) {
+KERNEL_OF(thin_outer_product_16, OuterProduct, THREADS, 3) {
     SHARED(ThinGradient<SOME>, shared);
     thin_outer_product(arena, op, shared);
 }

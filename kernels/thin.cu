@@ -50,17 +50,15 @@ template <bool FOURS, u32 ROWS>
 __device__ inline void hold(Along<ROWS>& shared, const float* arena, const u64 (&rows)[ROWS], u32 start, u32 inner) {
     static_assert(CHUNK == WARPS * STRIP, "a strip a warp");
     u32 offset = threadIdx.x / 32 * STRIP;
-    Strip<FOURS> strip(start + offset, start + offset < inner ? inner - start - offset : 0);
+    u32 left = start + offset < inner ? inner - start - offset : 0;
     float held[ROWS][4];
 #pragma unroll
     for (u32 r = 0; r < ROWS; ++r) {
-        u64 row = rows[r];
-        strip.left = row == NOWHERE ? 0 : start + offset < inner ? inner - start - offset : 0;
-        strip.load(held[r], arena + (row == NOWHERE ? 0 : row));
+        bool there = rows[r] != NOWHERE;
+        Strip<FOURS>(start + offset, there ? left : 0).load(held[r], arena + (there ? rows[r] : 0));
     }
-    Strip<FOURS> to(offset, STRIP);
 #pragma unroll
-    for (u32 r = 0; r < ROWS; ++r) to.store(shared.row[r], held[r]);
+    for (u32 r = 0; r < ROWS; ++r) hold_strip<FOURS>(shared.row[r] + offset, held[r]);
 }
 
 // Rows times weights [width, inner]^T: a warp has 4 rows of the weights, its lanes spread over the inner dimension.
@@ -126,7 +124,7 @@ __device__ inline void along(float* arena, const Product& op, Along<ROWS>& share
 #pragma unroll
                         for (u32 r = 0; r < ROWS; ++r) {
                             float value[4];
-                            Strip<FOURS>(i + a * STRIP, STRIP).load(value, shared.row[r]);
+                            load_held<FOURS>(value, shared.row[r] + i + a * STRIP);
 #pragma unroll
                             for (u32 c = 0; c < FOLD_COLUMNS; ++c) {
                                 float& to = sum[r / FOLD_ROWS][r % FOLD_ROWS * FOLD_COLUMNS + c];
@@ -213,7 +211,7 @@ __device__ inline void across(float* arena, const Product& op, Across<ROWS>& sha
     }
     __syncthreads();
 #pragma unroll
-    for (u32 r = 0; r < ROWS; ++r) Strip<FOURS>(0, STRIP).store(shared.part[warp][r], sum[r]);
+    for (u32 r = 0; r < ROWS; ++r) hold_strip<FOURS>(shared.part[warp][r], sum[r]);
     __syncthreads();
 
     u32 column = first + threadIdx.x;
@@ -240,9 +238,11 @@ __device__ inline bool weights_in_fours(const Source& source, u32 width) {
     return source.rows == 0 || in_fours(source.weight, source.group_stride, (u64)width);
 }
 
+// Three blocks a multiprocessor leave room for the registers in which all that is on its way arrives.
+//
 // Grid: the tiles of 64 outputs of every group.
 #define THIN_ALONG(name, End, rows)                                                                                    \
-    KERNEL(name, Product) {                                                                                            \
+    KERNEL_OF(name, Product, THREADS, 3) {                                                                            \
         SHARED(Along<rows>, shared);                                                                                   \
         const Source &one = op.sources[0], &two = op.sources[1];                                                       \
         if (weights_in_fours(one, one.inner) && weights_in_fours(two, two.inner) && in_fours(one.input, two.input)) {  \
@@ -254,7 +254,7 @@ __device__ inline bool weights_in_fours(const Source& source, u32 width) {
 
 // Grid: the strips of every group.
 #define THIN_ACROSS(name, End, rows)                                                                                   \
-    KERNEL(name, Product) {                                                                                            \
+    KERNEL_OF(name, Product, THREADS, 3) {                                                                            \
         SHARED(Across<rows>, shared);                                                                                  \
         if (weights_in_fours(op.sources[0], op.width) && weights_in_fours(op.sources[1], op.width)) {                  \
             across<End, rows, true>(arena, op, shared);                                                                \

@@ -10,7 +10,7 @@ constexpr u32 SOME = 16;
 // Numbers of a row of a matrix that a warp takes at once.
 constexpr u32 STRIP = 32 * 4;
 
-// The lane's four numbers of a strip: a piece, or, where rows do not lie at multiples of four, every 32nd.
+// The lane's four numbers of a strip in the arena: a piece, or, where rows do not lie at multiples of four, every 32nd.
 template <bool FOURS>
 struct Strip {
     static constexpr u32 COUNT = 4;
@@ -36,7 +36,8 @@ struct Strip {
 
     __device__ void store(float* to, const float (&from)[COUNT]) const {
         if constexpr (FOURS) {
-            if (place(0) < left) store_piece(to + at + place(0), from);
+            // As one store by name: behind branches the compiler does not put the four together.
+            if (place(0) < left) __stwb((float4*)(to + at + place(0)), make_float4(from[0], from[1], from[2], from[3]));
         } else {
 #pragma unroll
             for (u32 i = 0; i < COUNT; ++i) {
@@ -45,6 +46,29 @@ struct Strip {
         }
     }
 };
+
+// The same of a whole strip in shared memory.
+template <bool FOURS>
+__device__ inline void load_held(float (&to)[4], const float* from) {
+    u32 lane = threadIdx.x % 32;
+    if constexpr (FOURS) {
+        load_piece(to, from + lane * 4);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) to[i] = from[lane + i * 32];
+    }
+}
+
+template <bool FOURS>
+__device__ inline void hold_strip(float* to, const float (&from)[4]) {
+    u32 lane = threadIdx.x % 32;
+    if constexpr (FOURS) {
+        store_piece(to + lane * 4, from);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) to[lane + i * 32] = from[i];
+    }
+}
 
 // One number, as a strip hands over four.
 struct Single {
