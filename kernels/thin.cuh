@@ -36,8 +36,8 @@ struct Strip {
 
     __device__ void store(float* to, const float (&from)[COUNT]) const {
         if constexpr (FOURS) {
-            // As one store by name: behind branches the compiler does not put the four together.
-            if (place(0) < left) __stwb((float4*)(to + at + place(0)), make_float4(from[0], from[1], from[2], from[3]));
+            // One store, by name: behind branches the compiler does not put the four together. Nor are they soon read again.
+            if (place(0) < left) __stcs((float4*)(to + at + place(0)), make_float4(from[0], from[1], from[2], from[3]));
         } else {
 #pragma unroll
             for (u32 i = 0; i < COUNT; ++i) {
