@@ -42,11 +42,11 @@ struct alignas(16) ThinGradient {
     }
 };
 
-// Goes through the gradients of every task: hands those of a strip to an end of the task, `end(task)`, which has read what it wants
-// beside them before. `term(t)` is the sum's term `t` of `count`; the bias begins behind the weight.
+// Goes through the gradients of every task: hands those of a strip to the task's end, `make_end(task)`, which has read what it
+// wants beside them before. `term(t)` is the sum's term `t` of `count`; the bias begins behind the weight.
 //
-// Grid: the strips of 128 inputs of every 128 outputs of every task. A thread holds its columns of the task's values, and goes down
-// the outputs.
+// Grid: the strips of 128 inputs of every 128 outputs of every task. A thread holds its columns of the task's values, and goes
+// down the outputs.
 template <bool FOURS, u32 ROWS, class Term, class MakeEnd>
 __device__ inline void thin_gradient(const float* arena, ThinGradient<ROWS>& shared, u32 count, Term term, u32 tasks,
                                      u32 inputs, u32 outputs, MakeEnd make_end) {

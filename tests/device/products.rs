@@ -17,8 +17,8 @@ pub const ACTIVATIONS: [Activation; 5] =
 const SHAPES: [(usize, usize, usize, usize); 6] =
     [(1, 1, 1, 1), (3, 5, 1, 7), (2, 3, 67, 1), (4, 5, 33, 70), (2, 33, 65, 17), (5, 7, 64, 16)];
 
-/// Tasks, rows, width, inner dimension and blocks, where every task has weights of its own and few rows: one, up to 8, up to 16 and
-/// more in all of its blocks; within strips and chunks and across them; by pieces of four and not.
+/// Tasks, rows, width, inner dimension and blocks, where every task has weights of its own and few rows: one, up to 8, up to
+/// 16 and more in all of its blocks; within strips and chunks and across them; by pieces of four and not.
 const THIN: [(usize, usize, usize, usize, usize); 9] = [
     (2, 1, 68, 132, 1),
     (3, 5, 130, 37, 1),
