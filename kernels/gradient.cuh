@@ -1,6 +1,7 @@
 // A tile of a weight gradient, weight [outputs, inputs] and bias [outputs]: the sum over rows of p^T [q, 1].
 #pragma once
 
+#include "pieces.cuh"
 #include "tile.cuh"
 
 // An array of a layer's parameters, its bias right behind its weight: where the first task's begin (NOWHERE where there is
@@ -11,6 +12,8 @@ struct PerTask {
 
     __device__ bool exists() const { return offset != NOWHERE; }
     __device__ float* of(float* arena, u32 task) const { return arena + offset + task * stride; }
+    // Whether every task's lies at a multiple of a piece of four, where there is one.
+    __device__ bool in_fours() const { return !exists() || ::in_fours(offset, stride); }
 };
 
 // One rate, or one for each parameter of a layer, shared by the tasks.
@@ -21,6 +24,7 @@ struct Rates {
     u32 unused;
 
     __device__ float of(const float* arena, u64 at) const { return each == NOWHERE ? all : arena[each + at]; }
+    __device__ bool in_fours() const { return each == NOWHERE || ::in_fours(each); }
 };
 
 // The rows that the gradients of a layer are made of, task by task: [blocks * tasks * rows, outputs] and [.., inputs].
@@ -35,6 +39,18 @@ struct GradientRows {
     // The value of the column of `values` that stands for the bias.
     float bias;
 };
+
+// Rows p [rows, outputs] and q [rows, inputs]; `bias` is the value of the column that stands for the bias.
+struct OuterTerm {
+    u64 p;
+    u64 q;
+    // Rows of one group in one block.
+    u32 rows;
+    u32 blocks;
+    float bias;
+    float scale;
+};
+static_assert(sizeof(OuterTerm) == 32, "mirrored in Rust");
 
 struct alignas(16) GradientTiles {
     Tiles tiles;

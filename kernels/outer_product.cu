@@ -6,20 +6,9 @@
 #include "gradient.cuh"
 #include "parts.cuh"
 #include "tensor.cuh"
+#include "thin_gradient.cuh"
 
 constexpr int TERMS = 64;
-
-// Rows p [rows, outputs] and q [rows, inputs]; `bias` is the value of the column that stands for the bias.
-struct OuterTerm {
-    u64 p;
-    u64 q;
-    // Rows of one group in one block.
-    u32 rows;
-    u32 blocks;
-    float bias;
-    float scale;
-};
-static_assert(sizeof(OuterTerm) == 32, "mirrored in Rust");
 
 struct OuterProduct {
     OuterTerm terms[TERMS];
@@ -73,6 +62,53 @@ KERNEL(outer_product, OuterProduct) {
     }
     Writer writer(arena, op, gradient.group);
     gradient.finish(shared.bias, writer.bias_at, writer);
+}
+
+// What becomes of a task's gradient.
+struct ThinOuter {
+    float* weight;
+    u32 begun;
+
+    template <u32 COUNT>
+    struct Before {
+        float weight[COUNT];
+    };
+    template <class Place>
+    __device__ void before(const Place& place, Before<Place::COUNT>& before) const {
+        if (begun) place.load(before.weight, weight);
+    }
+    template <class Place>
+    __device__ void finish(const Place& place, float (&value)[Place::COUNT], const Before<Place::COUNT>& before) const {
+        if (begun) {
+#pragma unroll
+            for (u32 i = 0; i < Place::COUNT; ++i) value[i] += before.weight[i];
+        }
+        place.store(weight, value);
+    }
+};
+
+// Of a task's few rows. The bias lies right behind the weight. Grid: that of `thin_gradient`.
+template <u32 ROWS>
+__device__ inline void thin_outer_product(float* arena, const OuterProduct& op, ThinGradient<ROWS>& shared) {
+    bool fours = in_fours(op.weight, op.group_stride, (u64)op.inputs);
+    for (u32 t = 0; t < op.count; ++t) fours = fours && in_fours(op.terms[t].q);
+    auto term = [&](u32 t) -> const OuterTerm& { return op.terms[t]; };
+    auto end = [&](u32 task) { return ThinOuter{arena + op.weight + task * op.group_stride, op.begun}; };
+    if (fours) {
+        thin_gradient<true>(arena, shared, op.count, term, op.groups, op.inputs, op.outputs, end);
+    } else {
+        thin_gradient<false>(arena, shared, op.count, term, op.groups, op.inputs, op.outputs, end);
+    }
+}
+
+KERNEL_OF(thin_outer_product, OuterProduct, THREADS, 3) {
+    SHARED(ThinGradient<FEW>, shared);
+    thin_outer_product(arena, op, shared);
+}
+
+KERNEL_OF(thin_outer_product_16, OuterProduct, THREADS, 3) {
+    SHARED(ThinGradient<SOME>, shared);
+    thin_outer_product(arena, op, shared);
 }
 
 // The stages of the sum, with shared weights: the rows of a term are one block's.

@@ -113,4 +113,6 @@ struct alignas(16) uint4 {
     unsigned x, y, z, w;
 };
 
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline void __stcs(float4* to, float4 value) { *to = value; }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

@@ -5,6 +5,9 @@ use innerloop::device::{Device, InnerUpdate, MatrixPrecision, OuterProduct, Oute
 use super::Make;
 use super::scene::{Content, Scene, compare};
 
+/// Inputs and outputs of a task's own: within strips and tiles and across them; by pieces of four, the first three, and not.
+const THIN: [(usize, usize); 6] = [(132, 130), (4, 260), (516, 8), (132, 129), (131, 5), (1, 130)];
+
 /// Inputs, outputs and rows a task for tensor cores: around their tiles and stages, and for the larger tile.
 fn tensor_shapes() -> impl Iterator<Item = (usize, usize, usize)> {
     let around = [1, 7, 33, 129].into_iter().flat_map(|inputs| {
@@ -22,6 +25,8 @@ struct Sum {
     outputs: usize,
     tasks: usize,
     rows: usize,
+    /// Of every second term.
+    more: usize,
     count: usize,
     shared: bool,
     accumulate: bool,
@@ -33,13 +38,13 @@ struct Sum {
 const EXACT: [f64; 3] = [1.0, -0.5, 0.25];
 
 fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum) {
-    let Sum { seed, inputs, outputs, tasks, rows, count, shared, accumulate, aligned, scales } = case;
+    let Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales } = case;
     let scene = &mut Scene::new(seed);
     scene.align(if aligned { 4 } else { 1 });
     let terms: Vec<(Region, Region, f64, usize)> = (0..count)
         .map(|i| {
             let blocks = 1 + i % 3;
-            let rows = blocks * tasks * (rows + i % 2 * 17);
+            let rows = blocks * tasks * (rows + i % 2 * more);
             (scene.random(rows, outputs), scene.random(rows, inputs), [1.0, 0.0, -0.6][i % 3], blocks)
         })
         .collect();
@@ -66,28 +71,40 @@ fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum)
 
 pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
     let mut case = 300;
-    let mut check = |(inputs, outputs), (tasks, rows, count), (shared, accumulate), aligned| {
+    let mut check = |(inputs, outputs), (tasks, rows, more, count), (shared, accumulate), aligned| {
         case += 1;
         let (seed, scales) = (case, EXACT);
-        sum(make, precision, Sum { seed, inputs, outputs, tasks, rows, count, shared, accumulate, aligned, scales });
+        sum(
+            make,
+            precision,
+            Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales },
+        );
     };
     for shape in [(1, 1), (7, 3), (65, 1), (1, 66), (70, 130)] {
         for (shared, accumulate, many) in
             [(true, false, false), (true, true, true), (false, false, false), (false, true, true)]
         {
             let count = if many && shape.0 < 10 { 67 } else { 2 };
-            check(shape, (3, 5, count), (shared, accumulate), false);
+            check(shape, (3, 5, 17, count), (shared, accumulate), false);
+        }
+    }
+    if precision == MatrixPrecision::F32 {
+        // Of few rows a task: up to 8, up to 16, and more, in one term and in several.
+        for (i, shape) in THIN.into_iter().enumerate() {
+            for (rows, more, count) in [(5, 0, 1), (2, 1, 2), (3, 1, 2), (1, 0, 5), (17, 0, 1)] {
+                check(shape, (2, rows, more, count), (false, (i + count) % 2 == 0), i < 3);
+            }
         }
     }
     // In parts, which begin within terms.
     for (inputs, outputs, rows, aligned) in [(1, 3, 400, false), (66, 70, 163, false), (68, 64, 160, true)] {
         for accumulate in [false, true] {
-            check((inputs, outputs), (1, rows, 4), (true, accumulate), aligned);
+            check((inputs, outputs), (1, rows, 17, 4), (true, accumulate), aligned);
         }
     }
     if precision != MatrixPrecision::F32 {
         for (i, (inputs, outputs, rows)) in tensor_shapes().enumerate() {
-            check((inputs, outputs), (1, rows, 1 + i % 2), (true, i % 3 == 0), inputs % 4 == 0);
+            check((inputs, outputs), (1, rows, 17, 1 + i % 2), (true, i % 3 == 0), inputs % 4 == 0);
         }
     }
 }
@@ -110,26 +127,33 @@ pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision:
     for (i, (inputs, outputs, rows, count)) in HOPPER_SUMS.into_iter().enumerate() {
         for accumulate in [false, true] {
             let scales = if accumulate { [0.3, -0.7, 1.1] } else { [-0.7, 0.0, 0.3] };
-            let (seed, tasks, shared, aligned) = (350 + i as u64, 1, true, true);
+            let (seed, tasks, more, shared, aligned) = (350 + i as u64, 1, 17, true, true);
             sum(
                 make,
                 precision,
-                Sum { seed, inputs, outputs, tasks, rows, count, shared, accumulate, aligned, scales },
+                Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales },
             );
         }
     }
     // Others, and terms that are all none.
     for (seed, outputs, aligned, scales) in [(371, 64, false, EXACT), (372, 67, true, EXACT), (373, 64, true, [0.0; 3])]
     {
-        let (inputs, rows, count) = (33, 50, 3);
+        let (inputs, rows, more, count) = (33, 50, 17, 3);
         let (tasks, shared, accumulate) = (1, true, seed == 373);
-        sum(make, precision, Sum { seed, inputs, outputs, tasks, rows, count, shared, accumulate, aligned, scales });
+        sum(
+            make,
+            precision,
+            Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales },
+        );
     }
 }
 
 pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
     let mut case = 400;
-    for (tasks, rows, inputs, outputs) in [(1, 1, 1, 1), (3, 5, 7, 1), (2, 19, 65, 3), (2, 5, 3, 70)] {
+    let shapes = [(1, 1, 1, 1), (3, 5, 7, 1), (2, 19, 65, 3), (2, 5, 3, 70)].map(|shape| (shape, false));
+    // Of few rows, which one and two blocks of make more than 8 and more than 16, too.
+    let thin = THIN.iter().enumerate().map(|(i, (inputs, outputs))| ((2, [5, 8, 9][i % 3], *inputs, *outputs), i < 3));
+    for ((tasks, rows, inputs, outputs), aligned) in shapes.into_iter().chain(thin) {
         for (from_shared, keeps, begun, per_parameter) in [
             (true, false, false, false),
             (false, true, false, false),
@@ -138,6 +162,7 @@ pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
         ] {
             case += 1;
             let scene = &mut Scene::new(case);
+            scene.align(if aligned { 4 } else { 1 });
             let blocks = 1 + case as usize % 2;
             let delta = scene.random(blocks * tasks * rows, outputs);
             let values = scene.random(blocks * tasks * rows, inputs);
@@ -170,7 +195,7 @@ pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
 pub fn reverse_update<D: Device<f32>>(make: Make<'_, D>) {
     let mut case = 500;
     // The largest layer has more parameters than one pass of the sum's grid covers.
-    for (tasks, inputs, outputs) in [(1, 1, 1), (3, 7, 5), (2, 33, 40), (2, 255, 130)] {
+    for (tasks, inputs, outputs) in [(1, 1, 1), (3, 7, 5), (2, 33, 40), (2, 255, 130), (2, 43, 52)] {
         for (momentum, accumulate, per_parameter, learns) in [
             (0.0, false, false, false),
             (0.5, true, false, true),
@@ -180,6 +205,7 @@ pub fn reverse_update<D: Device<f32>>(make: Make<'_, D>) {
         ] {
             case += 1;
             let scene = &mut Scene::new(case);
+            scene.align(if outputs % 4 == 0 { 4 } else { 1 });
             let weight_cotangent = scene.layer(tasks, false, inputs, outputs);
             let begun = accumulate && momentum != 0.0;
             let content = if begun { Content::Changed } else { Content::Written };

@@ -17,6 +17,20 @@ pub const ACTIVATIONS: [Activation; 5] =
 const SHAPES: [(usize, usize, usize, usize); 6] =
     [(1, 1, 1, 1), (3, 5, 1, 7), (2, 3, 67, 1), (4, 5, 33, 70), (2, 33, 65, 17), (5, 7, 64, 16)];
 
+/// Tasks, rows, width, inner dimension and blocks, where every task has weights of its own and few rows: one, up to 8, up to
+/// 16 and more in all of its blocks; within strips and chunks and across them; by pieces of four and not.
+const THIN: [(usize, usize, usize, usize, usize); 9] = [
+    (2, 1, 68, 132, 1),
+    (3, 5, 130, 37, 1),
+    (2, 8, 260, 516, 1),
+    (2, 3, 20, 1028, 3),
+    (1, 16, 67, 513, 1),
+    (2, 17, 64, 64, 1),
+    (2, 2, 132, 600, 2),
+    (2, 9, 1, 129, 1),
+    (2, 4, 36, 1, 3),
+];
+
 /// Rows, widths and inner dimensions around the tiles and stages of tensor cores, each with each.
 const TENSOR_ROWS: [usize; 4] = [1, 5, 17, 130];
 const TENSOR_WIDTHS: [usize; 4] = [1, 7, 33, 129];
@@ -72,6 +86,11 @@ fn cases(precision: MatrixPrecision, mut check: impl FnMut(Case)) {
         }
     }
     if precision == MatrixPrecision::F32 {
+        for (tasks, rows, width, inner, blocks) in THIN {
+            for aligned in [true, false] {
+                next((tasks, rows, width, inner), blocks, (false, false), aligned);
+            }
+        }
         return;
     }
     for rows in TENSOR_ROWS {

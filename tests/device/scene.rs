@@ -116,14 +116,15 @@ impl Scene {
         self.room(1, elements)
     }
 
-    /// A layer's weight and bias, shared, or one for each task with a gap between.
+    /// A layer's weight and bias, shared, or one for each task with a gap between, aligned as regions are.
     pub fn layer(&mut self, tasks: usize, shared: bool, inputs: usize, outputs: usize) -> Linear {
         self.layer_of(tasks, shared, inputs, outputs, Content::Random)
     }
 
     pub fn layer_of(&mut self, tasks: usize, shared: bool, inputs: usize, outputs: usize, content: Content) -> Linear {
-        let (count, gap) = if shared { (1, 0) } else { (tasks, 3) };
         let parameters = (inputs + 1) * outputs;
+        let stride = (parameters + 3).next_multiple_of(self.alignment);
+        let (count, gap) = if shared { (1, 0) } else { (tasks, stride - parameters) };
         let region = self.room(1, count * (parameters + gap));
         for task in 0..count {
             let part = region.elements(task * (parameters + gap), parameters);

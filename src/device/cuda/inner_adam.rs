@@ -81,7 +81,7 @@ pub(super) fn update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>
         rates: (&op.rate).into(),
         rule: (&op.adam).into(),
     };
-    launch_over(device, arena, Kernel::AdamUpdate, |call| &call.gradient, &call);
+    launch_over(device, arena, Kernel::AdamUpdate, None, |call| &call.gradient, &call);
 }
 
 /// See [`device::AdamRateGradient`].
@@ -122,5 +122,5 @@ pub(super) fn reverse<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D
         begun: op.accumulate.into(),
         unused: 0,
     };
-    launch_over(device, arena, Kernel::ReverseAdam, |call| &call.gradient, &call);
+    launch_over(device, arena, Kernel::ReverseAdam, None, |call| &call.gradient, &call);
 }

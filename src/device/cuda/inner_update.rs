@@ -2,7 +2,7 @@
 
 use super::driver::{Driver, Kernel};
 use super::linear::TILE;
-use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, blocks_of, narrow, reduction, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, blocks_of, narrow, reduction, spans_of, thin, wide};
 use crate::device::{self, Linear, Rate, Region};
 
 /// An array of a layer's parameters: where the first task's begin, and how far it is to the next task's.
@@ -79,18 +79,23 @@ impl GradientRows {
     }
 }
 
-/// Launches a kernel that goes through the gradients which these rows make.
+/// Launches a kernel that goes through the gradients which these rows make; where they are few, its twin for that.
 pub(super) fn launch_over<D: Driver, A: Arguments>(
     device: &CudaDevice<D>,
     arena: &mut CudaArena<D>,
     kernel: Kernel,
+    few: Option<thin::Kernels>,
     gradient: impl Fn(&A) -> &GradientRows,
     call: &A,
 ) {
     let GradientRows { tasks, rows, blocks, inputs, outputs, .. } = *gradient(call);
     let tiles = |width: u32| (width as usize).div_ceil(TILE);
     let shapes = format_args!("{blocks} blocks of {tasks} tasks x {rows} rows, {outputs} x {inputs}");
-    device.launch(arena, kernel, [tasks as usize * tiles(outputs), tiles(inputs), 1], call, shapes);
+    let (kernel, grid) = match few.and_then(|few| thin::choose(few, blocks as usize * rows as usize)) {
+        Some(kernel) => (kernel, thin::gradient_grid(tasks as usize, inputs as usize, outputs as usize)),
+        None => (kernel, [tasks as usize * tiles(outputs), tiles(inputs), 1]),
+    };
+    device.launch(arena, kernel, grid, call, shapes);
 }
 
 #[repr(C)]
@@ -129,7 +134,7 @@ struct RateGradient {
 }
 
 super::arguments! {
-    InnerUpdate, 128 => InnerUpdate;
+    InnerUpdate, 128 => InnerUpdate ThinInnerUpdate ThinInnerUpdate16;
     ReverseUpdate, 64 => ReverseUpdate;
     RateGradient, 56 => RateGradient;
 }
@@ -163,7 +168,7 @@ pub(super) fn inner_update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAr
         momentum: op.momentum,
         decay: op.decay,
     };
-    launch_over(device, arena, Kernel::InnerUpdate, |call| &call.gradient, &call);
+    launch_over(device, arena, Kernel::InnerUpdate, Some(thin::INNER_UPDATE), |call| &call.gradient, &call);
 }
 
 /// See [`device::ReverseUpdate`].
@@ -186,7 +191,7 @@ pub(super) fn reverse_update<D: Driver>(
         begun: (op.accumulate && op.momentum != 0.0).into(),
     };
     let shapes = format_args!("{} tasks of {length} parameters", op.tasks);
-    device.launch(arena, Kernel::ReverseUpdate, [blocks_of(length), op.tasks, 1], &call, shapes);
+    device.launch(arena, Kernel::ReverseUpdate, [spans_of(length), op.tasks, 1], &call, shapes);
 }
 
 /// `gradient -= scale * sum over the tasks of cotangent * velocity`, of one rate or of one for each parameter.

@@ -5,6 +5,7 @@ use super::finish;
 use super::hopper::{self, Raw};
 use super::low_rank::{self, Gate, apply_corrections};
 use super::tensor::{Choice, Kernels, operands};
+use super::thin;
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
 use crate::device::{
     self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, MatrixPrecision, Region,
@@ -85,7 +86,8 @@ super::arguments! {
     Product, 192 =>
         LinearForward LinearForward16x64 LinearForward64x64 LinearForward128x128
         LinearBackward LinearBackward16x64 LinearBackward64x64 LinearBackward128x128
-        AdjointForward AdjointForward16x64 AdjointForward64x64 AdjointForward128x128;
+        AdjointForward AdjointForward16x64 AdjointForward64x64 AdjointForward128x128
+        ThinForward ThinForward16 ThinBackward ThinBackward16 ThinAdjoint ThinAdjoint16;
     AdjointGate, 64 => AdjointGate;
 }
 
@@ -95,6 +97,21 @@ impl Product {
         let [bias, delta, z] = [self.sources[0].bias, self.delta, self.z];
         let gate = if self.gated != 0 || delta != NOWHERE { self.gate.offset() } else { 0 };
         [bias, delta, z, gate, self.output].iter().all(|offset| *offset == NOWHERE || offset % 4 == 0)
+    }
+
+    /// Rows of one group, in all blocks.
+    pub fn rows_of_group(&self) -> usize {
+        self.blocks as usize * self.group_rows as usize
+    }
+
+    /// Those that have weights of their own, or one where all are shared.
+    pub fn groups(&self) -> usize {
+        self.groups as usize
+    }
+
+    /// Columns of the output.
+    pub fn width(&self) -> usize {
+        self.width as usize
     }
 }
 
@@ -168,7 +185,7 @@ impl Shape {
         // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
         let precision = if self.shared { device.precision } else { MatrixPrecision::F32 };
         let call = Product { operands: operands(precision), ..call };
-        let rows = call.blocks as usize * call.group_rows as usize;
+        let rows = call.rows_of_group();
         let (inner, width) = (call.sources[0].inner, call.width);
         let (tasks, task_rows, blocks) = (self.tasks, self.rows, call.blocks);
         let weights = if self.shared { "shared" } else { "per-task" };
@@ -207,6 +224,9 @@ impl Shape {
         if let Some(plan) = plan
             && multiply(arena, &call, plan, None)
         {
+            return;
+        }
+        if !self.shared && thin::multiply(device, arena, kernels.products.plain, &call, shapes) {
             return;
         }
         let Choice { kernel, down, across } =

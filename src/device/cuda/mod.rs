@@ -32,6 +32,7 @@ mod pack;
 mod reduction;
 mod resident;
 mod tensor;
+mod thin;
 mod tiles;
 mod tune;
 

@@ -3,7 +3,7 @@
 use super::driver::{Driver, Kernel};
 use super::hopper_outer;
 use super::tensor::{Choice, Kernels, operands};
-use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, thin, wide};
 use crate::device::{self, Linear, MatrixPrecision, Region};
 
 /// Terms of one launch: `TERMS` in `kernels/outer_product.cu`.
@@ -54,7 +54,8 @@ struct OuterTotal {
 }
 
 super::arguments! {
-    OuterProduct, 2104 => OuterProduct OuterProduct64x64 OuterProduct128x128;
+    OuterProduct, 2104 =>
+        OuterProduct OuterProduct64x64 OuterProduct128x128 ThinOuterProduct ThinOuterProduct16;
     OuterTotal, 48 => OuterTotal;
 }
 
@@ -171,7 +172,12 @@ pub(super) fn outer_product<D: Driver>(
         let stages = part.iter().map(|term| term.p.rows.div_ceil(DEPTH)).sum();
         let size = ((inputs + 1) * outputs, arena.sums.1);
         let parts = if shared { parts(down * across, held * MULTIPROCESSORS, (stages, LEAST), size) } else { 1 };
-        let grid = [groups * down, across, parts];
+        let few = if shared { None } else { thin::choose(thin::OUTER_PRODUCT, rows / groups) };
+        let (kernel, grid) = match few {
+            // Its bias lies where the weight ends.
+            Some(kernel) if bias == weight + inputs * outputs => (kernel, thin::gradient_grid(groups, inputs, outputs)),
+            _ => (kernel, [groups * down, across, parts]),
+        };
         let shapes = format_args!("{rows} rows in {} terms, {groups} x {outputs} x {inputs}, {precision}", part.len());
         device.launch(arena, kernel, grid, &call, shapes);
         if parts > 1 {
