@@ -26,6 +26,8 @@ VIDEO = {
     "widths": "272,256,512,2048", "activations": "relu,relu,tanh", "discriminator-widths": "512,256", "frames": 8,
     "shots": 5, "queries": 5,
 }
+# Rows, inputs, outputs of a layer, against cuBLAS without bias and ReLU.
+PRODUCTS = ["8192,4096,4096", "4096,512,4096", "5120,4096,512"]
 # Name, options, our precisions, the peers, the ratio to JAX that is wanted.
 SHAPES = [
     ("seed network", {**SEED, "tasks": 64, "steps": 5}, ["bf16", "tf32", "f32"], ["jax", "torch"], 20),
@@ -77,11 +79,32 @@ def ours(shape, precision, args):
     return measured([args.innerloop, "bench", *extra, *options(shape, args)], args.limit)
 
 
+def bytes_of(shape, precision, args):
+    """What the operations of a meta-step read and write, by their own account."""
+    extra = ["--device=cuda", f"--precision={precision}", "--explain", "--strategy=dual"]
+    account = measured([args.innerloop, "bench", *extra, *options(shape, argparse.Namespace(seconds=0))], args.limit)
+    return account.get("explanation", {}).get("total", {}).get("bytes")
+
+
 def theirs(peer, shape, args):
     if peer == "jax":
         return measured([args.python, HERE / "jax_maml.py", "--one", *options(shape, args)], args.limit)
     extra = ["--library=functional", "--device=cuda", "--compile", "--one"]
     return measured([args.python, HERE / "torch_maml.py", *extra, *options(shape, args)], args.limit)
+
+
+def products(args):
+    """Layers, ours with their ends and the packing of their rows, and cuBLAS's product alone; and what a copy reaches."""
+    theirs = subprocess.run(
+        [args.python, HERE / "torch_product.py", "--shapes", *PRODUCTS], capture_output=True, text=True, timeout=args.limit
+    ).stdout
+    copy, *records = [json.loads(line) for line in theirs.splitlines() if line.startswith("{")] or [{}]
+    rows = []
+    for cublas in records:
+        shape = [cublas[name] for name in ("rows", "inputs", "outputs")]
+        command = [args.innerloop, "bench", "--device=cuda", "--precision=bf16", "--json", "--product", *shape]
+        rows.append({"shape": shape, "cublas_ms": cublas["median_ms"], "innerloop": measured(command, args.limit)})
+    return {"copied_bytes_per_second": copy.get("copied_bytes_per_second"), "rows": rows}
 
 
 def told(result):
@@ -106,6 +129,17 @@ def markdown(record):
         lines.append(
             f"| {row['network']} | {row['tasks']} | {row['steps']} | {own} | {peers[0]} | {peers[1]} | {ratio} | {wanted} |"
         )
+    products = record.get("products", {}).get("rows", [])
+    if products:
+        lines += ["", "| layer, bf16: rows, inputs, outputs | innerloop, with bias, ReLU and packing | cuBLAS, product alone |", "|---|---|---|"]
+    for row in products:
+        flop = 2 * row["shape"][0] * row["shape"][1] * row["shape"][2]
+        tell = lambda ms: f"{ms * 1e3:.1f} us, {flop / ms / 1e9:.0f} Tflop/s"
+        own = row["innerloop"]
+        lines.append(
+            f"| {', '.join(map(str, row['shape']))} | {tell(own['median_ms']) if 'median_ms' in own else told(own)} "
+            f"| {tell(row['cublas_ms'])} |"
+        )
     return "\n".join(lines) + "\n"
 
 
@@ -115,11 +149,16 @@ def main():
     gpu = subprocess.run(query, capture_output=True, text=True).stdout.strip().replace(", ", ", driver ")
     record = {"date": datetime.date.today().isoformat(), "gpu": gpu, "commit": commit(), "rows": []}
     begun = time.monotonic()
+    if not args.only:
+        record["products"] = products(args)
+        print(json.dumps(record["products"]), flush=True)
     for name, shape, precisions, peers, target in SHAPES:
         if args.only and args.only not in name:
             continue
         row = {"network": name, **{k: shape[k] for k in ("widths", "shots", "queries", "tasks", "steps")}, "target": target}
         row["innerloop"] = {precision: ours(shape, precision, args) for precision in precisions}
+        if not shape["widths"].startswith("1,"):
+            row["bytes"] = bytes_of(shape, precisions[0], args)
         row["peers"] = {}
         record["rows"].append(row)
         for peer in [None, *peers]:

@@ -43,8 +43,8 @@ pub(super) fn product<T: Scalar, D: Device<T>>(
         device.upload(&mut arena, region, &numbers);
     }
     let operation = LinearForward {
-        tasks: rows,
-        rows: 1,
+        tasks: 1,
+        rows,
         input: x,
         layer: Linear { weight: w.offset, bias: b.offset, task_stride: 0, inputs, outputs },
         corrections: Corrections::NONE,

@@ -33,6 +33,9 @@ pub(super) fn finish<D: Driver>(
     (raw, output): (Raw, Region),
 ) {
     check_corrections(arena, corrections, (tasks, rows), output);
+    // Without corrections it does not matter whose the rows are, and they are taken by eights.
+    let corrected = corrections.blocks.iter().any(|terms| !terms.is_empty());
+    let (tasks, rows) = if corrected { (tasks, rows) } else { (1, output.rows) };
     let pieces = product.in_fours() && raw.offset % 4 == 0;
     let Applied { call, grid, most } = Applied::new(corrections, (tasks, rows), output, 0, pieces);
     let packed = if call.in_fours() { pack::produced(device, arena, output) } else { None };

@@ -193,7 +193,10 @@ impl Shape {
             "{blocks} blocks of {tasks} tasks x {task_rows} rows, {inner} to {width}, {weights} weights, {precision}"
         );
         let accumulate = call.begun != 0;
-        let plan = if self.shared { hopper::plan(device, operands_at, self.output, arena.sums.1) } else { None };
+        // Before the first step there are none.
+        let corrected = corrections.blocks.iter().any(|terms| !terms.is_empty());
+        let room = (arena.sums.1, corrected);
+        let plan = if self.shared { hopper::plan(device, operands_at, self.output, room) } else { None };
         let multiply = |arena: &CudaArena<D>, call: &Product, plan, raw| {
             hopper::multiply(device, arena, &kernels.warpgroups, plan, call, operands_at, (self.output, raw), shapes)
         };
@@ -206,7 +209,7 @@ impl Shape {
         if let Some(plan) = plan
             && low_rank::in_one_launch(corrections)
         {
-            if corrections.blocks.is_empty() && plan.parts == 1 {
+            if !corrected && plan.parts == 1 {
                 if multiply(arena, &call, plan, None) {
                     return;
                 }
@@ -222,7 +225,7 @@ impl Shape {
         let begun = apply_corrections(device, arena, corrections, shape, self.output, gate, accumulate);
         let call = Product { begun: (begun || accumulate).into(), ..call };
         if let Some(plan) = plan
-            && multiply(arena, &call, plan, None)
+            && multiply(arena, &call, plan.ended(), None)
         {
             return;
         }

@@ -85,7 +85,7 @@ fn layers(mlp: &Mlp) -> [ResidentLayer; LAYERS] {
 
 /// What `divided` in `kernels/resident.cuh` divides by.
 fn reciprocal(divisor: usize) -> u32 {
-    if divisor == 1 { 0 } else { narrow((1 << 32) / divisor + 1) }
+    if divisor == 1 { 0 } else { ((1u64 << 32) / divisor as u64 + 1) as u32 }
 }
 
 #[repr(C)]
