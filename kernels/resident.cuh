@@ -302,24 +302,24 @@ __device__ inline u32 each_piece(const ResidentLayer& layer, u32 first, Work wor
 }
 
 // Numbers that a thread has on their way at once from or to the arena.
-constexpr u32 AHEAD = 8;
+constexpr u32 ON_THE_WAY = 8;
 
 // put(parameter, place, get(parameter, place)), for each of a layer's parameters.
 template <class Get, class Put>
 __device__ inline u32 each_parameter(const ResidentLayer& layer, u32 first, Get get, Put put) {
     u32 inputs = layer.inputs, weights = inputs * layer.outputs, count = weights + layer.outputs;
 #pragma unroll 1
-    for (u32 start = turn(first); start < count; start += AHEAD * TASK_THREADS) {
-        u32 place[AHEAD];
-        float value[AHEAD];
+    for (u32 start = turn(first); start < count; start += ON_THE_WAY * TASK_THREADS) {
+        u32 place[ON_THE_WAY];
+        float value[ON_THE_WAY];
 #pragma unroll
-        for (u32 a = 0; a < AHEAD; ++a) {
+        for (u32 a = 0; a < ON_THE_WAY; ++a) {
             u32 i = start + a * TASK_THREADS, row = divided(i, layer.by_inputs);
             place[a] = i < weights ? layer.weight + row * layer.row + i - row * inputs : layer.bias + i - weights;
             if (i < count) value[a] = get(layer.plain + i, place[a]);
         }
 #pragma unroll
-        for (u32 a = 0; a < AHEAD; ++a) {
+        for (u32 a = 0; a < ON_THE_WAY; ++a) {
             u32 i = start + a * TASK_THREADS;
             if (i < count) put(layer.plain + i, place[a], value[a]);
         }
