@@ -84,7 +84,7 @@ __device__ inline void thin_inner_update(float* arena, const InnerUpdate& op, Th
     }
 }
 
-KERNEL_OF(thin_inner_update, InnerUpdate, THREADS, 4) {
+KERNEL_OF(thin_inner_update, InnerUpdate, THREADS, 3) {
     SHARED(ThinGradient<FEW>, shared);
     thin_inner_update(arena, op, shared);
 }
