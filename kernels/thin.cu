@@ -238,11 +238,11 @@ __device__ inline bool weights_in_fours(const Source& source, u32 width) {
     return source.rows == 0 || in_fours(source.weight, source.group_stride, (u64)width);
 }
 
-// Three blocks a multiprocessor leave room for the registers in which all that is on its way arrives.
+// Three blocks a multiprocessor, or two, leave room for the registers in which all that is on its way arrives.
 //
 // Grid: the tiles of 64 outputs of every group.
 #define THIN_ALONG(name, End, rows)                                                                                    \
-    KERNEL_OF(name, Product, THREADS, 3) {                                                                            \
+    KERNEL_OF(name, Product, THREADS, rows == FEW ? 3 : 2) {                                                           \
         SHARED(Along<rows>, shared);                                                                                   \
         const Source &one = op.sources[0], &two = op.sources[1];                                                       \
         if (weights_in_fours(one, one.inner) && weights_in_fours(two, two.inner) && in_fours(one.input, two.input)) {  \
