@@ -217,6 +217,7 @@ fn every_kernel_is_named() {
         Kernel::AddScaled,
         Kernel::AdjointGate,
         Kernel::InnerUpdate,
+        Kernel::SumTallRows,
     ];
     // Nor are the problems large enough for large tiles of tensor cores.
     let large = |kernel: &Kernel| {
