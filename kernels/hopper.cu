@@ -16,7 +16,7 @@ struct HopperProduct {
 };
 static_assert(sizeof(HopperProduct) == 512, "mirrored in Rust");
 static_assert(Hopper64x64::SHARED_BYTES == 109664 && Hopper128x128::SHARED_BYTES == 218208 &&
-                  Hopper128x256::SHARED_BYTES == 218176 && HopperSums128x128::SHARED_BYTES == 119856,
+                  Hopper128x256::SHARED_BYTES == 218176,
               "mirrored in Rust");
 
 // Four numbers, of which `count` are there: at once where they lie so.
@@ -38,28 +38,19 @@ struct Four {
     }
 };
 
-// No end: the sums are left as they are, of a product like the forward one or like the backward one. They and their rows begin at
-// multiples of 16 bytes.
-template <bool TRANSPOSED_>
-struct Sums {
-    static constexpr bool TRANSPOSED = TRANSPOSED_;
-};
-template <class End>
-constexpr bool ENDS = !std::is_same_v<End, Sums<true>> && !std::is_same_v<End, Sums<false>>;
-
 // The outputs that a warp holds, from (row, column) of the output on: ended, or as they are where another kernel ends them.
 template <class End, class Tile>
 __device__ inline void finish_tile(float (&outputs)[Tile::HANDED][Tile::PITCH], const float (&d)[Tile::ROWS / 2], float* arena,
                                    const HopperProduct& op, u32 part, u32 first_row, u32 first_column) {
     const Product& product = op.product;
     u32 rows = product.group_rows * product.blocks;
-    bool raw = !ENDS<End> || op.raw != NOWHERE, whole = raw ? in_fours(product.width, op.raw) : ends_in_fours<End>(product);
+    bool raw = op.raw != NOWHERE, whole = raw ? in_fours(product.width, op.raw) : ends_in_fours<End>(product);
     hand_over<Tile>(outputs, d, [&](u32 row, u32 column, auto& sums) {
         constexpr int N = std::extent_v<std::remove_reference_t<decltype(sums)>>;
         row += first_row;
         column += first_column;
         if (column >= product.width) return;
-        Four four = {!ENDS<End> || whole, product.width - column};
+        Four four = {whole, product.width - column};
         if (raw) {
             float* out = arena + op.raw + (part * (u64)rows + row) * product.width + column;
 #pragma unroll
@@ -68,20 +59,18 @@ __device__ inline void finish_tile(float (&outputs)[Tile::HANDED][Tile::PITCH], 
             }
             return;
         }
-        if constexpr (ENDS<End>) {
-            Outputs<N, 4> all;
-            int at[N];
+        Outputs<N, 4> all;
+        int at[N];
 #pragma unroll
-            for (int i = 0; i < N; ++i) {
-                at[i] = row + 8 * i < rows ? (int)row + 8 * i : -1;
+        for (int i = 0; i < N; ++i) {
+            at[i] = row + 8 * i < rows ? (int)row + 8 * i : -1;
 #pragma unroll
-                for (int c = 0; c < 4; ++c) {
-                    all.sums[i][c] = sums[i][c];
-                    all.added[i][c] = 0.0f;
-                }
+            for (int c = 0; c < 4; ++c) {
+                all.sums[i][c] = sums[i][c];
+                all.added[i][c] = 0.0f;
             }
-            end_outputs<End>(arena, product, at, column, all, four, [](int, auto&) {});
         }
+        end_outputs<End>(arena, product, at, column, all, four, [](int, auto&) {});
     });
 }
 
@@ -101,12 +90,12 @@ __device__ inline void hopper_product(float* arena, const HopperProduct& op, typ
     }
     __syncthreads();
     if (threadIdx.x >= 128 * Tile::CONSUMERS) {
-        if (Tile::PRODUCERS == 128) leave_registers<40>();
+        leave_registers<40>();
         if (threadIdx.x == 128 * Tile::CONSUMERS) {
             produce<Tile, LEFT_OUTER>(shared, op.weight, op.rows, tiling, op.parts, stages, product.sources[0].first);
         }
     } else {
-        if (Tile::PRODUCERS == 128) take_registers<Tile::REGISTERS>();
+        take_registers<Tile::REGISTERS>();
         int consumer = threadIdx.x / 128, warp = threadIdx.x / 32;
         Turn<Tile::STAGES> turn;
 #pragma unroll 1
@@ -141,5 +130,3 @@ HOPPER_PRODUCT(hopper_backward_128x256, Backward, Hopper128x256)
 HOPPER_PRODUCT(hopper_adjoint_64x64, Adjoint, Hopper64x64)
 HOPPER_PRODUCT(hopper_adjoint_128x128, Adjoint, Hopper128x128)
 HOPPER_PRODUCT(hopper_adjoint_128x256, Adjoint, Hopper128x256)
-HOPPER_PRODUCT(hopper_sums_128x128, Sums<true>, HopperSums128x128)
-HOPPER_PRODUCT(hopper_sums_down_128x128, Sums<false>, HopperSums128x128)

@@ -16,9 +16,7 @@ struct HopperTile {
     static constexpr int CONSUMERS = COLUMNS / PANEL;
     // Of a consumer's thread, when the warpgroup that copies has left what it does not need.
     static constexpr int REGISTERS = CONSUMERS == 1 ? 216 : 232;
-    // A warpgroup copies, so that it can leave registers to the others; a warp where there are two of those and two blocks.
-    static constexpr int PRODUCERS = CONSUMERS * BLOCKS == 4 ? 32 : 128;
-    static constexpr int BLOCK_THREADS = 128 * CONSUMERS + PRODUCERS;
+    static constexpr int BLOCK_THREADS = 128 * (CONSUMERS + 1);
     // Rows that a warp hands over at once; the padding spreads its stores over the banks.
     static constexpr int HANDED = 32, PITCH = 20;
     static constexpr u32 STAGE_BYTES = (COLUMNS + ROWS) / PANEL * PANEL_BYTES;
@@ -36,8 +34,6 @@ struct HopperTile {
 using Hopper64x64 = HopperTile<64, 64, 6, 2>;
 using Hopper128x128 = HopperTile<128, 128, 6, 1>;
 using Hopper128x256 = HopperTile<128, 256, 4, 1>;
-// Two blocks of these share a multiprocessor: while one writes its sums the other multiplies.
-using HopperSums128x128 = HopperTile<128, 128, 3, 2>;
 
 // The stages' turn: which one, and the parity of its present phase.
 template <int STAGES>

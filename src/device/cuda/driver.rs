@@ -297,8 +297,6 @@ kernels! {
     HopperAdjoint64x64 hopper_adjoint_64x64 emulate_hopper_adjoint_64x64,
     HopperAdjoint128x128 hopper_adjoint_128x128 emulate_hopper_adjoint_128x128,
     HopperAdjoint128x256 hopper_adjoint_128x256 emulate_hopper_adjoint_128x256,
-    HopperSums128x128 hopper_sums_128x128 emulate_hopper_sums_128x128,
-    HopperSumsDown128x128 hopper_sums_down_128x128 emulate_hopper_sums_down_128x128,
     ApplyCorrections apply_corrections emulate_apply_corrections,
     FinishForward finish_forward emulate_finish_forward,
     FinishBackward finish_backward emulate_finish_backward,

@@ -35,36 +35,38 @@ struct Tile {
     rows: usize,
     /// Blocks that a multiprocessor holds.
     blocks: usize,
-    /// Clocks of a multiprocessor for 64 of the inner dimension, as measured on an H100.
-    stage: usize,
-    /// Whether the kernel can end its sums itself.
-    ends: bool,
 }
 
 /// From small to large.
-const TILES: [Tile; 4] = [
-    Tile { columns: 64, rows: 64, blocks: 2, stage: 450, ends: true },
-    Tile { columns: 128, rows: 128, blocks: 1, stage: 650, ends: true },
-    Tile { columns: 128, rows: 256, blocks: 1, stage: 950, ends: true },
-    Tile { columns: 128, rows: 128, blocks: 2, stage: 650, ends: false },
+const TILES: [Tile; 3] = [
+    Tile { columns: 64, rows: 64, blocks: 2 },
+    Tile { columns: 128, rows: 128, blocks: 1 },
+    Tile { columns: 128, rows: 256, blocks: 1 },
 ];
-/// The one that has blocks side by side, and the one that takes its place where sums are to be ended at once.
-const SUMS: usize = 3;
-const ENDED: usize = 1;
+
+/// Operations that a multiprocessor's tensor cores do a clock; and bytes a clock that the second-level cache gives to all of them, and
+/// takes, as measured on an H100.
+const FLOP_PER_CLOCK: usize = 4700;
+const GIVEN_PER_CLOCK: usize = 3800;
+const TAKEN_PER_CLOCK: usize = 3000;
+/// Clocks until a round of tiles multiplies.
+const BEGIN: usize = 2000;
 
 impl Tile {
     fn count(&self, output: Region) -> usize {
         output.rows.div_ceil(self.rows) * output.width.div_ceil(self.columns)
     }
 
-    /// Clocks that a product takes by these tiles, its inner dimension in so many parts: what the busiest multiprocessor does, each
-    /// tile with its sums, an output that is written, and what it takes to begin; then what reading other parts takes. Where
-    /// two blocks share a multiprocessor, one writes while the other multiplies.
+    /// Clocks that a product takes by these tiles, its inner dimension in so many parts: those of the busiest multiprocessor's tensor
+    /// cores, or of the copies of all tiles; and of the sums, which are written, and read once more where there are parts.
     fn clocks(&self, output: Region, inner: usize, parts: usize) -> usize {
-        let tiles = (self.count(output) * parts).div_ceil(MULTIPROCESSORS);
-        let sums = inner.div_ceil(PANEL * parts) * self.stage;
-        let ends = (parts - 1) * (output.len() / MULTIPROCESSORS / 6 + 300);
-        tiles * sums + tiles.div_ceil(self.blocks) * (self.rows * self.columns / 6 + 2000) + ends
+        let (count, stages) = (self.count(output), inner.div_ceil(PANEL));
+        let rounds = (count * parts).div_ceil(MULTIPROCESSORS);
+        let flop = rounds * stages.div_ceil(parts) * 2 * PANEL * self.rows * self.columns;
+        let copied = count * stages * size_of::<u16>() * PANEL * (self.rows + self.columns);
+        let passes = if parts > 1 { 2 * parts } else { 1 };
+        let sums = passes * output.len() * size_of::<f32>();
+        (flop / FLOP_PER_CLOCK).max(copied / GIVEN_PER_CLOCK) + sums / TAKEN_PER_CLOCK + rounds * BEGIN
     }
 }
 
@@ -74,13 +76,6 @@ pub(super) struct Plan {
     tile: usize,
     /// Parts of the inner dimension.
     pub parts: usize,
-}
-
-impl Plan {
-    /// The same with a kernel that ends its sums itself.
-    pub fn ended(self) -> Self {
-        Self { tile: if TILES[self.tile].ends { self.tile } else { ENDED }, parts: 1 }
-    }
 }
 
 /// Where the sums of each part go, for another kernel to end.
@@ -94,19 +89,15 @@ pub(super) struct Raw {
 pub(super) type Kernels = [Kernel; TILES.len()];
 
 pub(super) const FORWARD: Kernels =
-    [Kernel::HopperForward64x64, Kernel::HopperForward128x128, Kernel::HopperForward128x256, Kernel::HopperSums128x128];
-pub(super) const BACKWARD: Kernels = [
-    Kernel::HopperBackward64x64,
-    Kernel::HopperBackward128x128,
-    Kernel::HopperBackward128x256,
-    Kernel::HopperSumsDown128x128,
-];
+    [Kernel::HopperForward64x64, Kernel::HopperForward128x128, Kernel::HopperForward128x256];
+pub(super) const BACKWARD: Kernels =
+    [Kernel::HopperBackward64x64, Kernel::HopperBackward128x128, Kernel::HopperBackward128x256];
 pub(super) const ADJOINT: Kernels =
-    [Kernel::HopperAdjoint64x64, Kernel::HopperAdjoint128x128, Kernel::HopperAdjoint128x256, Kernel::HopperSums128x128];
+    [Kernel::HopperAdjoint64x64, Kernel::HopperAdjoint128x128, Kernel::HopperAdjoint128x256];
 
 /// Threads a block and bytes of shared memory, for each of [`TILES`].
 #[cfg(feature = "cuda")]
-const BLOCKS: [(u32, u32); TILES.len()] = [(256, 109_664), (384, 218_208), (384, 218_176), (288, 119_856)];
+const BLOCKS: [(u32, u32); TILES.len()] = [(256, 109_664), (384, 218_208), (384, 218_176)];
 
 /// Those of a kernel of this file, or of `hopper_outer`.
 #[cfg(feature = "cuda")]
@@ -134,17 +125,16 @@ super::arguments! {
     HopperProduct, 512 =>
         HopperForward64x64 HopperForward128x128 HopperForward128x256
         HopperBackward64x64 HopperBackward128x128 HopperBackward128x256
-        HopperAdjoint64x64 HopperAdjoint128x128 HopperAdjoint128x256
-        HopperSums128x128 HopperSumsDown128x128;
+        HopperAdjoint64x64 HopperAdjoint128x128 HopperAdjoint128x256;
 }
 
 /// How warpgroups would multiply `rows` with `weight` into `output`, if that is for them. With room for the sums of several parts
-/// the inner dimension is cut where there are too few tiles. What is `corrected` is ended by another kernel anyway.
+/// the inner dimension is cut where there are too few tiles.
 pub(super) fn plan<D: Driver>(
     device: &CudaDevice<D>,
     (weight, rows): (Region, Region),
     output: Region,
-    (room, corrected): (usize, bool),
+    room: usize,
 ) -> Option<Plan> {
     device.warpgroups()?;
     let always = device.warpgroups == Warpgroups::Always;
@@ -156,19 +146,12 @@ pub(super) fn plan<D: Driver>(
     }
     let stages = inner.div_ceil(PANEL);
     let fits = |parts: usize| parts == 1 || (parts <= stages && parts * output.len() <= room);
-    // By 16 bytes, wherever they are.
-    let possible = |plan: &Plan| {
-        let summed = (corrected || plan.parts > 1) && output.width.is_multiple_of(4) && output.offset.is_multiple_of(4);
-        fits(plan.parts) && (TILES[plan.tile].ends || summed)
-    };
     if always {
-        let tile = TILES[..SUMS].iter().rposition(|tile| output.rows > tile.rows / 2).unwrap_or(0);
-        let plan = Plan { tile, parts: if fits(2) { 2 } else { 1 } };
-        let summed = Plan { tile: SUMS, ..plan };
-        return Some(if tile == ENDED && possible(&summed) { summed } else { plan });
+        let tile = TILES.iter().rposition(|tile| output.rows > tile.rows / 2).unwrap_or(0);
+        return Some(Plan { tile, parts: if fits(2) { 2 } else { 1 } });
     }
     let plans = (0..TILES.len()).flat_map(|tile| (1..=MOST_PARTS).map(move |parts| Plan { tile, parts }));
-    plans.filter(possible).min_by_key(|plan| TILES[plan.tile].clocks(output, inner, plan.parts))
+    plans.filter(|plan| fits(plan.parts)).min_by_key(|plan| TILES[plan.tile].clocks(output, inner, plan.parts))
 }
 
 /// Multiplies `rows` with `weight` into `output`, or leaves the sums at `raw`; says whether there was room for the operands.

@@ -195,8 +195,7 @@ impl Shape {
         let accumulate = call.begun != 0;
         // Before the first step there are none.
         let corrected = corrections.blocks.iter().any(|terms| !terms.is_empty());
-        let room = (arena.sums.1, corrected);
-        let plan = if self.shared { hopper::plan(device, operands_at, self.output, room) } else { None };
+        let plan = if self.shared { hopper::plan(device, operands_at, self.output, arena.sums.1) } else { None };
         let multiply = |arena: &CudaArena<D>, call: &Product, plan, raw| {
             hopper::multiply(device, arena, &kernels.warpgroups, plan, call, operands_at, (self.output, raw), shapes)
         };
@@ -225,7 +224,7 @@ impl Shape {
         let begun = apply_corrections(device, arena, corrections, shape, self.output, gate, accumulate);
         let call = Product { begun: (begun || accumulate).into(), ..call };
         if let Some(plan) = plan
-            && multiply(arena, &call, plan.ended(), None)
+            && multiply(arena, &call, plan, None)
         {
             return;
         }
