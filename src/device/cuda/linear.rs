@@ -134,6 +134,13 @@ impl Source {
     }
 }
 
+/// What an operation's kernels touch, but for corrections: the weights and rows of its product, and all that is read and written.
+struct Touched<'a> {
+    operands: (Region, Region),
+    reads: &'a [Region],
+    writes: &'a [Region],
+}
+
 /// What the four operations have in common: T, K, the output and its blocks, whether all weights are shared, and which
 /// share of them is taken.
 struct Shape {
@@ -178,8 +185,7 @@ impl Shape {
         kernels: &All,
         call: Product,
         (corrections, gate): (&Corrections<'_, f32>, Option<&device::Gate<'_>>),
-        operands_at: (Region, Region),
-        (reads, writes): (&[Region], &[Region]),
+        Touched { operands: operands_at, reads, writes }: Touched<'_>,
     ) {
         arena.check(reads, writes);
         // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
@@ -268,9 +274,9 @@ pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D
         activation: activation_code(op.activation),
         ..shape.product([Source::new(op.input, &op.layer, 0, true), Source::NONE])
     };
-    let operands_at = (weight_rows(&op.layer), op.input);
-    let regions: (&[Region], &[Region]) = (&[op.input, weight, bias], &[op.output]);
-    shape.carry_out(device, arena, &ALL_FORWARD, call, (&op.corrections, None), operands_at, regions);
+    let operands = (weight_rows(&op.layer), op.input);
+    let touched = Touched { operands, reads: &[op.input, weight, bias], writes: &[op.output] };
+    shape.carry_out(device, arena, &ALL_FORWARD, call, (&op.corrections, None), touched);
 }
 
 /// See [`LinearBackward`].
@@ -313,9 +319,10 @@ pub(super) fn adjoint_backward<D: Driver>(
         gated: gate.is_some().into(),
         ..shape.product([Source::new(op.z_cotangent, &op.layer, 0, false), second])
     };
-    let operands_at = (weight_rows(&op.layer), op.z_cotangent);
+    let operands = (weight_rows(&op.layer), op.z_cotangent);
     let reads = [op.z_cotangent, weight, direction, direction_values, gate_values];
-    shape.carry_out(device, arena, &ALL_BACKWARD, call, (&op.corrections, gate), operands_at, (&reads, &[op.output]));
+    let touched = Touched { operands, reads: &reads, writes: &[op.output] };
+    shape.carry_out(device, arena, &ALL_BACKWARD, call, (&op.corrections, gate), touched);
 }
 
 /// See [`AdjointForward`].
@@ -350,8 +357,8 @@ pub(super) fn adjoint_forward<D: Driver>(
     };
     let rows = op.input.map_or(Region { rows: 0, ..input }, |(input, _)| input);
     let writes = &[op.e_cotangent, op.z_cotangent][..if curved { 2 } else { 1 }];
-    let operands_at = (weight_rows(&op.layer), rows);
-    shape.carry_out(device, arena, &ALL_ADJOINT, call, (&op.corrections, None), operands_at, (&reads, writes));
+    let touched = Touched { operands: (weight_rows(&op.layer), rows), reads: &reads, writes };
+    shape.carry_out(device, arena, &ALL_ADJOINT, call, (&op.corrections, None), touched);
     if together {
         arena.check(&reads, writes);
         let call = AdjointGate {

@@ -133,7 +133,7 @@ super::arguments! {
 /// How many numbers of rows of this width a lane takes at once: 4 where all rows, from these offsets on, lie at multiples of 16
 /// bytes.
 fn piece_of(width: usize, mut offsets: impl Iterator<Item = usize>) -> usize {
-    if width % 4 == 0 && offsets.all(|offset| offset % 4 == 0) { 4 } else { 1 }
+    if width.is_multiple_of(4) && offsets.all(|offset| offset.is_multiple_of(4)) { 4 } else { 1 }
 }
 
 /// Among how many warps, as a power of two, each of so many warps' work is divided: `fewest` at least, and more until a GPU is
@@ -324,7 +324,7 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
         call.share = narrow(count.div_ceil(shares));
         call.shares = narrow(shares);
         let (groups, blocks) = (rows.div_ceil(GROUP), op.x.rows / rows / tasks);
-        let useful = |spread| LANES * piece << (spread - 1) < width;
+        let useful = |spread| (LANES * piece) << (spread - 1) < width;
         call.spread = spread_of(0, tasks * shares * groups * blocks, useful);
         let across = if count == 0 { 0 } else { (tasks * shares).div_ceil(1 << (WARPS_LOG - call.spread)) };
         let grid = [across, groups, blocks];
