@@ -8,7 +8,7 @@ import json
 import math
 import sys
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 720, 440, 70, 20, 20, 50
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 480, 70, 20, 20, 50
 X, Y = (1.0, 4096.0), (0.5, 1200.0)
 
 
@@ -69,11 +69,13 @@ def main():
     line(across(ridge), down(peak / 1e12), across(X[1]), down(peak / 1e12), "#555")
     text(across(3), down(memory * 3 / 1e12) - 22, f"copy: {memory / 1e12:.2f} TB/s")
     text(across(1500), down(peak / 1e12) - 6, f"cuBLAS: {peak / 1e12:.0f} Tflop/s")
-    for index, (name, intensity, rate, peer) in enumerate(points(record)):
+    for number, (name, intensity, rate, peer) in enumerate(points(record), 1):
         x, y, color = across(intensity), down(rate / 1e12), "#999" if peer else "#c33"
-        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="{color}"/>')
-        text(x - 7, y + 4 + 11 * (index % 2), name, "end", color)
-    text(WIDTH - RIGHT, HEIGHT - BOTTOM - 8, f"{record['gpu']}, {record['date']}", "end")
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{color}"/>')
+        text(x + 5, y + 10, number, "start", color)
+        # What is what, where no point can be.
+        text(across(100), down(50) + 14 * number, f"{number}  {name}: {rate / 1e12:.0f} Tflop/s", "start", color)
+    text(LEFT + 8, TOP + 12, f"{record['gpu']}, {record['date']}", "start")
     with open(to, "w") as file:
         file.write("\n".join([*parts, "</svg>"]) + "\n")
 
