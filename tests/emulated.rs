@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use innerloop::device::cuda::{
-    CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, Kernel, PackedMatrix, TensorMap,
-    Warpgroups,
+    CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, GraphWork, Kernel, PackedMatrix,
+    TensorMap, Warpgroups,
 };
 use innerloop::device::{ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, Region};
 use innerloop::model::{Activation, Mlp, Parameters};
@@ -50,12 +50,13 @@ fn main() {
             Ok(())
         })
     }));
-    let own: [(&str, fn()); 10] = [
+    let own: [(&str, fn()); 11] = [
         ("measured_tiles_are_taken", tiles::measured_tiles_are_taken),
         ("packed_weights_are_kept_until_written", packed_weights_are_kept_until_written),
         ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
         ("graphs_replay_meta_steps", graphs::replay_meta_steps),
         ("a_fault_stops_what_follows", graphs::a_fault_stops_what_follows),
+        ("rows_are_copied_where_they_are_made", graphs::rows_are_copied_where_they_are_made),
         ("refused_graphs_are_told", graphs::refused_graphs_are_told),
         ("tiles_fit_the_shape", tiles::tiles_fit_the_shape),
         ("failures_are_told", failures_are_told),
@@ -150,6 +151,11 @@ impl Driver for Refusing {
     }
     unsafe fn graph(&self, memory: &EmulatedMemory, steps: &[GraphStep<'_>]) -> Result<EmulatedGraph, String> {
         self.graphs.fetch_add(1, Ordering::Relaxed);
+        let kernels = steps.iter().filter_map(|step| match step.work {
+            GraphWork::Launch { kernel, .. } => Some(kernel),
+            _ => None,
+        });
+        self.launched.lock().unwrap().extend(kernels);
         if self.refuses_graphs.load(Ordering::Relaxed) {
             return Err("CUDA_ERROR_INVALID_VALUE (invalid argument)".into());
         }

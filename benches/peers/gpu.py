@@ -167,7 +167,7 @@ def main():
             if args.out:
                 pathlib.Path(f"{args.out}.json").write_text(json.dumps(record, indent=1) + "\n")
                 pathlib.Path(f"{args.out}.md").write_text(markdown(record))
-        print(markdown({**record, "rows": [row]}).splitlines()[-1], f"({time.monotonic() - begun:.0f} s)", flush=True)
+        print(markdown({**record, "products": {}, "rows": [row]}).splitlines()[-1], f"({time.monotonic() - begun:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@
 use std::sync::atomic::Ordering;
 
 use innerloop::device::MatrixPrecision;
-use innerloop::device::cuda::{CudaDevice, Warpgroups};
+use innerloop::device::cuda::{CudaDevice, Kernel, Warpgroups};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::{
@@ -136,6 +136,25 @@ fn check<'a, O: Objective>(
     }
 }
 
+fn wide() -> Mlp {
+    Mlp::with_hidden(3, &[16, 8], 8, Activation::Tanh, Activation::Tanh).unwrap()
+}
+
+/// From the second meta-step on rows are copied by what makes them, and fewer by a kernel of their own.
+pub fn rows_are_copied_where_they_are_made() {
+    let (mlp, driver) = (wide(), Refusing { precision: MatrixPrecision::Bf16, ..Refusing::new(None) });
+    let inner = InnerConfig { strategy: Some(Strategy::Dual), ..InnerConfig::new(Algorithm::Maml, 2) };
+    let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+    let mut learner = learner(&driver, &config, &[&mlp]);
+    let packs = [11, 12, 13].map(|seed| {
+        driver.launched.lock().unwrap().clear();
+        learner.run(supervised(&numbers(seed, 3, 8)), &mut ChaCha8Rng::seed_from_u64(seed)).unwrap();
+        driver.launched.lock().unwrap().iter().filter(|kernel| **kernel == Kernel::Pack).count()
+    });
+    // The second makes a graph, the third replays it.
+    assert!(packs[1] > 0 && packs[1] + 3 < packs[0] && packs[2] == 0, "{packs:?}");
+}
+
 /// Single networks in every form, and the video GAN, whose discriminator joins on the way.
 pub fn replay_meta_steps() {
     let mlp = Mlp::with_hidden(3, &[9, 5], 2, Activation::Tanh, Activation::Linear).unwrap();
@@ -158,6 +177,14 @@ pub fn replay_meta_steps() {
         for precision in [MatrixPrecision::F32, MatrixPrecision::Bf16] {
             check(name, &config, &[&mlp], kind, precision, |step| supervised(&batches[step]));
         }
+    }
+    // Of widths whose rows the kernels that make them copy.
+    let wide = wide();
+    let inner = InnerConfig { strategy: Some(Strategy::Dual), ..InnerConfig::new(Algorithm::Maml, 2) };
+    let config = SupervisedConfig { mlp: wide.clone(), loss: Loss::Mse, inner };
+    let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 50, 3, 8)).collect();
+    for precision in [MatrixPrecision::Bf16, MatrixPrecision::F16] {
+        check("copies", &config, &[&wide], adam, precision, |step| supervised(&batches[step]));
     }
     let generator = Mlp::with_hidden(3, &[5], 6, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(6, &[4], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
