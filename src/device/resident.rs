@@ -68,7 +68,7 @@ pub struct Resident<'a, T> {
 }
 
 impl<T: Scalar> Resident<'_, T> {
-    /// Bytes that one task takes, with rows that are [`padded`].
+    /// Bytes that one task takes, with rows that are padded as a GPU wants them.
     pub fn task_bytes(&self) -> usize {
         Places::new(self, padded).len * size_of::<T>()
     }
