@@ -59,9 +59,8 @@ __device__ inline void finish_pieces(float* arena, const Finish& op, Coefficient
                 if constexpr (PIECE == 4) {
                     if (op.packed == NOWHERE) return;
                     u32* to = (u32*)arena + op.packed + ((u64)row[i] * of.width + own.column) / 2;
-                    bool bf16 = op.product.operands == AS_BF16;
-                    u32 lower = bf16 ? round_bf16(output[0], output[1]) : round_f16(output[0], output[1]);
-                    u32 upper = bf16 ? round_bf16(output[2], output[3]) : round_f16(output[2], output[3]);
+                    u32 lower = round_pair(op.product.operands, output[0], output[1]);
+                    u32 upper = round_pair(op.product.operands, output[2], output[3]);
                     *(u64*)to = lower | (u64)upper << 32;
                 }
             });

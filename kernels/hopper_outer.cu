@@ -47,22 +47,9 @@ KERNEL(hopper_outer_pack, HopperOuter) {
     const HopperTerm& term = at.settle(op.terms);
     u32 row = at.row + piece / pieces, column = piece % pieces * 8;
     const float* from = arena + term.q + (u64)row * op.inputs + column;
-    float v[8] = {};
-    if (row < term.rows) {
-        if (by_16_bytes(arena + term.q, op.inputs) && column + 8 <= op.inputs) {
-            *(float4*)&v[0] = *(const float4*)from;
-            *(float4*)&v[4] = *(const float4*)(from + 4);
-        } else {
-#pragma unroll
-            for (int i = 0; i < 8; ++i) v[i] = column + i < op.inputs ? from[i] : 0.0f;
-        }
-    }
-    u32 pair[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        pair[i] = op.operands == AS_BF16 ? round_bf16(v[2 * i], v[2 * i + 1]) : round_f16(v[2 * i], v[2 * i + 1]);
-    }
-    *(uint4*)(arena + op.packed + ((u64)blockIdx.x * PANEL * pieces + piece) * 4) = {pair[0], pair[1], pair[2], pair[3]};
+    bool wide = by_16_bytes(arena + term.q, op.inputs);
+    u32 count = row < term.rows ? op.inputs - column : 0;
+    *(uint4*)(arena + op.packed + ((u64)blockIdx.x * PANEL * pieces + piece) * 4) = pack_eight(from, count, wide, op.operands);
 }
 
 // Of the weight: ROWS outputs, COLUMNS inputs.

@@ -32,9 +32,7 @@ static_assert(sizeof(Supervised) == 72, "mirrored in Rust");
 
 // The thread's numbers in 16 bits.
 __device__ inline void store_packed(const Span& span, float* to, u32 operands, const float (&from)[OWN]) {
-    span.store_pairs((u32*)to, from, [&](float lower, float upper) {
-        return operands == AS_BF16 ? round_bf16(lower, upper) : round_f16(lower, upper);
-    });
+    span.store_pairs((u32*)to, from, [&](float lower, float upper) { return round_pair(operands, lower, upper); });
 }
 
 // value *= act'(a)

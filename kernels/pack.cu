@@ -22,18 +22,6 @@ KERNEL(pack, Pack) {
     if (piece >= (u64)op.rows * pieces) return;
     u32 row = (u32)(piece / pieces), column = (u32)(piece % pieces) * 8;
     const float* from = arena + op.from + (u64)row * op.width + column;
-    float v[8];
-    if (by_16_bytes(arena + op.from, op.width) && column + 8 <= op.width) {
-        *(float4*)&v[0] = *(const float4*)from;
-        *(float4*)&v[4] = *(const float4*)(from + 4);
-    } else {
-#pragma unroll
-        for (int i = 0; i < 8; ++i) v[i] = column + i < op.width ? from[i] : 0.0f;
-    }
-    u32 pair[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-        pair[i] = op.operands == AS_BF16 ? round_bf16(v[2 * i], v[2 * i + 1]) : round_f16(v[2 * i], v[2 * i + 1]);
-    }
-    *(uint4*)(arena + op.to + piece * 4) = {pair[0], pair[1], pair[2], pair[3]};
+    bool wide = by_16_bytes(arena + op.from, op.width);
+    *(uint4*)(arena + op.to + piece * 4) = pack_eight(from, op.width - column, wide, op.operands);
 }

@@ -18,6 +18,27 @@ enum Rounding : u32 { AS_F32, AS_TF32, AS_BF16, AS_F16 };
 // Whether rows of `stride` numbers from `base` on can be copied by 16 bytes.
 __device__ inline bool by_16_bytes(const float* base, u32 stride) { return (u64)base % 16 == 0 && stride % 4 == 0; }
 
+// Two numbers in 16 bits: `Rounding`, AS_BF16 or AS_F16.
+__device__ inline u32 round_pair(u32 operands, float lower, float upper) {
+    return operands == AS_BF16 ? round_bf16(lower, upper) : round_f16(lower, upper);
+}
+
+// Eight consecutive numbers in 16 bits, to the nearest with ties to even; of them `count` are there, the others are 0.
+__device__ inline uint4 pack_eight(const float* from, u32 count, bool wide, u32 operands) {
+    float v[8];
+    if (wide && count >= 8) {
+        *(float4*)&v[0] = *(const float4*)from;
+        *(float4*)&v[4] = *(const float4*)(from + 4);
+    } else {
+#pragma unroll
+        for (u32 i = 0; i < 8; ++i) v[i] = i < count ? from[i] : 0.0f;
+    }
+    u32 pair[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) pair[i] = round_pair(operands, v[2 * i], v[2 * i + 1]);
+    return {pair[0], pair[1], pair[2], pair[3]};
+}
+
 // One operand, OUTER of its outer dimension a tile, whose inner dimension lies contiguous: element (row, k) at
 // `base[row * depth + k]`. In the tile at `row * DEPTH + k`.
 template <int OUTER>
