@@ -2,7 +2,7 @@
 #pragma once
 
 #include "activation.cuh"
-#include "pieces.cuh"
+#include "history.cuh"
 
 constexpr int LIST = 64;
 // Rows a block takes at once.
@@ -46,6 +46,13 @@ struct Corrections {
 };
 static_assert(sizeof(Corrections) == 3160, "mirrored in Rust");
 
+// One block of rows, [T, count, width], whose products with others are the columns of a Gram matrix from `column` on.
+struct Factor {
+    u64 rows;
+    u32 count;
+    u32 column;
+};
+
 struct alignas(16) Coefficients {
     float factor[THREADS][GROUP];
     u64 row[THREADS];
@@ -70,9 +77,10 @@ struct OwnRows {
     __device__ u32 row(u32 k) const { return part + (k << spread); }
 };
 
-// Calls `end` with the sums of one piece of columns.
-template <u32 PIECE, class End>
+// Calls `end` with the sums of one piece of columns. `History`: how the rows lie, see history.cuh.
+template <class History, class End>
 __device__ inline void apply(float* arena, const Corrections& op, Coefficients& shared, End end_rows) {
+    constexpr u32 PIECE = History::PIECE;
     u32 groups = (op.rows + GROUP - 1) / GROUP;
     u32 task = blockIdx.x / groups;
     u32 first = blockIdx.x % groups * GROUP;
@@ -100,7 +108,7 @@ __device__ inline void apply(float* arena, const Corrections& op, Coefficients& 
             while (n >= op.terms[t].column + op.terms[t].count) ++t;
             const Term& term = op.terms[t];
             u32 i = n - term.column;
-            shared.row[threadIdx.x] = term.rows + ((u64)task * term.count + i) * op.width;
+            shared.row[threadIdx.x] = History::place(term.rows, (u64)task * term.count + i, op.width);
             scale = term.scale;
             shift = term.shift;
             const float* gram =
@@ -118,7 +126,7 @@ __device__ inline void apply(float* arena, const Corrections& op, Coefficients& 
             for (u32 a = 0; a < CORRECTIONS_AHEAD; ++a) {
                 u32 at = j + (a << op.spread);
                 bool there = inside && at < here;
-                load_piece_or_zero(value[a], arena + (there ? shared.row[at] : 0) + column, there);
+                History::load(value[a], arena, there ? shared.row[at] + column : 0, there);
             }
         };
         fetch(part);

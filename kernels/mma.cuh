@@ -46,6 +46,17 @@ __device__ inline u32 round_f16(float lower, float upper) {
     return both;
 }
 
+// Back again, the lower first.
+__device__ inline float2 pair_of_bf16(u32 both) { return {__uint_as_float(both << 16), __uint_as_float(both & 0xffff0000)}; }
+
+__device__ inline float2 pair_of_f16(u32 both) {
+    float2 pair;
+    asm("{ .reg .b16 lower, upper; mov.b32 {lower, upper}, %2; cvt.f32.f16 %0, lower; cvt.f32.f16 %1, upper; }"
+        : "=f"(pair.x), "=f"(pair.y)
+        : "r"(both));
+    return pair;
+}
+
 // A number to the nearest of 10 bits after the point, ties to even.
 __device__ inline u32 round_tf32(float value) {
 #if __CUDA_ARCH__ >= 900

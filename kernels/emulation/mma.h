@@ -93,6 +93,9 @@ inline u32 round_bf16(float lower, float upper) { return emulation::to_bf16(lowe
 inline u32 round_f16(float lower, float upper) { return emulation::to_f16(lower) | emulation::to_f16(upper) << 16; }
 inline u32 round_tf32(float value) { return emulation::drop_bits<13>(value); }
 
+inline float2 pair_of_bf16(u32 both) { return {emulation::from_bf16(both & 0xffff), emulation::from_bf16(both >> 16)}; }
+inline float2 pair_of_f16(u32 both) { return {emulation::from_f16(both & 0xffff), emulation::from_f16(both >> 16)}; }
+
 inline void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
     emulation::multiply<2>(d, a, b, emulation::from_bf16, __FILE__, __LINE__);
 }

@@ -1,11 +1,47 @@
 //! The ends of products that Hopper's warpgroups have left as sums.
+//!
+//! An end is put off until it is known what comes next: a loss of what comes out, and inner products of those rows with
+//! earlier ones, are the same launch's, while the rows are at hand. Whatever else comes next, the end goes first.
+
+use std::sync::{MutexGuard, PoisonError};
+
+use bytemuck::Zeroable;
 
 use super::driver::{Driver, Kernel};
 use super::hopper::Raw;
 use super::linear::Product;
-use super::low_rank::{Applied, Corrections, check_corrections};
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, pack, wide};
-use crate::device::{self, Region};
+use super::low_rank::{self, Applied, Corrections, Factor, GROUP, check_corrections};
+use super::tensor::operands;
+use super::{Arguments, COUNTERS, CudaArena, CudaDevice, NOWHERE, activation_code, loss, narrow, pack, wide};
+use crate::device::{self, Gram, Region, SupervisedCurvature, SupervisedLoss};
+use crate::objective::Loss;
+
+/// Factors of a Gram matrix at most: `ENDED_LIST` in `kernels/ended.cuh`.
+const LIST: usize = 32;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct EndedLoss {
+    prediction: u64,
+    target: u64,
+    output: u64,
+    packed: u64,
+    kind: u32,
+    activation: u32,
+    begun: u32,
+    scale: f32,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct EndedGram {
+    y: [Factor; LIST],
+    output: u64,
+    parts: u64,
+    counters: u64,
+    columns: u32,
+    most: u32,
+}
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -14,41 +50,242 @@ struct Finish {
     product: Product,
     raw: u64,
     packed: u64,
+    loss: EndedLoss,
+    gram: EndedGram,
     parts: u32,
-    unused: u32,
+    history: u32,
 }
 
 super::arguments! {
-    Finish, 3376 => FinishForward FinishBackward FinishAdjoint;
+    Finish, 3968 => FinishForward FinishBackward FinishAdjoint;
 }
 
-/// Ends `output`, whose sums lie at `raw`, with the corrections, all of which one launch holds.
+/// The end of a product that was asked for and not launched yet, if any; and what it touches, in room that is kept.
+pub(super) struct Pending<D: Driver> {
+    end: Option<End<D>>,
+    reads: Vec<Region>,
+    writes: Vec<Region>,
+}
+
+struct End<D: Driver> {
+    device: CudaDevice<D>,
+    kernel: Kernel,
+    call: Finish,
+    grid: [usize; 3],
+    /// T and K.
+    shape: (usize, usize),
+    /// Rows that go into an output at most.
+    most: usize,
+    raw: Raw,
+    output: Region,
+    /// The rows made last: the output's, or the loss's.
+    made: Region,
+}
+
+impl<D: Driver> Default for Pending<D> {
+    fn default() -> Self {
+        Self { end: None, reads: Vec::new(), writes: Vec::new() }
+    }
+}
+
+/// What the kernels' names for losses are: `Following` in `kernels/ended.cuh`.
+fn following(loss: Loss, bends: bool) -> Option<u32> {
+    match (loss, bends) {
+        (Loss::Mse, false) => Some(1),
+        (Loss::BceWithLogits, false) => Some(2),
+        (Loss::Mse, true) => Some(3),
+        (Loss::BceWithLogits, true) => Some(4),
+        (Loss::CrossEntropy, _) => None,
+    }
+}
+
+/// Ends `output`, whose sums lie at `raw`, with the corrections, all of which one launch holds. `reads` and `writes` are the
+/// operation's.
+#[allow(clippy::too_many_arguments)]
 pub(super) fn finish<D: Driver>(
     device: &CudaDevice<D>,
     arena: &CudaArena<D>,
     kernel: Kernel,
     product: Product,
     corrections: &device::Corrections<'_, f32>,
-    (tasks, rows): (usize, usize),
+    shape: (usize, usize),
     (raw, output): (Raw, Region),
+    (reads, writes): (&[Region], &[Region]),
 ) {
-    check_corrections(arena, corrections, (tasks, rows), output);
-    // Without corrections it does not matter whose the rows are, and they are taken by eights.
-    let corrected = corrections.blocks.iter().any(|terms| !terms.is_empty());
-    let (tasks, rows) = if corrected { (tasks, rows) } else { (1, output.rows) };
+    // Nothing is put off at this point: what is left of it is its room.
+    let mut pending = std::mem::take(&mut *arena.pending());
+    pending.reads.clear();
+    pending.reads.extend_from_slice(reads);
+    pending.writes.clear();
+    pending.writes.extend_from_slice(writes);
+    check_corrections(arena, corrections, shape, output, |coefficients| pending.reads.push(coefficients));
     let pieces = product.in_fours() && raw.offset % 4 == 0;
-    let Applied { call, grid, most } = Applied::new(corrections, (tasks, rows), output, 0, pieces);
+    let Applied { mut call, grid, most } = Applied::new(corrections, shape, output, 0, pieces);
+    // All of the steps' rows as they are, or all as copies.
+    let rows = || corrections.blocks.iter().flatten().map(|term| term.rows);
+    let mut copies = [0; low_rank::LIST];
+    let copied = call.in_fours() && pack::kept(device, arena, rows(), &mut copies);
+    if copied {
+        call.take_copies(&copies);
+    } else {
+        pending.reads.extend(rows());
+    }
     let packed = if call.in_fours() { pack::produced(device, arena, output) } else { None };
-    let (parts, width) = (raw.parts, output.width);
-    let shapes =
-        format_args!("{} rows of {width}, {rows} a task, in {parts} parts, with {most} correction rows", output.rows);
     let call = Finish {
         corrections: call,
         product,
         raw: wide(raw.offset),
         packed: packed.map_or(NOWHERE, wide),
-        parts: narrow(parts),
-        unused: 0,
+        loss: EndedLoss::zeroed(),
+        gram: EndedGram::zeroed(),
+        parts: narrow(raw.parts),
+        history: if copied { operands(device.precision) } else { 0 },
     };
-    device.launch(arena, kernel, grid, &call, shapes);
+    pending.end = Some(End { device: device.clone(), kernel, call, grid, shape, most, raw, output, made: output });
+    *arena.pending() = pending;
+}
+
+/// Launches the end that was put off, if there is one.
+pub(super) fn flush<D: Driver>(arena: &CudaArena<D>) {
+    arena.pending().launch(arena);
+}
+
+impl<D: Driver> Pending<D> {
+    fn launch(&mut self, arena: &CudaArena<D>) {
+        let Some(End { device, kernel, mut call, mut grid, shape, most, raw, output, .. }) = self.end.take() else {
+            return;
+        };
+        let columns = call.gram.columns;
+        let (mut tasks, mut rows) = shape;
+        // Without corrections and inner products it does not matter whose the rows are, and they are taken by eights.
+        if most == 0 && columns == 0 {
+            (tasks, rows) = (1, output.rows);
+            let pieces = call.corrections.in_fours();
+            let plain = Applied::new(&device::Corrections::NONE, (tasks, rows), output, 0, pieces);
+            (call.corrections, grid) = (plain.call, plain.grid);
+        }
+        arena.keep_to(self.reads.iter().chain(&self.writes));
+        let (width, parts) = (output.width, raw.parts);
+        let shapes = format_args!(
+            "{tasks} tasks x {rows} rows of {width} in {parts} parts, {most} correction rows, {columns} inner products"
+        );
+        device.launch(arena, kernel, grid, &call, shapes);
+    }
+
+    /// Whether a region has nothing to do with what the launch touches already.
+    fn is_apart(&self, region: Region) -> bool {
+        !self.reads.iter().chain(&self.writes).any(|other| other.overlaps(&region))
+    }
+
+    /// Whether a loss of these rows, of which it reads `others`, can be a part of the launch.
+    fn goes_on_with(&self, kernel: Kernel, rows: Region, others: &[Region]) -> bool {
+        let fits = |end: &End<D>| end.kernel == kernel && end.made == rows && end.call.corrections.in_fours();
+        self.end.as_ref().is_some_and(fits) && self.takes(others)
+    }
+
+    /// Whether it can read these, by fours.
+    fn takes(&self, regions: &[Region]) -> bool {
+        let made = |region: &Region| self.writes.iter().any(|write| write.overlaps(region));
+        regions.iter().all(|region| region.offset % 4 == 0 && !made(region))
+    }
+
+    fn follow(&mut self, arena: &CudaArena<D>, loss: EndedLoss, read: Region, made: Region) {
+        let Some(end) = &mut self.end else { return };
+        let packed = pack::produced(&end.device, arena, made);
+        end.call.loss = EndedLoss { output: wide(made.offset), packed: packed.map_or(NOWHERE, wide), ..loss };
+        end.made = made;
+        self.reads.push(read);
+        self.writes.push(made);
+    }
+}
+
+/// Has the end that was put off go on with the delta of a loss, if it makes the prediction; says whether.
+pub(super) fn with_delta<D: Driver>(arena: &CudaArena<D>, op: &SupervisedLoss, delta: Region) -> bool {
+    let pending = &mut *arena.pending();
+    let Some(kind) = following(op.loss, false) else { return false };
+    let fits = pending.goes_on_with(Kernel::FinishForward, op.prediction, &[op.target]);
+    if !fits || delta.offset % 4 != 0 || !pending.is_apart(delta) {
+        return false;
+    }
+    arena.admit(&[op.prediction, op.target], &[delta]);
+    let loss = EndedLoss { target: wide(op.target.offset), ..EndedLoss::new(op, kind) };
+    pending.follow(arena, loss, op.target, delta);
+    true
+}
+
+/// The same of a loss's curvature, if it makes the cotangent of the gradient.
+pub(super) fn with_curvature<D: Driver>(arena: &CudaArena<D>, op: &SupervisedCurvature) -> bool {
+    let pending = &mut *arena.pending();
+    let Some(kind) = following(op.at.loss, true) else { return false };
+    let (prediction, z) = (op.at.prediction, op.z_cotangent);
+    // What it adds to is the same thread's.
+    let own = z != op.e_cotangent && pending.writes.contains(&z);
+    let fits = pending.goes_on_with(Kernel::FinishAdjoint, op.e_cotangent, &[prediction]);
+    if !fits || z.offset % 4 != 0 || !(own || pending.is_apart(z)) {
+        return false;
+    }
+    arena.admit(&[prediction, op.e_cotangent], &[z]);
+    let loss =
+        EndedLoss { prediction: wide(prediction.offset), begun: op.accumulate.into(), ..EndedLoss::new(&op.at, kind) };
+    pending.follow(arena, loss, prediction, z);
+    true
+}
+
+/// Has the end that was put off go on with inner products of the rows it makes, and launches it; says whether.
+pub(super) fn with_gram<D: Driver>(arena: &CudaArena<D>, op: &Gram<'_>) -> bool {
+    let pending = &mut *arena.pending();
+    let columns: usize = op.y.iter().map(|y| y.rows / op.tasks).sum();
+    let fours = pending.takes(op.y) && pending.is_apart(op.output);
+    let Some(end) = &mut pending.end else { return false };
+    let fits = end.made == op.x && end.shape == (op.tasks, op.rows) && end.call.corrections.in_fours();
+    // Where blocks share a row, each leaves its part behind the sums that are to be ended.
+    let [across, down, blocks] = end.grid;
+    let items = across * blocks;
+    let len = if down == 1 { 0 } else { items * down * GROUP * columns };
+    let (sums, room) = arena.sums;
+    let taken = if end.raw.offset < sums { 0 } else { (end.raw.parts * end.output.len()).next_multiple_of(4) };
+    if !fours || !fits || columns == 0 || op.y.len() > LIST || items > COUNTERS || taken + len > room {
+        return false;
+    }
+    // Its rows, and those of the corrections, if there are any, lie in the same way.
+    let mut copies = [0; LIST];
+    let may = end.call.history != 0 || end.most == 0;
+    let copied = may && pack::kept(&end.device, arena, op.y.iter().copied(), &mut copies);
+    if end.call.history != 0 && !copied {
+        return false;
+    }
+    arena.admit(&[op.x], &[op.output]);
+    let gram = &mut end.call.gram;
+    let mut column = 0;
+    for ((factor, y), copy) in gram.y.iter_mut().zip(op.y).zip(copies) {
+        let count = y.rows / op.tasks;
+        let rows = if copied { copy } else { y.offset };
+        *factor = Factor { rows: wide(rows), count: narrow(count), column: narrow(column) };
+        gram.most = gram.most.max(narrow(count));
+        column += count;
+    }
+    gram.output = wide(op.output.offset);
+    gram.parts = wide(sums + taken);
+    gram.counters = wide(arena.counters());
+    gram.columns = narrow(columns);
+    end.call.history = if copied { operands(end.device.precision) } else { 0 };
+    if !copied {
+        pending.reads.extend_from_slice(op.y);
+    }
+    pending.writes.push(op.output);
+    pending.launch(arena);
+    true
+}
+
+impl EndedLoss {
+    fn new(op: &SupervisedLoss, kind: u32) -> Self {
+        let scale = loss::scale(op);
+        Self { kind, activation: activation_code(op.activation), scale, ..Self::zeroed() }
+    }
+}
+
+impl<D: Driver> CudaArena<D> {
+    fn pending(&self) -> MutexGuard<'_, Pending<D>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }

@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 use bytemuck::Zeroable;
 
 use super::driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel};
-use super::{CudaArena, CudaDevice};
+use super::{CudaArena, CudaDevice, finish};
 use crate::device::{Region, Submitted};
 
 /// Work that was submitted to a [`CudaDevice`]; see [`crate::device::Device::submit`].
@@ -231,9 +231,12 @@ pub(super) fn submit<D: Driver>(
         return graph.results.carry_out(device, arena, results, work);
     }
     graph.results.make_room(results);
+    // What was put off is no part of the work; what the work puts off is.
+    finish::flush(arena);
     let nested = arena.recording().replace(Recording::new(std::mem::take(graph)));
     assert!(nested.is_none(), "work is submitted within submitted work");
     work(device, arena);
+    finish::flush(arena);
     let Some(mut recording) = arena.recording().take() else { return };
     let steps = recording.position;
     let mut done = false;

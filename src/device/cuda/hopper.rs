@@ -204,7 +204,17 @@ impl<D: Driver> CudaDevice<D> {
         match self.warpgroups() {
             None => 0,
             Some(_) if self.warpgroups == Warpgroups::Always => 4 * elements,
-            Some(_) => elements / 8,
+            Some(_) => elements / 8 + self.room_for_kept(elements),
+        }
+    }
+
+    /// Of that room, what is for the steps' rows: of a step's numbers of one kind, which are as many as there are kinds, two in five
+    /// may be kept in half the bits.
+    pub(super) fn room_for_kept(&self, elements: usize) -> usize {
+        match self.warpgroups() {
+            None => 0,
+            Some(_) if self.warpgroups == Warpgroups::Always => 2 * elements,
+            Some(_) => elements * 5 / 16,
         }
     }
 }

@@ -208,7 +208,16 @@ impl Shape {
         let shape = (self.tasks, self.rows);
         if self.shared && call.sources.iter().all(|source| source.rows == 0) && low_rank::in_one_launch(corrections) {
             let nothing = Raw { offset: self.output.offset, parts: 0 };
-            finish::finish(device, arena, kernels.finish, call, corrections, shape, (nothing, self.output));
+            finish::finish(
+                device,
+                arena,
+                kernels.finish,
+                call,
+                corrections,
+                shape,
+                (nothing, self.output),
+                (reads, writes),
+            );
             return;
         }
         if let Some(plan) = plan
@@ -221,9 +230,16 @@ impl Shape {
             } else if let Some(raw) = self.place_of_sums(arena, plan, accumulate)
                 && multiply(arena, &call, plan, Some(raw))
             {
-                // It keeps to the same regions, and to those of the corrections.
-                arena.check(reads, writes);
-                finish::finish(device, arena, kernels.finish, call, corrections, shape, (raw, self.output));
+                finish::finish(
+                    device,
+                    arena,
+                    kernels.finish,
+                    call,
+                    corrections,
+                    shape,
+                    (raw, self.output),
+                    (reads, writes),
+                );
                 return;
             }
         }

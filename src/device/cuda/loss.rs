@@ -3,7 +3,8 @@
 use super::driver::{Driver, Kernel};
 use super::tensor::operands;
 use super::{
-    Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, pack, spans_of, wide,
+    Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, finish, narrow, pack, spans_of,
+    wide,
 };
 use crate::device::operation;
 use crate::device::{
@@ -99,6 +100,13 @@ pub(super) fn loss_code(loss: Loss) -> u32 {
     }
 }
 
+/// 1 / (the elements that a task's loss is a mean of).
+pub(super) fn scale(op: &SupervisedLoss) -> f32 {
+    let rows = op.prediction.rows / op.tasks;
+    let count = if op.loss == Loss::CrossEntropy { rows } else { rows * op.prediction.width };
+    (1.0 / count as f64) as f32
+}
+
 impl Supervised {
     /// The same, which leaves a copy of its output as well if a product to come takes it.
     fn copied<D: Driver>(
@@ -113,8 +121,6 @@ impl Supervised {
     }
 
     fn new(op: &SupervisedLoss) -> Self {
-        let rows = op.prediction.rows / op.tasks;
-        let count = if op.loss == Loss::CrossEntropy { rows } else { rows * op.prediction.width };
         Self {
             prediction: wide(op.prediction.offset),
             target: wide(op.target.offset),
@@ -126,7 +132,7 @@ impl Supervised {
             loss: loss_code(op.loss),
             activation: activation_code(op.activation),
             begun: 0,
-            scale: (1.0 / count as f64) as f32,
+            scale: scale(op),
             operands: 0,
             packed: NOWHERE,
         }
@@ -153,7 +159,9 @@ impl Supervised {
 /// See [`SupervisedLoss`].
 pub(super) fn supervised<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &SupervisedLoss) {
     let call = Supervised::new(op);
-    if let Some(delta) = op.delta {
+    if let Some(delta) = op.delta
+        && !finish::with_delta(arena, op, delta)
+    {
         arena.check(&[op.prediction, op.target], &[delta]);
         let call = Supervised { output: wide(delta.offset), ..call }.copied(device, arena, op, delta);
         call.launch(device, arena, op, [Kernel::ElementwiseDelta, Kernel::CrossEntropyDelta]);
@@ -172,6 +180,9 @@ pub(super) fn supervised_curvature<D: Driver>(
     arena: &mut CudaArena<D>,
     op: &SupervisedCurvature,
 ) {
+    if finish::with_curvature(arena, op) {
+        return;
+    }
     arena.check(&[op.at.prediction, op.at.target, op.e_cotangent], &[op.z_cotangent]);
     let call = Supervised {
         e: wide(op.e_cotangent.offset),

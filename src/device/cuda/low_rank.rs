@@ -1,15 +1,15 @@
 //! The dual form's per-task parts: Gram matrices, the corrections made of them, and the sums over them.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, finish, narrow, wide};
 use crate::device::{self, Region};
 
 /// Blocks an operation may have: `BLOCKS` in `kernels/kernel.cuh`.
 const BLOCKS: usize = 4;
 /// Terms, or factors, of one launch: `LIST` in `kernels/low_rank.cu`.
-const LIST: usize = 64;
+pub(super) const LIST: usize = 64;
 /// Rows a block takes at once: `GROUP` there.
-const GROUP: usize = 8;
+pub(super) const GROUP: usize = 8;
 /// Columns of a Gram matrix that a warp computes at most: `WARP_COLUMNS` there.
 const WARP_COLUMNS: usize = 4;
 /// Correction rows that a lane has on their way at once: `CORRECTIONS_AHEAD` there.
@@ -87,10 +87,10 @@ pub(super) struct Corrections {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
-struct Factor {
-    rows: u64,
-    count: u32,
-    column: u32,
+pub(super) struct Factor {
+    pub rows: u64,
+    pub count: u32,
+    pub column: u32,
 }
 
 #[repr(C)]
@@ -222,14 +222,22 @@ impl Corrections {
     pub fn in_fours(&self) -> bool {
         self.piece == 4
     }
+
+    /// Takes the rows of its terms from where copies of them begin.
+    pub fn take_copies(&mut self, copies: &[usize]) {
+        for (term, copy) in self.terms.iter_mut().zip(copies) {
+            term.rows = wide(*copy);
+        }
+    }
 }
 
-/// Holds the corrections' regions to the arena.
+/// Holds the corrections' regions to the arena; hands on those of the coefficients.
 pub(super) fn check_corrections<D: Driver>(
     arena: &CudaArena<D>,
     corrections: &device::Corrections<'_, f32>,
     (tasks, rows): (usize, usize),
     output: Region,
+    mut coefficients: impl FnMut(Region),
 ) {
     let blocks = corrections.blocks.len();
     assert!(blocks <= BLOCKS, "{blocks} blocks of rows; kernels take {BLOCKS}");
@@ -240,6 +248,7 @@ pub(super) fn check_corrections<D: Driver>(
             + count.saturating_sub(1) * term.gram.column_stride;
         let gram = Region { offset: term.gram.offset, rows: 1, width: last + 1 };
         arena.check(&[term.rows, gram], &[output]);
+        coefficients(gram);
     }
 }
 
@@ -258,7 +267,7 @@ pub(super) fn apply_corrections<D: Driver>(
     if blocks.is_empty() {
         return false;
     }
-    check_corrections(arena, corrections, (tasks, rows), output);
+    check_corrections(arena, corrections, (tasks, rows), output, |_| {});
     let pieces = gate.is_none_or(|gate| gate.values.offset % 4 == 0);
     // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
     let share = LIST / blocks.len();
@@ -288,6 +297,9 @@ pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
 
 /// See [`device::Gram`].
 pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::Gram<'_>) {
+    if finish::with_gram(arena, op) {
+        return;
+    }
     let (tasks, rows, width) = (op.tasks, op.rows, op.x.width);
     let columns: usize = op.y.iter().map(|y| y.rows / tasks).sum();
     assert_eq!(op.output.len(), op.x.rows * columns, "the output must hold every product");

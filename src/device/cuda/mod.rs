@@ -80,6 +80,8 @@ pub struct CudaArena<D: Driver> {
     /// Where the room for the parts of large sums is, offset and length.
     sums: (usize, usize),
     pool: Mutex<pack::Pool>,
+    /// The end of a product that waits for what comes next.
+    pending: Mutex<finish::Pending<D>>,
     /// Work that is being submitted; what is asked for goes there instead.
     recording: Mutex<Option<graph::Recording<D>>>,
 }
@@ -220,16 +222,24 @@ macro_rules! arguments {
 use arguments;
 
 impl<D: Driver> CudaArena<D> {
-    /// Checks an operation's regions, see [`check_access`], and tells the driver of them.
+    /// Checks an operation's regions, see [`check_access`], and tells the driver of them. What was put off goes first.
     fn check(&self, reads: &[Region], writes: &[Region]) {
+        finish::flush(self);
+        self.admit(reads, writes);
+        self.keep_to(reads.iter().chain(writes));
+    }
+
+    /// Checks regions of an operation that is a part of the one that was put off.
+    fn admit(&self, reads: &[Region], writes: &[Region]) {
         check_access(self.elements, reads, writes);
-        let pool = {
-            let mut pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner);
-            pool.written(writes);
-            pool.place()
-        };
-        let regions = reads.iter().chain(writes).map(|region| (region.offset, region.len()));
-        let regions = regions.chain([(self.partials(), reduction::PARTIALS), self.sums, pool]);
+        self.pool.lock().unwrap_or_else(PoisonError::into_inner).written(writes);
+    }
+
+    /// Tells the driver what the coming launch keeps to.
+    fn keep_to<'a>(&self, regions: impl Iterator<Item = &'a Region>) {
+        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).place();
+        let behind = [(self.partials(), reduction::PARTIALS), (self.counters(), COUNTERS), self.sums, pool];
+        let regions = regions.map(|region| (region.offset, region.len())).chain(behind);
         match self.recording().as_mut() {
             Some(recording) => recording.keep_to(regions),
             None => D::keep_to(&self.memory, regions),
@@ -240,7 +250,15 @@ impl<D: Driver> CudaArena<D> {
     fn partials(&self) -> usize {
         self.elements.next_multiple_of(2)
     }
+
+    /// Where blocks count themselves; zeros between launches.
+    fn counters(&self) -> usize {
+        self.sums.0 - COUNTERS
+    }
 }
+
+/// Counters behind an arena.
+const COUNTERS: usize = 16_384;
 
 /// The offset of a region that is not there: `NOWHERE` in `kernels/kernel.cuh`.
 const NOWHERE: u64 = u64::MAX;
@@ -297,20 +315,23 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     fn free_bytes(&self) -> Option<u64> {
         let free = self.driver.free_bytes()?;
         // What an arena takes beside its elements, so that it is one that fits.
-        let eighths = self.room_for_packed(8) as u64;
-        let sums = (outer_product::ROOM * size_of::<f32>()) as u64;
-        Some(free.saturating_sub(sums) / (8 + eighths) * 8)
+        let sixteenths = self.room_for_packed(16) as u64;
+        let sums = ((outer_product::ROOM + COUNTERS) * size_of::<f32>()) as u64;
+        Some(free.saturating_sub(sums) / (16 + sixteenths) * 16)
     }
 
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
         // Sixteen bytes' worth, so that regions that begin at multiples of that can be copied by as much, emulated too.
-        let sums = (elements.next_multiple_of(2) + reduction::PARTIALS).next_multiple_of(4);
+        let sums = (elements.next_multiple_of(2) + reduction::PARTIALS + COUNTERS).next_multiple_of(4);
         let sums = (sums, outer_product::room_for_sums(elements));
         let start = sums.0 + sums.1;
         let room = self.room_for_packed(elements).next_multiple_of(4);
-        let memory = self.driver.allocate(start + room)?;
-        let pool = Mutex::new(pack::Pool::new(start, room));
-        Ok(CudaArena { memory, elements, sums, pool, recording: Mutex::default() })
+        let mut memory = self.driver.allocate(start + room)?;
+        self.attempt(format_args!("the counters behind an arena"), || {
+            self.driver.write(&mut memory, sums.0 - COUNTERS, &vec![0.0; COUNTERS])
+        });
+        let pool = Mutex::new(pack::Pool::new(start, room, self.room_for_kept(elements)));
+        Ok(CudaArena { memory, elements, sums, pool, pending: Mutex::default(), recording: Mutex::default() })
     }
 
     fn check(&self) -> Result<()> {

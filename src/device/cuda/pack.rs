@@ -2,13 +2,14 @@
 //!
 //! The copy engine moves numbers as they are, so they have to be rounded before. A layer's weights are copied once and serve every
 //! product until something is written to them: that is a meta-step. The rows of a product are copied for it alone, and the next
-//! product's take their place.
+//! product's take their place. The steps' rows of wide layers, which later steps' corrections and inner products read again and
+//! again, are copied too, each to a place of its own: half the bytes.
 
 use std::sync::PoisonError;
 
 use super::driver::{Driver, Kernel, PackedMatrix, TensorMap};
 use super::tensor::operands;
-use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, Warpgroups, blocks_of, narrow, wide};
 use crate::device::{MatrixPrecision, Region};
 
 /// Numbers of 16 bits that are written at once; rows begin at multiples of them.
@@ -55,12 +56,18 @@ impl Packed {
     }
 }
 
-/// The room behind an arena, and what lies there: weights from its beginning on, behind them one product's rows, and at its end
-/// rows that the kernel which made them has copied too.
+/// Rows at least that wide are kept in 16 bits for corrections.
+const WIDE: usize = 1024;
+
+/// The room behind an arena, and what lies there: weights from its beginning on, behind them one product's rows, before its end rows
+/// that the kernel which made them has copied too, and at its end the steps' rows.
 #[derive(Debug, Default)]
 pub(super) struct Pool {
     start: usize,
+    whole: usize,
+    /// Of that, what is not for the steps' rows.
     room: usize,
+    kept: Vec<Packed>,
     weights: Vec<Packed>,
     /// The end of the weights.
     end: usize,
@@ -76,14 +83,14 @@ fn packed_len(region: Region) -> usize {
 }
 
 impl Pool {
-    /// Room for `room` numbers of 32 bits from `start` on, a multiple of 4.
-    pub fn new(start: usize, room: usize) -> Self {
-        Self { start, room, ..Self::default() }
+    /// Room for `whole` numbers of 32 bits from `start` on, a multiple of 4; `kept` of them for the steps' rows.
+    pub fn new(start: usize, whole: usize, kept: usize) -> Self {
+        Self { start, whole, room: (whole - kept) / 4 * 4, ..Self::default() }
     }
 
     /// Where it is, offset and length.
     pub fn place(&self) -> (usize, usize) {
-        (self.start, self.room)
+        (self.start, self.whole)
     }
 
     /// Room that an operation may use for itself: all behind the weights.
@@ -94,7 +101,7 @@ impl Pool {
 
     /// Copies of what is about to be written are of no use any more.
     pub fn written(&mut self, writes: &[Region]) {
-        for packed in self.weights.iter_mut().chain(self.produced.iter_mut().flatten()) {
+        for packed in self.weights.iter_mut().chain(self.produced.iter_mut().flatten()).chain(&mut self.kept) {
             packed.fresh &= !writes.iter().any(|write| write.overlaps(&packed.region));
         }
     }
@@ -138,7 +145,8 @@ pub(super) fn packed<D: Driver>(
         pack(device, arena, weight, entry.offset);
     }
     let map = entry.map;
-    if let Some(at) = pool.produced.iter().flatten().find_map(|packed| packed.holds(rows, precision)) {
+    if let Some(at) = pool.produced.iter().flatten().chain(&pool.kept).find_map(|packed| packed.holds(rows, precision))
+    {
         return Some([map, describe(device, arena, rows, at)?]);
     }
     let offset = pool.start + end;
@@ -155,6 +163,10 @@ pub(super) fn packed<D: Driver>(
 /// before, and there is room.
 pub(super) fn produced<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, region: Region) -> Option<usize> {
     let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(kept) = pool.kept.iter_mut().find(|kept| kept.region == region && kept.precision == device.precision) {
+        kept.fresh = true;
+        return Some(kept.offset);
+    }
     if !pool.wanted.iter().any(|rows| rows.width == region.width && rows.overlaps(&region)) {
         return None;
     }
@@ -172,6 +184,53 @@ pub(super) fn produced<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, 
     let kept = last.filter(|packed| !overlaps(packed));
     let made = Packed { region, offset, precision: device.precision, map: TensorMap::default(), fresh: true };
     pool.produced = [kept, Some(made)];
+    Some(offset)
+}
+
+/// Where copies of the steps' rows begin, all as wide, to `copies`; they are made if they are not there. Only of wide layers, and
+/// where there is room for all; says whether. Each has its place from the first time on, so that it depends on the shapes and on the
+/// operations before alone.
+pub(super) fn kept<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    rows: impl Iterator<Item = Region>,
+    copies: &mut [usize],
+) -> bool {
+    let least = if device.warpgroups == Warpgroups::Always { PIECE } else { WIDE };
+    let kept = |rows: Region| device.warpgroups().is_some() && rows.width >= least && rows.width.is_multiple_of(PIECE);
+    let mut any = false;
+    for (rows, copy) in rows.zip(copies) {
+        let Some(offset) = Some(rows).filter(|rows| kept(*rows)).and_then(|rows| keep(device, arena, rows)) else {
+            return false;
+        };
+        (*copy, any) = (offset, true);
+    }
+    any
+}
+
+fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> Option<usize> {
+    let precision = device.precision;
+    let (offset, fresh) = {
+        let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = pool.kept.iter_mut().find(|kept| kept.region == rows && kept.precision == precision);
+        match known {
+            Some(kept) => (kept.offset, std::mem::replace(&mut kept.fresh, true)),
+            None => {
+                let offset = pool.kept.last().map_or(pool.start + pool.room, Packed::end);
+                let map = TensorMap::default();
+                let new = Packed { region: rows, offset, precision, map, fresh: true };
+                if new.end() > pool.start + pool.whole {
+                    return None;
+                }
+                pool.kept.push(new);
+                (offset, false)
+            }
+        }
+    };
+    if !fresh {
+        arena.keep_to([rows].iter());
+        pack(device, arena, rows, offset);
+    }
     Some(offset)
 }
 
