@@ -48,13 +48,14 @@ pub fn on_tensor_cores<D: Device<f32> + Clone + 'static>() -> Vec<(String, Matri
 
 /// Those of Hopper's warpgroups, by name and precision.
 pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixPrecision, TensorCheck<D>)> {
-    let checks: [(&str, TensorCheck<D>); 7] = [
+    let checks: [(&str, TensorCheck<D>); 8] = [
         ("forward", warpgroups::forward),
         ("backward", warpgroups::backward),
         ("adjoint", warpgroups::adjoint),
         ("ended_forward", warpgroups::ended_forward),
         ("ended_backward", warpgroups::ended_backward),
         ("ended_adjoint", warpgroups::ended_adjoint),
+        ("golden_problems", learning::golden_rounded),
         ("outer_product", gradients::outer_product_on_warpgroups),
     ];
     let precisions = [MatrixPrecision::Bf16, MatrixPrecision::F16];

@@ -23,6 +23,8 @@ pub struct Scene {
     operands: Vec<Region>,
     /// What is made of operands before they are rounded.
     exact: Vec<Region>,
+    /// How much larger rounding becomes on the way.
+    magnified: f64,
 }
 
 impl Scene {
@@ -35,6 +37,7 @@ impl Scene {
             precision: MatrixPrecision::F32,
             operands: Vec::new(),
             exact: Vec::new(),
+            magnified: 1.0,
         }
     }
 
@@ -52,6 +55,11 @@ impl Scene {
     /// The operation writes this from operands as they are.
     pub fn writes_exactly(&mut self, region: Region) {
         self.exact.push(region);
+    }
+
+    /// Several operations, one after the other, make rounding so many times as large.
+    pub fn magnifies(&mut self, factor: f64) {
+        self.magnified = factor;
     }
 
     /// A gap, then room for a region; the offsets are of every alignment, or of the one asked for.
@@ -185,7 +193,8 @@ impl Scene {
                     let exact = if self.precision == MatrixPrecision::F32 { TOLERANCE } else { TENSOR_TOLERANCE };
                     self.judge(what, &expected, &got, exact, 1);
                     // A few outputs alone may be sums that cancel, which no rounding of operands can meet.
-                    self.judge(&format!("{what}, unrounded"), &unrounded, &got, tolerance(self.precision), 16);
+                    let rounded = self.magnified * tolerance(self.precision);
+                    self.judge(&format!("{what}, unrounded"), &unrounded, &got, rounded, 16);
                     first = Some(got);
                 }
                 Some(first) => {

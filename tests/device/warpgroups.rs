@@ -82,7 +82,7 @@ const ENDED: [(usize, usize, usize, usize, usize, &[usize], usize); 8] = [
     (2, 5, 132, 36, 2, &[5, 2], 4),
     (2, 3, 67, 20, 1, &[3, 3], 1),
     (1, 2, 2056, 8, 1, &[17, 17], 4),
-    (2, 5, 264, 36, 1, &[], 4),
+    (2, 5, 264, 100, 1, &[], 4),
 ];
 
 /// What follows an end in the same launch, or in one of its own where it does not fit: a loss, and inner products.
@@ -122,6 +122,7 @@ fn ended(precision: MatrixPrecision, upper: bool, mut check: impl FnMut(usize, &
             rounded.extend(own.iter().chain(y.iter().filter(|y| !own.contains(y))));
         }
         scene.rounds(precision, &rounded);
+        scene.magnifies(4.0);
         let what = format!("case {i}, {width} wide");
         check(i, &mut Ended { scene, tasks, rows, input, layer, terms, y, products, what });
     }
@@ -180,13 +181,13 @@ pub fn ended_adjoint<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
         let (tasks, rows, input, layer, products) = (*tasks, *rows, *input, *layer, *products);
         let activation = ACTIVATIONS[(i + 3) % 5];
         let values = scene.between(input.rows, layer.outputs, 0.1, 0.9);
-        let gate = Gate { activation, values, blocks: &[0, 1] };
+        let blocks = input.rows / rows / tasks;
+        let gate = Gate { activation, values, blocks: &[0, 1][..blocks] };
         let delta = scene.random(input.rows, layer.outputs);
         let e_cotangent = scene.written(input.rows, layer.outputs);
         let accumulate = activation.is_curved();
         let z_cotangent = scene.written(input.rows, layer.outputs);
         let loss = if i % 2 == 0 { Loss::Mse } else { Loss::BceWithLogits };
-        let blocks = input.rows / rows / tasks;
         compare!(scene, make, what, |device, arena, T| {
             let scales = scales!(terms, T);
             let corrections = corrections!(terms, scales);
