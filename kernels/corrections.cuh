@@ -2,7 +2,7 @@
 #pragma once
 
 #include "activation.cuh"
-#include "history.cuh"
+#include "pieces.cuh"
 
 constexpr int LIST = 64;
 // Rows a block takes at once.
@@ -56,8 +56,8 @@ struct Factor {
 struct alignas(16) Coefficients {
     float factor[THREADS][GROUP];
     u64 row[THREADS];
-    // What each warp's part of the correction rows adds up to.
-    float part[WARPS][GROUP][32 * 4];
+    // What each warp's part of the correction rows adds up to; padded, so that rows lie in different banks.
+    float part[WARPS][GROUP][32 * 4 + 4];
 };
 
 // Correction rows a lane has on their way at once.
@@ -74,50 +74,73 @@ struct OwnRows {
     u32 spread;
     u32 column;
 
+    // Those of the warp, and the lane's piece of columns.
+    __device__ OwnRows(const Corrections& op, u32 piece) : block(blockIdx.z), spread(op.spread) {
+        u32 groups = (op.rows + GROUP - 1) / GROUP, warp = threadIdx.x / 32;
+        task = blockIdx.x / groups;
+        first = blockIdx.x % groups * GROUP;
+        rows = min(op.rows - first, GROUP);
+        part = warp & ((1u << spread) - 1);
+        column = ((blockIdx.y * (WARPS >> spread) + (warp >> spread)) * 32 + threadIdx.x % 32) * piece;
+    }
+
     __device__ u32 row(u32 k) const { return part + (k << spread); }
 };
 
-// Calls `end` with the sums of one piece of columns. `History`: how the rows lie, see history.cuh.
-template <class History, class End>
-__device__ inline void apply(float* arena, const Corrections& op, Coefficients& shared, End end_rows) {
-    constexpr u32 PIECE = History::PIECE;
-    u32 groups = (op.rows + GROUP - 1) / GROUP;
-    u32 task = blockIdx.x / groups;
-    u32 first = blockIdx.x % groups * GROUP;
-    u32 rows = min(op.rows - first, GROUP);
-    u32 block = blockIdx.z;
-    u32 begin = block == 0 ? 0 : op.end[block - 1];
-    u32 end = op.end[block];
-    u32 count = begin < end ? op.terms[end - 1].column + op.terms[end - 1].count : 0;
+// Whether the thread has one of the terms' rows `start..start + THREADS`, and what its coefficients are made of.
+struct Coefficient {
+    bool there;
+    float inner[GROUP] = {};
+    float scale = 0.0f, shift = 0.0f;
 
-    u32 warp = threadIdx.x / 32;
-    u32 lane = threadIdx.x % 32;
-    u32 parts = 1u << op.spread;
-    u32 part = warp & (parts - 1);
-    u32 column = (blockIdx.y * (WARPS >> op.spread) + (warp >> op.spread)) * 32 * PIECE + lane * PIECE;
+    // Leaves where the row begins: `place(the first of its block's, its number)`.
+    template <class Place>
+    __device__ Coefficient(const float* arena, const Corrections& op, Coefficients& shared, const OwnRows& own, u32 begin, u32 start,
+                           u32 count, Place place) {
+        u32 n = start + threadIdx.x;
+        there = n < count;
+        if (!there) return;
+        // No term before this one can hold it, and it is this one where all are of one length.
+        u32 t = begin + n / op.most;
+        while (n >= op.terms[t].column + op.terms[t].count) ++t;
+        const Term& term = op.terms[t];
+        u32 i = n - term.column;
+        shared.row[threadIdx.x] = place(term.rows, (u64)own.task * term.count + i);
+        scale = term.scale;
+        shift = term.shift;
+        const float* gram =
+            arena + term.gram + (u64)own.task * term.task_stride + (u64)i * term.column_stride + (u64)own.first * term.row_stride;
+#pragma unroll
+        for (u32 r = 0; r < GROUP; ++r) {
+            if (r < own.rows) inner[r] = gram[(u64)r * term.row_stride];
+        }
+    }
+
+    __device__ void leave(Coefficients& shared, const OwnRows& own) const {
+        if (!there) return;
+#pragma unroll
+        for (u32 r = 0; r < GROUP; ++r) shared.factor[threadIdx.x][r] = r < own.rows ? scale * (inner[r] + shift) : 0.0f;
+    }
+};
+
+// The block's first term, and how many rows its terms have.
+__device__ inline u32 terms_of_block(const Corrections& op, u32 block, u32& count) {
+    u32 begin = block == 0 ? 0 : op.end[block - 1], end = op.end[block];
+    count = begin < end ? op.terms[end - 1].column + op.terms[end - 1].count : 0;
+    return begin;
+}
+
+// Calls `end` with the sums of one piece of columns.
+template <u32 PIECE, class End>
+__device__ inline void apply(float* arena, const Corrections& op, Coefficients& shared, End end_rows) {
+    const OwnRows own(op, PIECE);
+    u32 rows = own.rows, part = own.part, column = own.column, count, begin = terms_of_block(op, own.block, count);
+    u32 warp = threadIdx.x / 32, lane = threadIdx.x % 32, parts = 1u << op.spread;
     bool inside = column < op.width;
     float sum[GROUP][PIECE] = {};
     for (u32 start = 0; start < count; start += THREADS) {
         u32 here = min(count - start, (u32)THREADS);
-        u32 n = start + threadIdx.x;
-        float inner[GROUP] = {};
-        float scale = 0.0f, shift = 0.0f;
-        if (n < count) {
-            // No term before this one can hold it, and it is this one where all are of one length.
-            u32 t = begin + n / op.most;
-            while (n >= op.terms[t].column + op.terms[t].count) ++t;
-            const Term& term = op.terms[t];
-            u32 i = n - term.column;
-            shared.row[threadIdx.x] = History::place(term.rows, (u64)task * term.count + i, op.width);
-            scale = term.scale;
-            shift = term.shift;
-            const float* gram =
-                arena + term.gram + (u64)task * term.task_stride + (u64)i * term.column_stride + (u64)first * term.row_stride;
-#pragma unroll
-            for (u32 r = 0; r < GROUP; ++r) {
-                if (r < rows) inner[r] = gram[(u64)r * term.row_stride];
-            }
-        }
+        Coefficient coefficient(arena, op, shared, own, begin, start, count, [&](u64 rows, u64 row) { return rows + row * op.width; });
         __syncthreads();
         // The first rows are on their way before the products of the Gram matrices are waited for.
         float value[CORRECTIONS_AHEAD][PIECE];
@@ -126,16 +149,11 @@ __device__ inline void apply(float* arena, const Corrections& op, Coefficients& 
             for (u32 a = 0; a < CORRECTIONS_AHEAD; ++a) {
                 u32 at = j + (a << op.spread);
                 bool there = inside && at < here;
-                History::load(value[a], arena, there ? shared.row[at] + column : 0, there);
+                load_piece_or_zero(value[a], arena + (there ? shared.row[at] : 0) + column, there);
             }
         };
         fetch(part);
-        if (n < count) {
-#pragma unroll
-            for (u32 r = 0; r < GROUP; ++r) {
-                shared.factor[threadIdx.x][r] = r < rows ? scale * (inner[r] + shift) : 0.0f;
-            }
-        }
+        coefficient.leave(shared, own);
         __syncthreads();
         for (u32 j = part; j < here; j += CORRECTIONS_AHEAD << op.spread) {
             if (j != part) fetch(j);
@@ -177,5 +195,5 @@ __device__ inline void apply(float* arena, const Corrections& op, Coefficients& 
             }
         }
     }
-    if (inside) end_rows(OwnRows{task, block, first, rows, part, op.spread, column}, sum);
+    if (inside) end_rows(own, sum);
 }

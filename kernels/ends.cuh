@@ -5,6 +5,11 @@
 #include "pieces.cuh"
 #include "product.cuh"
 
+// The activation that an end goes by.
+__device__ inline u32 activation_of(const Product& op, Forward*) { return op.activation; }
+__device__ inline u32 activation_of(const Product& op, Backward*) { return op.gated ? op.gate.activation : (u32)LINEAR; }
+__device__ inline u32 activation_of(const Product& op, Adjoint*) { return op.delta != NOWHERE ? op.gate.activation : (u32)LINEAR; }
+
 // What goes into the outputs beside their sums, and what becomes of them.
 template <int N, int P>
 struct alignas(16) Outputs {
@@ -27,28 +32,30 @@ struct alignas(16) Outputs {
     }
 
     // output = act(sum)
-    __device__ void end(const Product& op, Forward*) {
-        choose(op.activation, [&](auto chosen) {
-            each([&](int i, int c) { output[i][c] = act(chosen.activation, sum(op, i, c)); });
-        });
+    template <u32 ACTIVATION>
+    __device__ void end_by(const Product& op, Forward*) {
+        each([&](int i, int c) { output[i][c] = act(ACTIVATION, sum(op, i, c)); });
     }
 
     // output = [output +] sum * act'(gate)
-    __device__ void end(const Product& op, Backward*) {
-        choose(op.gated ? op.gate.activation : (u32)LINEAR, [&](auto chosen) {
-            each([&](int i, int c) { output[i][c] += sum(op, i, c) * act_derivative(chosen.activation, gate[i][c]); });
-        });
+    template <u32 ACTIVATION>
+    __device__ void end_by(const Product& op, Backward*) {
+        each([&](int i, int c) { output[i][c] += sum(op, i, c) * act_derivative(ACTIVATION, gate[i][c]); });
     }
 
     // z = sum * delta * curvature(gate), left in `delta`;  output = sum * act'(gate)
-    __device__ void end(const Product& op, Adjoint*) {
-        choose(op.delta != NOWHERE ? op.gate.activation : (u32)LINEAR, [&](auto chosen) {
-            each([&](int i, int c) {
-                float g = sum(op, i, c);
-                delta[i][c] *= g * act_curvature(chosen.activation, gate[i][c]);
-                output[i][c] = g * act_derivative(chosen.activation, gate[i][c]);
-            });
+    template <u32 ACTIVATION>
+    __device__ void end_by(const Product& op, Adjoint*) {
+        each([&](int i, int c) {
+            float g = sum(op, i, c);
+            delta[i][c] *= g * act_curvature(ACTIVATION, gate[i][c]);
+            output[i][c] = g * act_derivative(ACTIVATION, gate[i][c]);
         });
+    }
+
+    template <class End>
+    __device__ void end(const Product& op, End* as) {
+        choose(activation_of(op, as), [&](auto chosen) { end_by<decltype(chosen)::activation>(op, as); });
     }
 };
 

@@ -7,7 +7,7 @@
 // What the corrections add up to, gated, to the output.
 template <u32 PIECE>
 __device__ inline void add_corrections(float* arena, const Corrections& op, Coefficients& shared) {
-    apply<Plain<PIECE>>(arena, op, shared, [&](const OwnRows& own, float (&sum)[GROUP][PIECE]) {
+    apply<PIECE>(arena, op, shared, [&](const OwnRows& own, float (&sum)[GROUP][PIECE]) {
         u32 rows = own.rows;
         auto row = [&](u32 k) { return own.row(k); };
         // All that is read first, so that it is waited for once.

@@ -118,7 +118,7 @@ fn ended(precision: MatrixPrecision, upper: bool, mut check: impl FnMut(usize, &
         let products = scene.written(blocks * tasks * rows, columns);
         let weight = Region { offset: layer.weight, rows: outputs, width: inputs };
         let mut rounded = vec![input, weight];
-        if alignment == 4 && width % 8 == 0 {
+        if precision == MatrixPrecision::Bf16 && alignment == 4 && width % 8 == 0 {
             rounded.extend(own.iter().chain(y.iter().filter(|y| !own.contains(y))));
         }
         scene.rounds(precision, &rounded);

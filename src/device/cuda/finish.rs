@@ -11,13 +11,16 @@ use super::driver::{Driver, Kernel};
 use super::hopper::Raw;
 use super::linear::Product;
 use super::low_rank::{self, Applied, Corrections, Factor, GROUP, check_corrections};
-use super::tensor::operands;
 use super::{Arguments, COUNTERS, CudaArena, CudaDevice, NOWHERE, activation_code, loss, narrow, pack, wide};
 use crate::device::{self, Gram, Region, SupervisedCurvature, SupervisedLoss};
 use crate::objective::Loss;
 
 /// Factors of a Gram matrix at most: `ENDED_LIST` in `kernels/ended.cuh`.
 const LIST: usize = 32;
+/// Columns of a warp: of `kernels/finish.cu`.
+const STRIP: usize = 128;
+/// Bytes of shared memory for what is read beside the sums: what a block of three to a multiprocessor can have beside what it declares.
+pub(super) const STAGED: usize = 48 << 10;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -27,9 +30,9 @@ struct EndedLoss {
     output: u64,
     packed: u64,
     kind: u32,
-    activation: u32,
     begun: u32,
     scale: f32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -53,16 +56,20 @@ struct Finish {
     loss: EndedLoss,
     gram: EndedGram,
     parts: u32,
-    history: u32,
+    copied: u32,
+    staged: u32,
+    loss_of_gate: u32,
 }
 
 super::arguments! {
-    Finish, 3968 => FinishForward FinishBackward FinishAdjoint;
+    Finish, 3976 => FinishForward FinishBackward FinishAdjoint;
 }
 
 /// The end of a product that was asked for and not launched yet, if any; and what it touches, in room that is kept.
 pub(super) struct Pending<D: Driver> {
     end: Option<End<D>>,
+    /// The task losses of the prediction that it makes, which come after it.
+    losses: Option<SupervisedLoss>,
     reads: Vec<Region>,
     writes: Vec<Region>,
 }
@@ -84,8 +91,14 @@ struct End<D: Driver> {
 
 impl<D: Driver> Default for Pending<D> {
     fn default() -> Self {
-        Self { end: None, reads: Vec::new(), writes: Vec::new() }
+        Self { end: None, losses: None, reads: Vec::new(), writes: Vec::new() }
     }
+}
+
+/// Whether a kernel is one of this file's.
+#[cfg(feature = "cuda")]
+pub(super) fn ends(kernel: Kernel) -> bool {
+    [Kernel::FinishForward, Kernel::FinishBackward, Kernel::FinishAdjoint].contains(&kernel)
 }
 
 /// What the kernels' names for losses are: `Following` in `kernels/ended.cuh`.
@@ -120,16 +133,17 @@ pub(super) fn finish<D: Driver>(
     pending.writes.extend_from_slice(writes);
     check_corrections(arena, corrections, shape, output, |coefficients| pending.reads.push(coefficients));
     let pieces = product.in_fours() && raw.offset % 4 == 0;
-    let Applied { mut call, grid, most } = Applied::new(corrections, shape, output, 0, pieces);
+    let mut applied = Applied::new(corrections, shape, output, 0, pieces);
     // All of the steps' rows as they are, or all as copies.
     let rows = || corrections.blocks.iter().flatten().map(|term| term.rows);
     let mut copies = [0; low_rank::LIST];
-    let copied = call.in_fours() && pack::kept(device, arena, rows(), &mut copies);
+    let copied = applied.call.in_fours() && pack::kept(device, arena, rows(), &mut copies);
     if copied {
-        call.take_copies(&copies);
+        applied.take_copies(&copies);
     } else {
         pending.reads.extend(rows());
     }
+    let Applied { call, grid, most } = applied;
     let packed = if call.in_fours() { pack::produced(device, arena, output) } else { None };
     let call = Finish {
         corrections: call,
@@ -139,7 +153,9 @@ pub(super) fn finish<D: Driver>(
         loss: EndedLoss::zeroed(),
         gram: EndedGram::zeroed(),
         parts: narrow(raw.parts),
-        history: if copied { operands(device.precision) } else { 0 },
+        copied: copied.into(),
+        staged: 0,
+        loss_of_gate: 0,
     };
     pending.end = Some(End { device: device.clone(), kernel, call, grid, shape, most, raw, output, made: output });
     *arena.pending() = pending;
@@ -164,12 +180,17 @@ impl<D: Driver> Pending<D> {
             let plain = Applied::new(&device::Corrections::NONE, (tasks, rows), output, 0, pieces);
             (call.corrections, grid) = (plain.call, plain.grid);
         }
+        let bytes = call.stage(kernel, rows);
         arena.keep_to(self.reads.iter().chain(&self.writes));
         let (width, parts) = (output.width, raw.parts);
         let shapes = format_args!(
             "{tasks} tasks x {rows} rows of {width} in {parts} parts, {most} correction rows, {columns} inner products"
         );
-        device.launch(arena, kernel, grid, &call, shapes);
+        device.launch_with(arena, kernel, grid, narrow(bytes), &call, shapes);
+        if let Some(op) = self.losses.take() {
+            arena.keep_to([op.prediction, op.target].iter().chain(&op.task_loss));
+            loss::task_losses(&device, arena, &op);
+        }
     }
 
     /// Whether a region has nothing to do with what the launch touches already.
@@ -177,9 +198,13 @@ impl<D: Driver> Pending<D> {
         !self.reads.iter().chain(&self.writes).any(|other| other.overlaps(&region))
     }
 
-    /// Whether a loss of these rows, of which it reads `others`, can be a part of the launch.
-    fn goes_on_with(&self, kernel: Kernel, rows: Region, others: &[Region]) -> bool {
-        let fits = |end: &End<D>| end.kernel == kernel && end.made == rows && end.call.corrections.in_fours();
+    /// Whether a loss of these rows, of which it reads `others`, can be a part of the launch: by the same activation.
+    fn goes_on_with(&self, kernel: Kernel, op: &SupervisedLoss, rows: Region, others: &[Region]) -> bool {
+        let activation = activation_code(op.activation);
+        let fits = |end: &End<D>| {
+            let alike = end.call.product.activation_of(kernel == Kernel::FinishAdjoint) == Some(activation);
+            alike && end.kernel == kernel && end.made == rows && end.call.corrections.in_fours()
+        };
         self.end.as_ref().is_some_and(fits) && self.takes(others)
     }
 
@@ -203,13 +228,28 @@ impl<D: Driver> Pending<D> {
 pub(super) fn with_delta<D: Driver>(arena: &CudaArena<D>, op: &SupervisedLoss, delta: Region) -> bool {
     let pending = &mut *arena.pending();
     let Some(kind) = following(op.loss, false) else { return false };
-    let fits = pending.goes_on_with(Kernel::FinishForward, op.prediction, &[op.target]);
+    let fits = pending.goes_on_with(Kernel::FinishForward, op, op.prediction, &[op.target]);
     if !fits || delta.offset % 4 != 0 || !pending.is_apart(delta) {
         return false;
     }
     arena.admit(&[op.prediction, op.target], &[delta]);
     let loss = EndedLoss { target: wide(op.target.offset), ..EndedLoss::new(op, kind) };
     pending.follow(arena, loss, op.target, delta);
+    true
+}
+
+/// Puts the task losses of a prediction off as well, if it is made by the end that was put off; says whether.
+pub(super) fn with_task_losses<D: Driver>(arena: &CudaArena<D>, op: &SupervisedLoss, task_loss: Region) -> bool {
+    let pending = &mut *arena.pending();
+    let made = pending.end.as_ref().is_some_and(|end| end.output == op.prediction);
+    if !made || pending.losses.is_some() || !pending.is_apart(task_loss) {
+        return false;
+    }
+    arena.admit(&[op.prediction, op.target], &[task_loss]);
+    // What goes on with the end must not touch them.
+    pending.reads.push(op.target);
+    pending.writes.push(task_loss);
+    pending.losses = Some(*op);
     true
 }
 
@@ -220,7 +260,7 @@ pub(super) fn with_curvature<D: Driver>(arena: &CudaArena<D>, op: &SupervisedCur
     let (prediction, z) = (op.at.prediction, op.z_cotangent);
     // What it adds to is the same thread's.
     let own = z != op.e_cotangent && pending.writes.contains(&z);
-    let fits = pending.goes_on_with(Kernel::FinishAdjoint, op.e_cotangent, &[prediction]);
+    let fits = pending.goes_on_with(Kernel::FinishAdjoint, &op.at, op.e_cotangent, &[prediction]);
     if !fits || z.offset % 4 != 0 || !(own || pending.is_apart(z)) {
         return false;
     }
@@ -228,6 +268,9 @@ pub(super) fn with_curvature<D: Driver>(arena: &CudaArena<D>, op: &SupervisedCur
     let loss =
         EndedLoss { prediction: wide(prediction.offset), begun: op.accumulate.into(), ..EndedLoss::new(&op.at, kind) };
     pending.follow(arena, loss, prediction, z);
+    if let Some(end) = &mut pending.end {
+        end.call.loss_of_gate = end.call.product.is_gated_by(prediction).into();
+    }
     true
 }
 
@@ -247,11 +290,10 @@ pub(super) fn with_gram<D: Driver>(arena: &CudaArena<D>, op: &Gram<'_>) -> bool 
     if !fours || !fits || columns == 0 || op.y.len() > LIST || items > COUNTERS || taken + len > room {
         return false;
     }
-    // Its rows, and those of the corrections, if there are any, lie in the same way.
+    // They are taken from copies, and so are those of the corrections, if there are any.
     let mut copies = [0; LIST];
-    let may = end.call.history != 0 || end.most == 0;
-    let copied = may && pack::kept(&end.device, arena, op.y.iter().copied(), &mut copies);
-    if end.call.history != 0 && !copied {
+    let may = end.call.copied != 0 || end.most == 0;
+    if !may || !pack::kept(&end.device, arena, op.y.iter().copied(), &mut copies) {
         return false;
     }
     arena.admit(&[op.x], &[op.output]);
@@ -259,8 +301,7 @@ pub(super) fn with_gram<D: Driver>(arena: &CudaArena<D>, op: &Gram<'_>) -> bool 
     let mut column = 0;
     for ((factor, y), copy) in gram.y.iter_mut().zip(op.y).zip(copies) {
         let count = y.rows / op.tasks;
-        let rows = if copied { copy } else { y.offset };
-        *factor = Factor { rows: wide(rows), count: narrow(count), column: narrow(column) };
+        *factor = Factor { rows: wide(copy), count: narrow(count), column: narrow(column) };
         gram.most = gram.most.max(narrow(count));
         column += count;
     }
@@ -268,19 +309,30 @@ pub(super) fn with_gram<D: Driver>(arena: &CudaArena<D>, op: &Gram<'_>) -> bool 
     gram.parts = wide(sums + taken);
     gram.counters = wide(arena.counters());
     gram.columns = narrow(columns);
-    end.call.history = if copied { operands(end.device.precision) } else { 0 };
-    if !copied {
-        pending.reads.extend_from_slice(op.y);
-    }
+    end.call.copied = 1;
     pending.writes.push(op.output);
     pending.launch(arena);
     true
 }
 
+impl Finish {
+    /// Makes room in shared memory for what is read beside the sums, if there is enough; returns the bytes.
+    fn stage(&mut self, kernel: Kernel, rows: usize) -> usize {
+        let (gated, curved) = self.product.reads(kernel == Kernel::FinishAdjoint, kernel == Kernel::FinishBackward);
+        let losses = self.loss.kind != 0 && self.loss_of_gate == 0;
+        let things = self.parts as usize + usize::from(gated) + usize::from(curved) + usize::from(losses);
+        let numbers = things * rows.min(GROUP) * self.corrections.strips() * STRIP;
+        let bytes = numbers * size_of::<f32>();
+        let staged = self.corrections.in_fours() && bytes <= STAGED;
+        self.staged = if staged { narrow(numbers) } else { 0 };
+        if staged { bytes } else { 0 }
+    }
+}
+
 impl EndedLoss {
     fn new(op: &SupervisedLoss, kind: u32) -> Self {
         let scale = loss::scale(op);
-        Self { kind, activation: activation_code(op.activation), scale, ..Self::zeroed() }
+        Self { kind, scale, ..Self::zeroed() }
     }
 }
 

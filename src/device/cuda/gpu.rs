@@ -6,7 +6,7 @@ use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError,
 
 use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, TensorMap, threads_of};
 use super::gpu_graph::GpuGraph;
-use super::hopper;
+use super::{finish, hopper};
 use crate::{Error, Result};
 
 /// Bytes of shared memory left to what a kernel declares.
@@ -116,11 +116,14 @@ impl GpuDriver {
             let symbol = CString::new(kernel.name()).unwrap_or_default();
             // SAFETY: the module was just loaded.
             let function = unsafe { result::module::get_function(module, symbol) }.map_err(unloaded)?;
-            if let (Some(_), Some((_, shared))) = (warpgroups, hopper::block_of(*kernel)) {
+            let most = match (warpgroups, hopper::block_of(*kernel)) {
+                (Some(_), Some((_, shared))) => Some(shared as i32),
+                _ => finish::ends(*kernel).then_some(finish::STAGED as i32),
+            };
+            if let Some(shared) = most {
                 let limit = sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES;
                 // SAFETY: the function is the module's.
-                unsafe { result::function::set_function_attribute(function, limit, shared as i32) }
-                    .map_err(unloaded)?;
+                unsafe { result::function::set_function_attribute(function, limit, shared) }.map_err(unloaded)?;
             }
             loaded.functions.push(function);
         }

@@ -99,6 +99,24 @@ impl Product {
         [bias, delta, z, gate, self.output].iter().all(|offset| *offset == NOWHERE || offset % 4 == 0)
     }
 
+    /// Whether an end reads a gate's values, and delta: one of the adjoint pass upwards, or of a pass backwards.
+    pub fn reads(&self, adjoint: bool, backward: bool) -> (bool, bool) {
+        let gated = if adjoint { self.delta != NOWHERE } else { backward && self.gated != 0 };
+        (gated, adjoint && gated && self.z != NOWHERE)
+    }
+
+    /// The activation that an end of the adjoint pass upwards, or of the forward pass, goes by.
+    pub fn activation_of(&self, adjoint: bool) -> Option<u32> {
+        let gated = self.delta != NOWHERE;
+        if adjoint { gated.then_some(self.gate.activation()) } else { Some(self.activation) }
+    }
+
+    /// Whether these are the gate's values, row by row, and are read.
+    pub fn is_gated_by(&self, values: Region) -> bool {
+        let (gated, _) = self.reads(true, false);
+        gated && self.gate.is_of(values, self.blocks as usize)
+    }
+
     /// Rows of one group, in all blocks.
     pub fn rows_of_group(&self) -> usize {
         self.blocks as usize * self.group_rows as usize

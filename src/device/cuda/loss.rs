@@ -166,12 +166,19 @@ pub(super) fn supervised<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
         let call = Supervised { output: wide(delta.offset), ..call }.copied(device, arena, op, delta);
         call.launch(device, arena, op, [Kernel::ElementwiseDelta, Kernel::CrossEntropyDelta]);
     }
-    if let Some(task_loss) = op.task_loss {
+    if let Some(task_loss) = op.task_loss
+        && !finish::with_task_losses(arena, op, task_loss)
+    {
         arena.check(&[op.prediction, op.target], &[task_loss]);
-        let call = Supervised { output: wide(task_loss.offset), ..call };
-        let shapes = format_args!("{} rows of {}, {}", op.prediction.rows, op.prediction.width, op.loss);
-        device.launch(arena, Kernel::SupervisedLoss, [op.tasks, 1, 1], &call, shapes);
+        task_losses(device, arena, op);
     }
+}
+
+/// Of a supervised loss the task losses.
+pub(super) fn task_losses<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &SupervisedLoss) {
+    let call = Supervised { output: or_nowhere(op.task_loss), ..Supervised::new(op) };
+    let shapes = format_args!("{} rows of {}, {}", op.prediction.rows, op.prediction.width, op.loss);
+    device.launch(arena, Kernel::SupervisedLoss, [op.tasks, 1, 1], &call, shapes);
 }
 
 /// See [`SupervisedCurvature`].

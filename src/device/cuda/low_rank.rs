@@ -19,6 +19,8 @@ const WARPS_LOG: u32 = 2;
 const LANES: usize = 32;
 /// Warps that keep a large GPU busy. With fewer, several divide what one could do.
 const MANY_WARPS: usize = 4096;
+/// The same of those that multiply on tensor cores: one for each part of a multiprocessor. More than that is not worth adding up.
+const MANY_TENSOR_WARPS: usize = 512;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -35,6 +37,16 @@ impl Gate {
     /// Where its values begin.
     pub fn offset(&self) -> u64 {
         self.values
+    }
+
+    /// The activation, as kernels take it.
+    pub fn activation(&self) -> u32 {
+        self.activation
+    }
+
+    /// Whether its values are these, each block's for the output block of its number.
+    pub fn is_of(&self, values: Region, blocks: usize) -> bool {
+        self.values == wide(values.offset) && (0..blocks).all(|block| self.block[block] as usize == block)
     }
 
     /// The gate of `blocks` output blocks, of `block_rows` rows each.
@@ -138,8 +150,8 @@ fn piece_of(width: usize, mut offsets: impl Iterator<Item = usize>) -> usize {
 
 /// Among how many warps, as a power of two, each of so many warps' work is divided: `fewest` at least, and more until a GPU is
 /// busy, a block has no more, or more are not `useful`.
-fn spread_of(fewest: u32, warps: usize, useful: impl Fn(u32) -> bool) -> u32 {
-    (fewest..WARPS_LOG).find(|spread| warps << spread >= MANY_WARPS || !useful(spread + 1)).unwrap_or(WARPS_LOG)
+fn spread_of(fewest: u32, (warps, many): (usize, usize), useful: impl Fn(u32) -> bool) -> u32 {
+    (fewest..WARPS_LOG).find(|spread| warps << spread >= many || !useful(spread + 1)).unwrap_or(WARPS_LOG)
 }
 
 /// Whether one launch holds all terms.
@@ -169,7 +181,6 @@ impl Applied {
         let share = LIST / blocks;
         let offsets = corrections.blocks.iter().flatten().map(|term| term.rows.offset).chain([output.offset]);
         let piece = if pieces { piece_of(output.width, offsets) } else { 1 };
-        let strips = output.width.div_ceil(LANES * piece);
         let groups = tasks * rows.div_ceil(GROUP);
         let mut call = Corrections {
             terms: [Term::default(); LIST],
@@ -209,11 +220,27 @@ impl Applied {
             most = most.max(column);
             call.end[block] = narrow(next);
         }
+        let mut applied = Self { call, grid: [groups, 0, blocks], most };
+        applied.spread(MANY_WARPS);
+        applied
+    }
+
+    /// Divides the work among so many warps, if it is worth it.
+    fn spread(&mut self, many: usize) {
+        let Self { call, grid: [groups, down, blocks], most } = self;
+        let strips = (call.width as usize).div_ceil(LANES * call.piece as usize);
         // As few as leave no warp of a block without columns.
         let fewest = WARPS_LOG - strips.max(1).ilog2().min(WARPS_LOG);
-        call.spread = spread_of(fewest, blocks * groups * strips, |spread| most > AHEAD << (spread - 1));
-        let grid = [groups, strips.div_ceil(1 << (WARPS_LOG - call.spread)), blocks];
-        Self { call, grid, most }
+        call.spread = spread_of(fewest, (*blocks * *groups * strips, many), |spread| *most > AHEAD << (spread - 1));
+        *down = strips.div_ceil(1 << (WARPS_LOG - call.spread));
+    }
+
+    /// Takes the rows of its terms from where copies of them begin, which are multiplied on tensor cores.
+    pub fn take_copies(&mut self, copies: &[usize]) {
+        for (term, copy) in self.call.terms.iter_mut().zip(copies) {
+            term.rows = wide(*copy);
+        }
+        self.spread(MANY_TENSOR_WARPS);
     }
 }
 
@@ -223,11 +250,9 @@ impl Corrections {
         self.piece == 4
     }
 
-    /// Takes the rows of its terms from where copies of them begin.
-    pub fn take_copies(&mut self, copies: &[usize]) {
-        for (term, copy) in self.terms.iter_mut().zip(copies) {
-            term.rows = wide(*copy);
-        }
+    /// Strips of columns that a block has.
+    pub fn strips(&self) -> usize {
+        1 << (WARPS_LOG - self.spread)
     }
 }
 
@@ -337,7 +362,7 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
         call.shares = narrow(shares);
         let (groups, blocks) = (rows.div_ceil(GROUP), op.x.rows / rows / tasks);
         let useful = |spread| (LANES * piece) << (spread - 1) < width;
-        call.spread = spread_of(0, tasks * shares * groups * blocks, useful);
+        call.spread = spread_of(0, (tasks * shares * groups * blocks, MANY_WARPS), useful);
         let across = if count == 0 { 0 } else { (tasks * shares).div_ceil(1 << (WARPS_LOG - call.spread)) };
         let grid = [across, groups, blocks];
         let shapes =

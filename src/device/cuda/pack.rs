@@ -2,8 +2,8 @@
 //!
 //! The copy engine moves numbers as they are, so they have to be rounded before. A layer's weights are copied once and serve every
 //! product until something is written to them: that is a meta-step. The rows of a product are copied for it alone, and the next
-//! product's take their place. The steps' rows of wide layers, which later steps' corrections and inner products read again and
-//! again, are copied too, each to a place of its own: half the bytes.
+//! product's take their place. The steps' rows, which later steps' corrections and inner products read again and again, are
+//! copied to bf16 too, each to a place of its own: half the bytes, and operands for tensor cores.
 
 use std::sync::PoisonError;
 
@@ -56,8 +56,8 @@ impl Packed {
     }
 }
 
-/// Rows at least that wide are kept in 16 bits for corrections.
-const WIDE: usize = 1024;
+/// Rows at least that wide are kept in 16 bits for corrections and inner products.
+const WIDE: usize = 64;
 
 /// The room behind an arena, and what lies there: weights from its beginning on, behind them one product's rows, before its end rows
 /// that the kernel which made them has copied too, and at its end the steps' rows.
@@ -145,6 +145,12 @@ pub(super) fn packed<D: Driver>(
         pack(device, arena, weight, entry.offset);
     }
     let map = entry.map;
+    // A copy with a place of its own will be asked for again.
+    if let Some(kept) = pool.kept.iter_mut().find(|kept| kept.region == rows && kept.precision == precision)
+        && !std::mem::replace(&mut kept.fresh, true)
+    {
+        pack(device, arena, rows, kept.offset);
+    }
     if let Some(at) = pool.produced.iter().flatten().chain(&pool.kept).find_map(|packed| packed.holds(rows, precision))
     {
         return Some([map, describe(device, arena, rows, at)?]);
@@ -187,8 +193,8 @@ pub(super) fn produced<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, 
     Some(offset)
 }
 
-/// Where copies of the steps' rows begin, all as wide, to `copies`; they are made if they are not there. Only of wide layers, and
-/// where there is room for all; says whether. Each has its place from the first time on, so that it depends on the shapes and on the
+/// Where copies of the steps' rows begin, all as wide, to `copies`; they are made if they are not there. Only in bf16, and where there
+/// is room for all; says whether. Each has its place from the first time on, so that it depends on the shapes and on the
 /// operations before alone.
 pub(super) fn kept<D: Driver>(
     device: &CudaDevice<D>,
@@ -197,7 +203,9 @@ pub(super) fn kept<D: Driver>(
     copies: &mut [usize],
 ) -> bool {
     let least = if device.warpgroups == Warpgroups::Always { PIECE } else { WIDE };
-    let kept = |rows: Region| device.warpgroups().is_some() && rows.width >= least && rows.width.is_multiple_of(PIECE);
+    // Coefficients can be smaller than what f16 holds.
+    let on = device.warpgroups().is_some() && device.precision == MatrixPrecision::Bf16;
+    let kept = |rows: Region| on && rows.width >= least && rows.width.is_multiple_of(PIECE);
     let mut any = false;
     for (rows, copy) in rows.zip(copies) {
         let Some(offset) = Some(rows).filter(|rows| kept(*rows)).and_then(|rows| keep(device, arena, rows)) else {
