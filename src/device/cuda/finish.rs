@@ -177,7 +177,8 @@ impl<D: Driver> Pending<D> {
         if most == 0 && columns == 0 {
             (tasks, rows) = (1, output.rows);
             let pieces = call.corrections.in_fours();
-            let plain = Applied::new(&device::Corrections::NONE, (tasks, rows), output, 0, pieces);
+            let mut plain = Applied::new(&device::Corrections::NONE, (tasks, rows), output, 0, pieces);
+            plain.spread_rows();
             (call.corrections, grid) = (plain.call, plain.grid);
         }
         let bytes = call.stage(kernel, rows);

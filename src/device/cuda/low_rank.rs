@@ -19,8 +19,8 @@ const WARPS_LOG: u32 = 2;
 const LANES: usize = 32;
 /// Warps that keep a large GPU busy. With fewer, several divide what one could do.
 const MANY_WARPS: usize = 4096;
-/// The same of those that multiply on tensor cores: one for each part of a multiprocessor. More than that is not worth adding up.
-const MANY_TENSOR_WARPS: usize = 512;
+/// The same of those that multiply on tensor cores: two for each part of a multiprocessor. More than that is not worth adding up.
+const MANY_TENSOR_WARPS: usize = 1024;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -233,6 +233,12 @@ impl Applied {
         let fewest = WARPS_LOG - strips.max(1).ilog2().min(WARPS_LOG);
         call.spread = spread_of(fewest, (*blocks * *groups * strips, many), |spread| *most > AHEAD << (spread - 1));
         *down = strips.div_ceil(1 << (WARPS_LOG - call.spread));
+    }
+
+    /// Divides rows among a block's warps: without corrections there is nothing to add up.
+    pub fn spread_rows(&mut self) {
+        self.call.spread = WARPS_LOG;
+        self.grid[1] = (self.call.width as usize).div_ceil(LANES * self.call.piece as usize);
     }
 
     /// Takes the rows of its terms from where copies of them begin, which are multiplied on tensor cores.

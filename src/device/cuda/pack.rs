@@ -106,6 +106,17 @@ impl Pool {
         }
     }
 
+    /// A place of its own for a region's copy, if there is room.
+    fn keep(&mut self, region: Region, precision: MatrixPrecision) -> Option<&Packed> {
+        let offset = self.kept.last().map_or(self.start + self.room, Packed::end);
+        let new = Packed { region, offset, precision, map: TensorMap::default(), fresh: true };
+        if new.end() > self.start + self.whole {
+            return None;
+        }
+        self.kept.push(new);
+        self.kept.last()
+    }
+
     /// Forgets produced copies that lie before `end`.
     fn make_room(&mut self, end: usize) {
         for produced in &mut self.produced {
@@ -154,6 +165,14 @@ pub(super) fn packed<D: Driver>(
     if let Some(at) = pool.produced.iter().flatten().chain(&pool.kept).find_map(|packed| packed.holds(rows, precision))
     {
         return Some([map, describe(device, arena, rows, at)?]);
+    }
+    // What is copied once more gets a place of its own, if one is left: it may stay as it is from then on.
+    if pool.wanted.contains(&rows)
+        && let Some(kept) = pool.keep(rows, precision)
+    {
+        let offset = kept.offset;
+        pack(device, arena, rows, offset);
+        return Some([map, describe(device, arena, rows, offset)?]);
     }
     let offset = pool.start + end;
     pool.make_room(offset + packed_len(rows));
@@ -223,16 +242,7 @@ fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -
         let known = pool.kept.iter_mut().find(|kept| kept.region == rows && kept.precision == precision);
         match known {
             Some(kept) => (kept.offset, std::mem::replace(&mut kept.fresh, true)),
-            None => {
-                let offset = pool.kept.last().map_or(pool.start + pool.room, Packed::end);
-                let map = TensorMap::default();
-                let new = Packed { region: rows, offset, precision, map, fresh: true };
-                if new.end() > pool.start + pool.whole {
-                    return None;
-                }
-                pool.kept.push(new);
-                (offset, false)
-            }
+            None => (pool.keep(rows, precision)?.offset, false),
         }
     };
     if !fresh {
