@@ -1,9 +1,9 @@
 //! The products with shared weights on Hopper.
 
-use super::driver::{Driver, Kernel, TensorMap};
+use super::driver::{Driver, Kernel, TensorMap, WrittenMatrices};
 use super::linear::Product;
 use super::outer_product::MULTIPROCESSORS;
-use super::pack::packed;
+use super::pack::{self, packed};
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, wide};
 use crate::device::{MatrixPrecision, Region};
 
@@ -15,7 +15,7 @@ pub enum Warpgroups {
     /// All but the smallest: of 20 Mflop or more, and no side of fewer than 32.
     #[default]
     Large,
-    /// All, by the largest tile that the rows fill, to test the kernels. An arena has six times its size.
+    /// All, by the largest tile that the output fills, to test the kernels. An arena has six times its size.
     Always,
 }
 
@@ -24,8 +24,8 @@ const LARGE_FLOP: usize = 20_000_000;
 /// Rows, columns and length of the sums from which on it is.
 const LARGE_SIDE: usize = 32;
 
-/// Numbers of a stage: `PANEL` in `kernels/wgmma.cuh`.
-const PANEL: usize = 64;
+/// Numbers of a stage.
+const PANEL: usize = super::driver::PANEL as usize;
 /// Parts of the inner dimension, at most.
 const MOST_PARTS: usize = 8;
 
@@ -35,13 +35,17 @@ struct Tile {
     rows: usize,
     /// Blocks that a multiprocessor holds.
     blocks: usize,
+    /// Blocks of a cluster, each of which copies its share of the rows to all.
+    team: usize,
 }
 
 /// From small to large.
-const TILES: [Tile; 3] = [
-    Tile { columns: 64, rows: 64, blocks: 2 },
-    Tile { columns: 128, rows: 128, blocks: 1 },
-    Tile { columns: 128, rows: 256, blocks: 1 },
+const TILES: [Tile; 5] = [
+    Tile { columns: 64, rows: 64, blocks: 2, team: 1 },
+    Tile { columns: 64, rows: 160, blocks: 1, team: 1 },
+    Tile { columns: 128, rows: 128, blocks: 1, team: 2 },
+    Tile { columns: 128, rows: 160, blocks: 1, team: 2 },
+    Tile { columns: 128, rows: 256, blocks: 1, team: 2 },
 ];
 
 /// Operations that a multiprocessor's tensor cores do a clock; and bytes a clock that the second-level cache gives to all of them, and
@@ -53,8 +57,9 @@ const TAKEN_PER_CLOCK: usize = 3000;
 const BEGIN: usize = 2000;
 
 impl Tile {
+    /// Of whole clusters.
     fn count(&self, output: Region) -> usize {
-        output.rows.div_ceil(self.rows) * output.width.div_ceil(self.columns)
+        output.rows.div_ceil(self.rows) * output.width.div_ceil(self.columns * self.team) * self.team
     }
 
     /// Clocks that a product takes by these tiles, its inner dimension in so many parts: those of the busiest multiprocessor's tensor
@@ -63,7 +68,7 @@ impl Tile {
         let (count, stages) = (self.count(output), inner.div_ceil(PANEL));
         let rounds = (count * parts).div_ceil(MULTIPROCESSORS);
         let flop = rounds * stages.div_ceil(parts) * 2 * PANEL * self.rows * self.columns;
-        let copied = count * stages * size_of::<u16>() * PANEL * (self.rows + self.columns);
+        let copied = count * stages * size_of::<u16>() * PANEL * (self.rows / self.team + self.columns);
         let passes = if parts > 1 { 2 * parts } else { 1 };
         let sums = passes * output.len() * size_of::<f32>();
         (flop / FLOP_PER_CLOCK).max(copied / GIVEN_PER_CLOCK) + sums / TAKEN_PER_CLOCK + rounds * BEGIN
@@ -88,16 +93,32 @@ pub(super) struct Raw {
 /// The kernels of one operation, for each of [`TILES`].
 pub(super) type Kernels = [Kernel; TILES.len()];
 
-pub(super) const FORWARD: Kernels =
-    [Kernel::HopperForward64x64, Kernel::HopperForward128x128, Kernel::HopperForward128x256];
-pub(super) const BACKWARD: Kernels =
-    [Kernel::HopperBackward64x64, Kernel::HopperBackward128x128, Kernel::HopperBackward128x256];
-pub(super) const ADJOINT: Kernels =
-    [Kernel::HopperAdjoint64x64, Kernel::HopperAdjoint128x128, Kernel::HopperAdjoint128x256];
+pub(super) const FORWARD: Kernels = [
+    Kernel::HopperForward64x64,
+    Kernel::HopperForward64x160,
+    Kernel::HopperForward128x128,
+    Kernel::HopperForward128x160,
+    Kernel::HopperForward128x256,
+];
+pub(super) const BACKWARD: Kernels = [
+    Kernel::HopperBackward64x64,
+    Kernel::HopperBackward64x160,
+    Kernel::HopperBackward128x128,
+    Kernel::HopperBackward128x160,
+    Kernel::HopperBackward128x256,
+];
+pub(super) const ADJOINT: Kernels = [
+    Kernel::HopperAdjoint64x64,
+    Kernel::HopperAdjoint64x160,
+    Kernel::HopperAdjoint128x128,
+    Kernel::HopperAdjoint128x160,
+    Kernel::HopperAdjoint128x256,
+];
 
 /// Threads a block and bytes of shared memory, for each of [`TILES`].
 #[cfg(feature = "cuda")]
-const BLOCKS: [(u32, u32); TILES.len()] = [(256, 109_664), (384, 218_208), (384, 218_176)];
+const BLOCKS: [(u32, u32); TILES.len()] =
+    [(256, 99_408), (256, 214_112), (384, 230_480), (384, 230_464), (384, 230_464)];
 
 /// Those of a kernel of this file, or of `hopper_outer`.
 #[cfg(feature = "cuda")]
@@ -114,18 +135,26 @@ pub(super) fn block_of(kernel: Kernel) -> Option<(u32, u32)> {
 struct HopperProduct {
     weight: TensorMap,
     rows: TensorMap,
+    numbers: TensorMap,
+    copy: TensorMap,
     product: Product,
     raw: u64,
     parts: u32,
+    leaves: u32,
     /// Up to a multiple of 64 bytes.
-    unused: [u32; 13],
+    unused: [u32; 12],
 }
 
+/// `Leaves` in `kernels/hopper.cu`.
+const LEAVES_NUMBERS: u32 = 1;
+const LEAVES_TILES: u32 = 2;
+const LEAVES_COPY: u32 = 4;
+
 super::arguments! {
-    HopperProduct, 512 =>
-        HopperForward64x64 HopperForward128x128 HopperForward128x256
-        HopperBackward64x64 HopperBackward128x128 HopperBackward128x256
-        HopperAdjoint64x64 HopperAdjoint128x128 HopperAdjoint128x256;
+    HopperProduct, 768 =>
+        HopperForward64x64 HopperForward64x160 HopperForward128x128 HopperForward128x160 HopperForward128x256
+        HopperBackward64x64 HopperBackward64x160 HopperBackward128x128 HopperBackward128x160 HopperBackward128x256
+        HopperAdjoint64x64 HopperAdjoint64x160 HopperAdjoint128x128 HopperAdjoint128x160 HopperAdjoint128x256;
 }
 
 /// How warpgroups would multiply `rows` with `weight` into `output`, if that is for them. With room for the sums of several parts
@@ -147,7 +176,8 @@ pub(super) fn plan<D: Driver>(
     let stages = inner.div_ceil(PANEL);
     let fits = |parts: usize| parts == 1 || (parts <= stages && parts * output.len() <= room);
     if always {
-        let tile = TILES.iter().rposition(|tile| output.rows > tile.rows / 2).unwrap_or(0);
+        let fills = |tile: &Tile| output.rows > tile.rows / 2 && output.width > tile.columns / 2;
+        let tile = TILES.iter().rposition(fills).unwrap_or(0);
         return Some(Plan { tile, parts: if fits(2) { 2 } else { 1 } });
     }
     let plans = (0..TILES.len()).flat_map(|tile| (1..=MOST_PARTS).map(move |parts| Plan { tile, parts }));
@@ -167,20 +197,54 @@ pub(super) fn multiply<D: Driver>(
     shapes: std::fmt::Arguments<'_>,
 ) -> bool {
     let Some(multiprocessors) = device.warpgroups() else { return false };
-    let Some([weight, rows]) = packed(device, arena, weight, rows) else { return false };
     let tile = &TILES[plan.tile];
+    let Some(operands) = packed(device, arena, weight, rows, narrow(tile.rows / tile.team)) else { return false };
     let parts = raw.map_or(1, |raw| raw.parts);
-    let blocks = (tile.count(output) * parts).min(multiprocessors as usize * tile.blocks);
-    let call = HopperProduct {
-        weight,
-        rows,
+    let teams = (tile.count(output) * parts / tile.team).min(multiprocessors as usize * tile.blocks / tile.team).max(1);
+    let mut call = HopperProduct {
+        weight: operands.weight,
+        rows: operands.rows,
+        numbers: TensorMap::default(),
+        copy: TensorMap::default(),
         product: *call,
         raw: raw.map_or(NOWHERE, |raw| wide(raw.offset)),
         parts: narrow(parts),
-        unused: [0; 13],
+        leaves: LEAVES_NUMBERS,
+        unused: [0; 12],
     };
+    let offset = raw.map_or(output.offset, |raw| raw.offset);
+    let numbers = WrittenMatrices {
+        offset,
+        count: parts,
+        rows: output.rows,
+        width: output.width,
+        precision: MatrixPrecision::F32,
+    };
+    if offset.is_multiple_of(4) && output.width.is_multiple_of(4) {
+        call.numbers = written(device, arena, numbers);
+        call.leaves |= LEAVES_TILES;
+    }
+    if raw.is_none()
+        && let Some(offset) = pack::produced_beside(device, arena, output, operands.place)
+    {
+        let precision = device.precision;
+        call.copy = written(device, arena, WrittenMatrices { offset, count: 1, precision, ..numbers });
+        call.leaves |= LEAVES_COPY;
+    }
+    let blocks = teams * tile.team;
     device.launch(arena, kernels[plan.tile], [blocks, 1, 1], &call, shapes);
     true
+}
+
+/// Describes what a product writes to the copy engine.
+fn written<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, matrices: WrittenMatrices) -> TensorMap {
+    let WrittenMatrices { rows, width, .. } = matrices;
+    let mut map = TensorMap::default();
+    device.attempt(format_args!("the description of {rows} rows of {width} to be written"), || {
+        map = device.driver.written_map(&arena.memory, matrices)?;
+        Ok(())
+    });
+    map
 }
 
 impl<D: Driver> CudaDevice<D> {

@@ -39,7 +39,7 @@ mod tune;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap};
+pub use driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap, WrittenMatrices};
 #[cfg(feature = "emulate")]
 pub use emulated::{EmulatedDriver, EmulatedGraph, EmulatedMemory};
 #[cfg(feature = "cuda")]

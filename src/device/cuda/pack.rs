@@ -6,7 +6,7 @@
 
 use std::sync::PoisonError;
 
-use super::driver::{Driver, Kernel, PackedMatrix, TensorMap};
+use super::driver::{Driver, Kernel, PANEL, PackedMatrix, TensorMap};
 use super::tensor::operands;
 use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
 use crate::device::{MatrixPrecision, Region};
@@ -107,6 +107,16 @@ impl Pool {
     }
 }
 
+/// Copies of a product's operands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operands {
+    pub weight: TensorMap,
+    /// By tiles of as many rows as was asked for.
+    pub rows: TensorMap,
+    /// Where the rows lie, first and end.
+    pub place: (usize, usize),
+}
+
 /// Copies of a product's weights and rows, in the device's precision; none where the room does not suffice, which depends on the
 /// shapes and on the products before it alone, or after a failure.
 pub(super) fn packed<D: Driver>(
@@ -114,7 +124,8 @@ pub(super) fn packed<D: Driver>(
     arena: &CudaArena<D>,
     weight: Region,
     rows: Region,
-) -> Option<[TensorMap; 2]> {
+    tall: u32,
+) -> Option<Operands> {
     let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
     let precision = device.precision;
     let known = pool.weights.iter().position(|w| w.region == weight && w.precision == precision);
@@ -126,7 +137,7 @@ pub(super) fn packed<D: Driver>(
         Some(index) => index,
         None => {
             let offset = pool.start + pool.end;
-            let map = describe(device, arena, weight, offset)?;
+            let map = describe(device, arena, weight, offset, PANEL)?;
             pool.weights.push(Packed { region: weight, offset, precision, map, fresh: false });
             pool.end = end;
             pool.make_room(pool.start + end);
@@ -139,21 +150,33 @@ pub(super) fn packed<D: Driver>(
     }
     let map = entry.map;
     if let Some(at) = pool.produced.iter().flatten().find_map(|packed| packed.holds(rows, precision)) {
-        return Some([map, describe(device, arena, rows, at)?]);
+        let place = (at, at + packed_len(rows));
+        return Some(Operands { weight: map, rows: describe(device, arena, rows, at, tall)?, place });
     }
     let offset = pool.start + end;
-    pool.make_room(offset + packed_len(rows));
-    let rows_map = describe(device, arena, rows, offset)?;
+    let place = (offset, offset + packed_len(rows));
+    pool.make_room(place.1);
+    let rows_map = describe(device, arena, rows, offset, tall)?;
     pack(device, arena, rows, offset);
     if rows.width.is_multiple_of(PIECE) && !pool.wanted.contains(&rows) {
         pool.wanted.push(rows);
     }
-    Some([map, rows_map])
+    Some(Operands { weight: map, rows: rows_map, place })
 }
 
 /// Where the kernel that is about to make `region` is to leave a copy as well: only if some of its rows were copied for a product
 /// before, and there is room.
 pub(super) fn produced<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, region: Region) -> Option<usize> {
+    produced_beside(device, arena, region, (0, 0))
+}
+
+/// The same, nothing of it in `read`, from the first to the end, which that kernel reads.
+pub(super) fn produced_beside<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    region: Region,
+    read: (usize, usize),
+) -> Option<usize> {
     let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
     if !pool.wanted.iter().any(|rows| rows.width == region.width && rows.overlaps(&region)) {
         return None;
@@ -165,7 +188,7 @@ pub(super) fn produced<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, 
         Some(last) if last.end() + len > top => last.offset.checked_sub(len)?,
         _ => top.checked_sub(len)?,
     };
-    if offset < bottom {
+    if offset < bottom || (offset < read.1 && read.0 < offset + len) {
         return None;
     }
     let overlaps = |packed: &Packed| packed.offset < offset + len && offset < packed.end();
@@ -181,10 +204,11 @@ fn describe<D: Driver>(
     arena: &CudaArena<D>,
     region: Region,
     offset: usize,
+    tall: u32,
 ) -> Option<TensorMap> {
     let Region { rows, width, .. } = region;
     let pitch = width.next_multiple_of(PIECE);
-    let matrix = PackedMatrix { offset, rows, width, pitch, bf16: device.precision == MatrixPrecision::Bf16 };
+    let matrix = PackedMatrix { offset, rows, width, pitch, bf16: device.precision == MatrixPrecision::Bf16, tall };
     let mut map = None;
     device.attempt(format_args!("the description of {rows} rows of {width}, {}", device.precision), || {
         map = Some(device.driver.tensor_map(&arena.memory, matrix)?);
