@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use innerloop::device::cuda::{
     CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, GraphWork, Kernel, PackedMatrix,
-    TensorMap, Warpgroups,
+    TensorMap, Warpgroups, WrittenMatrices,
 };
 use innerloop::device::{ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, Region};
 use innerloop::model::{Activation, Mlp, Parameters};
@@ -132,6 +132,10 @@ impl Driver for Refusing {
     }
     fn tensor_map(&self, memory: &EmulatedMemory, matrix: PackedMatrix) -> Result<TensorMap, String> {
         self.driver.tensor_map(memory, matrix)
+    }
+
+    fn written_map(&self, memory: &EmulatedMemory, matrices: WrittenMatrices) -> Result<TensorMap, String> {
+        self.driver.written_map(memory, matrices)
     }
     unsafe fn launch(
         &self,

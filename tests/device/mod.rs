@@ -48,8 +48,9 @@ pub fn on_tensor_cores<D: Device<f32> + Clone + 'static>() -> Vec<(String, Matri
 
 /// Those of Hopper's warpgroups, by name and precision.
 pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixPrecision, TensorCheck<D>)> {
-    let checks: [(&str, TensorCheck<D>); 4] = [
+    let checks: [(&str, TensorCheck<D>); 5] = [
         ("forward", warpgroups::forward),
+        ("copies", warpgroups::copies),
         ("backward", warpgroups::backward),
         ("adjoint", warpgroups::adjoint),
         ("outer_product", gradients::outer_product_on_warpgroups),

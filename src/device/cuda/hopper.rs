@@ -62,6 +62,17 @@ impl Tile {
         output.rows.div_ceil(self.rows) * output.width.div_ceil(self.columns * self.team) * self.team
     }
 
+    /// Rows that one block of a cluster copies.
+    fn share(&self) -> u32 {
+        narrow(self.rows / self.team)
+    }
+
+    /// Whole clusters, as many as the device holds or fewer.
+    fn grid<D: Driver>(&self, device: &CudaDevice<D>, output: Region, parts: usize) -> [usize; 3] {
+        let held = device.warpgroups().unwrap_or(0) as usize * self.blocks / self.team;
+        [(self.count(output) * parts / self.team).min(held.max(1)) * self.team, 1, 1]
+    }
+
     /// Clocks that a product takes by these tiles, its inner dimension in so many parts: those of the busiest multiprocessor's tensor
     /// cores, or of the copies of all tiles; and of the sums, which are written, and read once more where there are parts.
     fn clocks(&self, output: Region, inner: usize, parts: usize) -> usize {
@@ -145,6 +156,15 @@ struct HopperProduct {
     unused: [u32; 12],
 }
 
+impl HopperProduct {
+    /// Of one part, that leaves nothing.
+    fn new([weight, rows]: [TensorMap; 2], product: &Product) -> Self {
+        let (numbers, copy) = (TensorMap::default(), TensorMap::default());
+        let (product, raw, parts, leaves, unused) = (*product, NOWHERE, 1, 0, [0; 12]);
+        Self { weight, rows, numbers, copy, product, raw, parts, leaves, unused }
+    }
+}
+
 /// `Leaves` in `kernels/hopper.cu`.
 const LEAVES_NUMBERS: u32 = 1;
 const LEAVES_TILES: u32 = 2;
@@ -196,52 +216,63 @@ pub(super) fn multiply<D: Driver>(
     (output, raw): (Region, Option<Raw>),
     shapes: std::fmt::Arguments<'_>,
 ) -> bool {
-    let Some(multiprocessors) = device.warpgroups() else { return false };
+    if device.warpgroups().is_none() {
+        return false;
+    }
     let tile = &TILES[plan.tile];
-    let Some(operands) = packed(device, arena, weight, rows, narrow(tile.rows / tile.team)) else { return false };
+    let Some(operands) = packed(device, arena, weight, rows, tile.share()) else { return false };
     let parts = raw.map_or(1, |raw| raw.parts);
-    let teams = (tile.count(output) * parts / tile.team).min(multiprocessors as usize * tile.blocks / tile.team).max(1);
+    let offset = raw.map_or(output.offset, |raw| raw.offset);
     let mut call = HopperProduct {
-        weight: operands.weight,
-        rows: operands.rows,
-        numbers: TensorMap::default(),
-        copy: TensorMap::default(),
-        product: *call,
         raw: raw.map_or(NOWHERE, |raw| wide(raw.offset)),
         parts: narrow(parts),
         leaves: LEAVES_NUMBERS,
-        unused: [0; 12],
-    };
-    let offset = raw.map_or(output.offset, |raw| raw.offset);
-    let numbers = WrittenMatrices {
-        offset,
-        count: parts,
-        rows: output.rows,
-        width: output.width,
-        precision: MatrixPrecision::F32,
+        ..HopperProduct::new([operands.weight, operands.rows], call)
     };
     if offset.is_multiple_of(4) && output.width.is_multiple_of(4) {
-        call.numbers = written(device, arena, numbers);
+        call.numbers = written(device, arena, output, (offset, parts), MatrixPrecision::F32);
         call.leaves |= LEAVES_TILES;
     }
     if raw.is_none()
         && let Some(offset) = pack::produced_beside(device, arena, output, operands.place)
     {
-        let precision = device.precision;
-        call.copy = written(device, arena, WrittenMatrices { offset, count: 1, precision, ..numbers });
+        call.copy = written(device, arena, output, (offset, 1), device.precision);
         call.leaves |= LEAVES_COPY;
     }
-    let blocks = teams * tile.team;
-    device.launch(arena, kernels[plan.tile], [blocks, 1, 1], &call, shapes);
+    device.launch(arena, kernels[plan.tile], tile.grid(device, output, parts), &call, shapes);
+    true
+}
+
+/// A product without corrections of which all operands and the output, behind them, are in 16 bits; says whether there was room.
+pub(super) fn multiply_rounded<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    call: &Product,
+    operands: (Region, Region),
+    output: Region,
+) -> bool {
+    let Some(plan) = plan(device, operands, output, 0) else { return false };
+    let tile = &TILES[plan.tile];
+    let room = output.rows * output.width.next_multiple_of(8) / 2;
+    let Some((maps, offset)) = pack::both_kept(device, arena, operands, tile.share(), room) else { return false };
+    let copy = written(device, arena, output, (offset, 1), device.precision);
+    let call = HopperProduct { copy, leaves: LEAVES_COPY, ..HopperProduct::new(maps, call) };
+    let shapes = format_args!("{} rows of {}, {}, and no more", output.rows, output.width, device.precision);
+    device.launch(arena, FORWARD[plan.tile], tile.grid(device, output, 1), &call, shapes);
     true
 }
 
 /// Describes what a product writes to the copy engine.
-fn written<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, matrices: WrittenMatrices) -> TensorMap {
-    let WrittenMatrices { rows, width, .. } = matrices;
+fn written<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    Region { rows, width, .. }: Region,
+    (offset, count): (usize, usize),
+    precision: MatrixPrecision,
+) -> TensorMap {
     let mut map = TensorMap::default();
     device.attempt(format_args!("the description of {rows} rows of {width} to be written"), || {
-        map = device.driver.written_map(&arena.memory, matrices)?;
+        map = device.driver.written_map(&arena.memory, WrittenMatrices { offset, count, rows, width, precision })?;
         Ok(())
     });
     map

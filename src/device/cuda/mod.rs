@@ -354,6 +354,9 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     fn linear_forward(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_, f32>) {
         linear::forward(self, arena, operation);
     }
+    fn linear_forward_rounded(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_, f32>) -> bool {
+        linear::forward_rounded(self, arena, operation)
+    }
     fn linear_backward(&self, arena: &mut CudaArena<D>, operation: &LinearBackward<'_, f32>) {
         linear::backward(self, arena, operation);
     }

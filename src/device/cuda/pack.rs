@@ -99,6 +99,11 @@ impl Pool {
         }
     }
 
+    /// The copy of a region that is kept.
+    fn kept(&self, region: Region, precision: MatrixPrecision) -> Option<usize> {
+        self.weights.iter().position(|kept| kept.region == region && kept.precision == precision)
+    }
+
     /// Forgets produced copies that lie before `end`.
     fn make_room(&mut self, end: usize) {
         for produced in &mut self.produced {
@@ -128,27 +133,11 @@ pub(super) fn packed<D: Driver>(
 ) -> Option<Operands> {
     let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
     let precision = device.precision;
-    let known = pool.weights.iter().position(|w| w.region == weight && w.precision == precision);
-    let end = pool.end + if known.is_some() { 0 } else { packed_len(weight) };
+    let end = pool.end + if pool.kept(weight, precision).is_some() { 0 } else { packed_len(weight) };
     if end + packed_len(rows) > pool.room {
         return None;
     }
-    let index = match known {
-        Some(index) => index,
-        None => {
-            let offset = pool.start + pool.end;
-            let map = describe(device, arena, weight, offset, PANEL)?;
-            pool.weights.push(Packed { region: weight, offset, precision, map, fresh: false });
-            pool.end = end;
-            pool.make_room(pool.start + end);
-            pool.weights.len() - 1
-        }
-    };
-    let entry = &mut pool.weights[index];
-    if !std::mem::replace(&mut entry.fresh, true) {
-        pack(device, arena, weight, entry.offset);
-    }
-    let map = entry.map;
+    let map = keep(device, arena, pool, weight)?.map;
     if let Some(at) = pool.produced.iter().flatten().find_map(|packed| packed.holds(rows, precision)) {
         let place = (at, at + packed_len(rows));
         return Some(Operands { weight: map, rows: describe(device, arena, rows, at, tall)?, place });
@@ -162,6 +151,47 @@ pub(super) fn packed<D: Driver>(
         pool.wanted.push(rows);
     }
     Some(Operands { weight: map, rows: rows_map, place })
+}
+
+/// Copies of both that hold until they are written to, and where the room behind them begins, if there are `behind` numbers of 32 bits.
+pub(super) fn both_kept<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    (weight, rows): (Region, Region),
+    tall: u32,
+    behind: usize,
+) -> Option<([TensorMap; 2], usize)> {
+    let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    let new = [weight, rows].into_iter().filter(|region| pool.kept(*region, device.precision).is_none());
+    let needed: usize = new.map(packed_len).sum();
+    if pool.end + needed + behind > pool.room {
+        return None;
+    }
+    let weight = keep(device, arena, pool, weight)?.map;
+    let kept = keep(device, arena, pool, rows)?;
+    pool.produced = [None; 2];
+    Some(([weight, describe(device, arena, rows, kept.offset, tall)?], pool.start + pool.end))
+}
+
+/// A copy of `region`, for which there is room, that holds until something is written to it.
+fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, pool: &mut Pool, region: Region) -> Option<Packed> {
+    let precision = device.precision;
+    let index = match pool.kept(region, precision) {
+        Some(index) => index,
+        None => {
+            let offset = pool.start + pool.end;
+            let map = describe(device, arena, region, offset, PANEL)?;
+            pool.weights.push(Packed { region, offset, precision, map, fresh: false });
+            pool.end += packed_len(region);
+            pool.make_room(pool.start + pool.end);
+            pool.weights.len() - 1
+        }
+    };
+    let entry = &mut pool.weights[index];
+    if !std::mem::replace(&mut entry.fresh, true) {
+        pack(device, arena, region, entry.offset);
+    }
+    Some(*entry)
 }
 
 /// Where the kernel that is about to make `region` is to leave a copy as well: only if some of its rows were copied for a product
