@@ -44,7 +44,7 @@ struct HopperTile {
 using Hopper64x64 = HopperTile<64, 64, 5, 2, 1, 2>;
 using Hopper64x160 = HopperTile<64, 160, 6, 1, 1, 5>;
 using Hopper128x128 = HopperTile<128, 128, 5, 1, 2, 4>;
-using Hopper128x160 = HopperTile<128, 160, 4, 1, 2, 5>;
+using Hopper128x160 = HopperTile<128, 160, 5, 1, 1, 2>;
 using Hopper128x256 = HopperTile<128, 256, 4, 1, 2, 2>;
 
 // The stages' turn: which one, and the parity of its present phase.
