@@ -8,32 +8,44 @@
 
 #include "wgmma.cuh"
 
-template <int COLUMNS_, int ROWS_, int STAGES_, int BLOCKS_>
+// Blocks of a cluster lie side by side: they have the same rows, of which each copies a share to all.
+template <int COLUMNS_, int ROWS_, int STAGES_, int BLOCKS_, int SHARES_, int SLOTS_>
 struct HopperTile {
     static constexpr int COLUMNS = COLUMNS_, ROWS = ROWS_, STAGES = STAGES_;
     // Blocks that a multiprocessor is to hold.
     static constexpr int BLOCKS = BLOCKS_;
+    static constexpr int SHARES = SHARES_, SHARE = ROWS / SHARES;
+    static_assert(SHARE % 8 == 0 && SHARE * SHARES == ROWS, "whole patterns of the swizzle");
+    // Blocks of a cluster. One that is alone copies all shares itself, so does an emulated one.
+#ifdef INNERLOOP_EMULATE
+    static constexpr int TEAM = 1;
+#else
+    static constexpr int TEAM = SHARES;
+#endif
     static constexpr int CONSUMERS = COLUMNS / PANEL;
     // Of a consumer's thread, when the warpgroup that copies has left what it does not need.
     static constexpr int REGISTERS = CONSUMERS == 1 ? 216 : 232;
     static constexpr int BLOCK_THREADS = 128 * (CONSUMERS + 1);
-    // Rows that a warp hands over at once; the padding spreads its stores over the banks.
-    static constexpr int HANDED = 32, PITCH = 20;
-    static constexpr u32 STAGE_BYTES = (COLUMNS + ROWS) / PANEL * PANEL_BYTES;
+    // Outputs leave a consumer by pairs of tiles of so many rows, for which there is room so often.
+    static constexpr int HANDED = 32, SLOTS = SLOTS_;
+    static constexpr u32 STAGE_BYTES = (COLUMNS + ROWS) * ROW_BYTES;
 
     struct Shared {
         unsigned char left[STAGES][COLUMNS / PANEL][PANEL_BYTES];
-        unsigned char right[STAGES][ROWS / PANEL][PANEL_BYTES];
-        float outputs[4 * CONSUMERS][HANDED][PITCH];
+        unsigned char right[STAGES][ROWS * ROW_BYTES];
+        unsigned char outputs[CONSUMERS][SLOTS][2][HANDED * ROW_BYTES];
         Barrier full[STAGES];
         Barrier empty[STAGES];
     };
     // With room to begin at a multiple of 1024.
     static constexpr int SHARED_BYTES = sizeof(Shared) + 1024;
 };
-using Hopper64x64 = HopperTile<64, 64, 6, 2>;
-using Hopper128x128 = HopperTile<128, 128, 6, 1>;
-using Hopper128x256 = HopperTile<128, 256, 4, 1>;
+
+using Hopper64x64 = HopperTile<64, 64, 5, 2, 1, 2>;
+using Hopper64x160 = HopperTile<64, 160, 6, 1, 1, 5>;
+using Hopper128x128 = HopperTile<128, 128, 5, 1, 2, 4>;
+using Hopper128x160 = HopperTile<128, 160, 5, 1, 1, 2>;
+using Hopper128x256 = HopperTile<128, 256, 4, 1, 2, 2>;
 
 // The stages' turn: which one, and the parity of its present phase.
 template <int STAGES>
@@ -49,39 +61,52 @@ struct Turn {
     }
 };
 
+#ifdef WARPGROUPS
+
+// Which block of its cluster this is.
+template <class Tile>
+__device__ inline u32 rank() {
+    return Tile::TEAM == 1 ? 0 : rank_in_cluster();
+}
+
 // The tiles of [rows, columns], in the order that blocks take them: bands of a few rows of tiles, so that the blocks of one time
-// share what they read.
+// share what they read. Those of a cluster's blocks are one, of which `place` gives each its own.
 template <class Tile>
 struct Tiling {
-    static constexpr u32 BAND = 8;
+    static constexpr u32 BAND = 8, WIDE = Tile::COLUMNS * Tile::TEAM;
     u32 down, across;
 
     __device__ Tiling(u32 rows, u32 columns)
-        : down((rows + Tile::ROWS - 1) / Tile::ROWS), across((columns + Tile::COLUMNS - 1) / Tile::COLUMNS) {}
+        : down((rows + Tile::ROWS - 1) / Tile::ROWS), across((columns + WIDE - 1) / WIDE) {}
 
     __device__ u32 count() const { return down * across; }
+    // Divisions are slow, and the first copy waits for them.
     __device__ void place(u32 tile, u32& row, u32& column) const {
-        u32 band = tile / (BAND * across), within = tile % (BAND * across);
-        u32 height = min(BAND, down - band * BAND);
-        row = (band * BAND + within % height) * Tile::ROWS;
-        column = within / height * Tile::COLUMNS;
+        u32 band = down > BAND ? tile / (BAND * across) : 0, within = tile - band * BAND * across;
+        u32 height = min(BAND, down - band * BAND), strip = within / height;
+        row = (band * BAND + within - strip * height) * Tile::ROWS;
+        column = strip * WIDE + rank<Tile>() * Tile::COLUMNS;
     }
 };
 
-// The stages of one part of the inner dimension, of which each has one at least.
-struct Stretch {
-    u32 begin, end;
+// What a block does at a time: a part of a tile's inner dimension, of which each has one stage at least.
+struct Item {
+    u32 part, tile, begin, end;
 
-    __device__ Stretch(u32 part, u32 parts, u32 stages) : begin(part * stages / parts), end((part + 1) * stages / parts) {}
+    __device__ Item(u32 item, u32 tiles, u32 parts, u32 stages) : part(0), tile(item), begin(0), end(stages) {
+        if (parts == 1) return;
+        part = item / tiles;
+        tile = item - part * tiles;
+        begin = part * stages / parts;
+        end = (part + 1) * stages / parts;
+    }
 };
-
-#ifdef WARPGROUPS
 
 #define MULTIPLY(type)                                                          \
     struct Multiply_##type {                                                    \
         template <bool A_OUTER, bool B_OUTER, int N>                            \
-        __device__ static void add(float (&d)[N], u64 a, u64 b, bool add) {     \
-            multiply_##type<A_OUTER, B_OUTER>(d, a, b, add);                    \
+        __device__ static void add(float (&d)[N], u64 a, u64 b) {               \
+            multiply_##type<A_OUTER, B_OUTER>(d, a, b, true);                   \
         }                                                                       \
     };
 MULTIPLY(bf16)
@@ -99,13 +124,11 @@ template <class Tile, bool LEFT_OUTER>
 __device__ inline void produce(typename Tile::Shared& shared, const TensorMap& left, const TensorMap& right,
                                const Tiling<Tile>& tiling, u32 parts, u32 stages, u32 first) {
     Turn<Tile::STAGES> turn;
-    prefetch_map(left);
-    prefetch_map(right);
 #pragma unroll 1
-    for (u32 item = blockIdx.x; item < tiling.count() * parts; item += gridDim.x) {
+    for (u32 item = blockIdx.x / Tile::TEAM; item < tiling.count() * parts; item += gridDim.x / Tile::TEAM) {
         u32 row, column;
-        tiling.place(item % tiling.count(), row, column);
-        Stretch here(item / tiling.count(), parts, stages);
+        Item here(item, tiling.count(), parts, stages);
+        tiling.place(here.tile, row, column);
 #pragma unroll 1
         for (u32 stage = here.begin; stage < here.end; ++stage, turn.next()) {
             // At first every stage is free: the phase before the first one counts as complete.
@@ -116,19 +139,30 @@ __device__ inline void produce(typename Tile::Shared& shared, const TensorMap& l
             for (int i = 0; i < Tile::COLUMNS / PANEL; ++i) {
                 copy_panel<LEFT_OUTER>(shared.left[turn.stage][i], left, column + i * PANEL, inner, full);
             }
-            for (int i = 0; i < Tile::ROWS / PANEL; ++i) {
-                copy_panel<false>(shared.right[turn.stage][i], right, (int)(row + i * PANEL) - (int)first, inner, full);
+            for (int share = rank<Tile>(); share < Tile::SHARES; share += Tile::TEAM) {
+                int at = share * Tile::SHARE;
+                void* to = shared.right[turn.stage] + at * ROW_BYTES;
+                if constexpr (Tile::TEAM == 1) {
+                    copy_tile(to, right, inner, (int)row + at - (int)first, full);
+                } else {
+                    copy_tile_to_all<Tile::TEAM>(to, right, inner, (int)row + at - (int)first, full);
+                }
             }
         }
     }
 }
 
-// Lets the next copy into a stage begin; every warp of the consumers does.
+// Lets the next copy into a stage begin, that of the block and those of the others of its cluster; every warp of the consumers does.
+template <int TEAM = 1>
 __device__ inline void give_back(Barrier& empty) {
-    if (threadIdx.x % 32 == 0) arrive(empty);
+    if constexpr (TEAM == 1) {
+        if (threadIdx.x % 32 == 0) arrive(empty);
+    } else {
+        if (threadIdx.x % 32 < TEAM) arrive_at(empty, threadIdx.x % 32);
+    }
 }
 
-// d = the product of one tile.
+// Adds the product of one tile to d.
 template <class Multiply, class Tile, bool LEFT_OUTER>
 __device__ inline void consume(typename Tile::Shared& shared, float (&d)[Tile::ROWS / 2], Turn<Tile::STAGES>& turn, int consumer,
                                u32 stages) {
@@ -141,43 +175,16 @@ __device__ inline void consume(typename Tile::Shared& shared, float (&d)[Tile::R
         begin_products();
 #pragma unroll
         for (int k = 0; k < PANEL / 16; ++k) {
-            Multiply::template add<LEFT_OUTER, false>(d, left + k * step_of(LEFT_OUTER), right + k * step_of(false),
-                                                      stage > 0 || k > 0);
+            Multiply::template add<LEFT_OUTER, false>(d, left + k * step_of(LEFT_OUTER), right + k * step_of(false));
         }
         end_products();
         // The stage before is multiplied, so its room is free.
         await_products<1>();
-        if (stage > 0) give_back(shared.empty[before]);
+        if (stage > 0) give_back<Tile::TEAM>(shared.empty[before]);
         before = turn.stage;
     }
     await_products<0>();
-    give_back(shared.empty[before]);
-}
-
-// Hands over what a warp holds of a tile, by way of shared memory: to each lane four columns of every eighth row, HANDED rows at a
-// time. `take(row, column, sums)`: the first of its rows and columns in the tile, and the sums, row by row.
-template <class Tile, class Take>
-__device__ inline void hand_over(float (&outputs)[Tile::HANDED][Tile::PITCH], const float (&d)[Tile::ROWS / 2], Take take) {
-    int lane = threadIdx.x % 32, row = lane / 4, column = lane % 4 * 4;
-    // What is done with them is not repeated in the code, or fetching it would take longer than doing it.
-#pragma unroll 1
-    for (int first = 0; first < Tile::ROWS; first += Tile::HANDED) {
-        // Whole, because registers are not to be indexed.
-#pragma unroll
-        for (int here = 0; here < Tile::ROWS; here += Tile::HANDED) {
-            if (here != first) continue;
-#pragma unroll
-            for (int i = 0; i < Tile::HANDED / 2; ++i) {
-                outputs[i / 4 * 8 + lane % 4 * 2 + i % 2][lane / 4 + i / 2 % 2 * 8] = d[here / 2 + i];
-            }
-        }
-        __syncwarp();
-        alignas(16) float sums[Tile::HANDED / 8][4];
-#pragma unroll
-        for (int i = 0; i < Tile::HANDED / 8; ++i) *(float4*)sums[i] = *(const float4*)&outputs[row + 8 * i][column];
-        __syncwarp();
-        take(first + row, column, sums);
-    }
+    give_back<Tile::TEAM>(shared.empty[before]);
 }
 
 #endif

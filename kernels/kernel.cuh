@@ -17,6 +17,14 @@
 // With other numbers of threads a block and of blocks a multiprocessor.
 #define KERNEL_OF(name, Arguments, threads, blocks) \
     extern "C" __global__ void __launch_bounds__(threads, blocks) name(float* arena, const __grid_constant__ Arguments op)
+// As clusters of so many blocks, where there are clusters.
+#if __CUDA_ARCH__ >= 900
+#define KERNEL_OF_TEAMS(name, Arguments, threads, blocks, team)                     \
+    extern "C" __global__ void __launch_bounds__(threads, blocks) __cluster_dims__(team, 1, 1) \
+        name(float* arena, const __grid_constant__ Arguments op)
+#else
+#define KERNEL_OF_TEAMS(name, Arguments, threads, blocks, team) KERNEL_OF(name, Arguments, threads, blocks)
+#endif
 // Of a size that the launch names, 1023 bytes beyond the type's; it begins at a multiple of 1024.
 #define SHARED_FROM_1024(Type, name)             \
     extern __shared__ unsigned char name##_room[]; \

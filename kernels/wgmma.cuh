@@ -17,7 +17,7 @@
 #include "kernel.cuh"
 
 // Of numbers of 16 bits.
-constexpr int PANEL = 64, PANEL_BYTES = PANEL * PANEL * 2;
+constexpr int PANEL = 64, ROW_BYTES = PANEL * 2, PANEL_BYTES = PANEL * ROW_BYTES;
 
 // A count of arrivals and of bytes, in shared memory.
 typedef u64 Barrier;
@@ -75,6 +75,69 @@ __device__ inline void await_phase(Barrier& barrier, u32 parity) {
         : "memory");
 }
 
+// Which of its cluster's blocks this is.
+__device__ inline u32 rank_in_cluster() {
+    u32 rank;
+    asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+
+// Waits for all threads of the cluster that have not ended. What was stored is not shown: barriers that were begun are, by
+// `show_barriers`.
+__device__ inline void await_cluster() {
+    asm volatile("barrier.cluster.arrive.relaxed;\nbarrier.cluster.wait;" ::: "memory");
+}
+
+// Arrives at the barrier that lies at the same place in another block of the cluster. To release more than what the tensor cores
+// have read, at the cluster's scope, would take a fence of the whole GPU.
+__device__ inline void arrive_at(Barrier& barrier, u32 rank) {
+    asm volatile(
+        "{\n.reg .b32 there;\nmapa.shared::cluster.u32 there, %0, %1;\n"
+        "mbarrier.arrive.shared::cluster.b64 _, [there];\n}" ::"r"(shared_address(&barrier)),
+        "r"(rank)
+        : "memory");
+}
+
+// As `copy_tile`, to the same place in the first BLOCKS blocks of the cluster, with an arrival at each one's barrier.
+template <int BLOCKS>
+__device__ inline void copy_tile_to_all(void* to, const TensorMap& map, int column, int row, Barrier& barrier) {
+    asm volatile(
+        "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.multicast::cluster"
+        " [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(shared_address(to)),
+        "l"(&map), "r"(column), "r"(row), "r"(shared_address(&barrier)), "h"((unsigned short)((1 << BLOCKS) - 1))
+        : "memory");
+}
+
+// Begins to write a tile from (column, row) of a plane on, as far as the matrix reaches.
+__device__ inline void write_tile(const TensorMap& map, const void* from, int column, int row, int plane) {
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(&map), "r"(column),
+                 "r"(row), "r"(plane), "r"(shared_address(from))
+                 : "memory");
+}
+
+// Ends a group of tiles that the thread has begun to write.
+__device__ inline void end_writes() { asm volatile("cp.async.bulk.commit_group;" ::: "memory"); }
+
+// Waits until all but the last PENDING groups were read.
+template <int PENDING>
+__device__ inline void await_writes() {
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+
+// Lets the copy engine see what the thread has stored; before a barrier.
+__device__ inline void show_stores() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// Waits for the four warps of warpgroup `number`.
+__device__ inline void await_warpgroup(int number) { asm volatile("bar.sync %0, 128;" ::"r"(number + 1) : "memory"); }
+
+// Stores four matrices of 8 x 8 numbers of 16 bits, the columns of each in turn, 16 bytes each, to the address that lane
+// 8 matrix + column names. A lane holds of each the numbers of row lane / 4 and columns lane % 4 * 2 .. + 1, the first lower.
+__device__ inline void store_columns(void* to, const u32 (&matrix)[4]) {
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(shared_address(to)),
+                 "r"(matrix[0]), "r"(matrix[1]), "r"(matrix[2]), "r"(matrix[3])
+                 : "memory");
+}
+
 // Begins to copy the tile from (column, row) on, which arrives at the barrier; 0 where there is nothing.
 __device__ inline void copy_tile(void* to, const TensorMap& map, int column, int row, Barrier& barrier) {
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3}], [%4];" ::"r"(
@@ -115,16 +178,12 @@ __device__ inline void leave_registers() {
     N16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) "," \
     N16(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31)
 #define NAMES_128 \
-    N16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) "," \
-    N16(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31) "," \
+    NAMES_64 "," \
     N16(32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47) "," \
     N16(48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63)
+#define NAMES_160 NAMES_128 "," N16(64, 65, 66, 67, 68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79)
 #define NAMES_256 \
-    N16(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15) "," \
-    N16(16, 17, 18, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 29, 30, 31) "," \
-    N16(32, 33, 34, 35, 36, 37, 38, 39, 40, 41, 42, 43, 44, 45, 46, 47) "," \
-    N16(48, 49, 50, 51, 52, 53, 54, 55, 56, 57, 58, 59, 60, 61, 62, 63) "," \
-    N16(64, 65, 66, 67, 68, 69, 70, 71, 72, 73, 74, 75, 76, 77, 78, 79) "," \
+    NAMES_160 "," \
     N16(80, 81, 82, 83, 84, 85, 86, 87, 88, 89, 90, 91, 92, 93, 94, 95) "," \
     N16(96, 97, 98, 99, 100, 101, 102, 103, 104, 105, 106, 107, 108, 109, 110, 111) "," \
     N16(112, 113, 114, 115, 116, 117, 118, 119, 120, 121, 122, 123, 124, 125, 126, 127)
@@ -138,9 +197,11 @@ __device__ inline void leave_registers() {
     }
 PRODUCT(64, bf16, "%32, %33, p, 1, 1, %35, %36;", "%34", D32(0))
 PRODUCT(128, bf16, "%64, %65, p, 1, 1, %67, %68;", "%66", D32(0), D32(32))
+PRODUCT(160, bf16, "%80, %81, p, 1, 1, %83, %84;", "%82", D32(0), D32(32), D8(64), D8(72))
 PRODUCT(256, bf16, "%128, %129, p, 1, 1, %131, %132;", "%130", D32(0), D32(32), D32(64), D32(96))
 PRODUCT(64, f16, "%32, %33, p, 1, 1, %35, %36;", "%34", D32(0))
 PRODUCT(128, f16, "%64, %65, p, 1, 1, %67, %68;", "%66", D32(0), D32(32))
+PRODUCT(160, f16, "%80, %81, p, 1, 1, %83, %84;", "%82", D32(0), D32(32), D8(64), D8(72))
 PRODUCT(256, f16, "%128, %129, p, 1, 1, %131, %132;", "%130", D32(0), D32(32), D32(64), D32(96))
 #undef PRODUCT
 
@@ -160,6 +221,7 @@ PRODUCT(256, f16, "{%128, %129, %130, %131}, %132, p, 1, 1, %133;", D32(0), D32(
 #undef PRODUCT
 #undef NAMES_64
 #undef NAMES_128
+#undef NAMES_160
 #undef NAMES_256
 #undef N16
 #undef D32

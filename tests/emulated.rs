@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex};
 
 use innerloop::device::cuda::{
     CudaDevice, Driver, EmulatedDriver, EmulatedGraph, EmulatedMemory, GraphStep, GraphWork, Kernel, PackedMatrix,
-    TensorMap, Warpgroups,
+    TensorMap, Warpgroups, WrittenMatrices,
 };
 use innerloop::device::{ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, Region};
 use innerloop::model::{Activation, Mlp, Parameters};
@@ -133,6 +133,10 @@ impl Driver for Refusing {
     fn tensor_map(&self, memory: &EmulatedMemory, matrix: PackedMatrix) -> Result<TensorMap, String> {
         self.driver.tensor_map(memory, matrix)
     }
+
+    fn written_map(&self, memory: &EmulatedMemory, matrices: WrittenMatrices) -> Result<TensorMap, String> {
+        self.driver.written_map(memory, matrices)
+    }
     unsafe fn launch(
         &self,
         memory: &EmulatedMemory,
@@ -231,6 +235,7 @@ fn every_kernel_is_named() {
         let name = kernel.name();
         name.ends_with("_128x128")
             || name.ends_with("_128x256")
+            || name.ends_with("x160")
             || (name.ends_with("_64x64") && *kernel != Kernel::OuterProduct64x64)
     };
     let mut unmet: Vec<Kernel> =

@@ -101,6 +101,9 @@ T shuffle_xor(T value, unsigned mask, const char* file, int line) {
     }                                                                                                                 \
     static void name##_kernel(float* arena, const Arguments& op)
 
+// A block is alone.
+#define KERNEL_OF_TEAMS(name, Arguments, threads, blocks, team) KERNEL_OF(name, Arguments, threads, blocks)
+
 struct alignas(8) float2 {
     float x, y;
 };

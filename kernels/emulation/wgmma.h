@@ -42,13 +42,21 @@ inline void arrive_with(u64& barrier, u32 bytes, const char* file, int line) {
     store_phase(barrier, phase);
 }
 
-// What the driver makes of a matrix: the words of a `TensorMap`.
+// What the driver makes of matrices that lie one behind the other, as planes: the words of a `TensorMap`. Numbers are of so many
+// bytes; tiles are 128 bytes wide and `tall` rows.
 struct Matrix {
-    const uint16_t* base;
-    uint64_t rows, width, pitch;
-};
+    char* base;
+    uint64_t rows, width, pitch, tall, bytes;
 
-constexpr u32 TILE_SIDE = 64, ROW_BYTES = 128;
+    explicit Matrix(const TensorMap& map) { std::memcpy(this, &map, sizeof *this); }
+
+    // The number in row `r` and column `c` of the tile from (row, column) on, if the matrix reaches so far.
+    char* at(int plane, int row, u32 r, int column, u32 c) const {
+        int64_t y = row + (int64_t)r, x = column + (int64_t)c;
+        bool inside = y >= 0 && x >= 0 && y < (int64_t)rows && x < (int64_t)width;
+        return inside ? base + ((plane * rows + y) * pitch + x) * bytes : nullptr;
+    }
+};
 
 // Of an address that is a multiple of 16 but for its last 4 bits: `row_bytes` is the swizzle's.
 inline u32 swizzled(u32 address, u32 row_bytes) { return address ^ (address >> 3 & (row_bytes - 16)); }
@@ -170,28 +178,88 @@ inline void copy_tile(void* to, const TensorMap& map, int column, int row, Barri
     using namespace emulation;
     u32 address = ::shared_address(to);
     if (address % 128 != 0) mistaken("a tile that is not aligned", HERE);
-    std::memset(shared_bytes(address, PANEL_BYTES, HERE), 0xff, PANEL_BYTES);
-    Matrix matrix;
-    std::memcpy(&matrix, &map, sizeof matrix);
+    Matrix matrix(map);
+    u32 bytes = (u32)matrix.tall * ROW_BYTES;
+    std::memset(shared_bytes(address, bytes, HERE), 0xff, bytes);
     Barrier* at = &barrier;
     beside(
         [=] {
-            for (u32 r = 0; r < TILE_SIDE; ++r) {
-                for (u32 c = 0; c < TILE_SIDE; ++c) {
-                    int64_t y = row + (int64_t)r, x = column + (int64_t)c;
-                    bool inside = y >= 0 && x >= 0 && y < (int64_t)matrix.rows && x < (int64_t)matrix.width;
-                    uint16_t value = inside ? matrix.base[y * matrix.pitch + x] : 0;
+            for (u32 r = 0; r < matrix.tall; ++r) {
+                for (u32 c = 0; c < PANEL; ++c) {
+                    const char* from = matrix.at(0, row, r, column, c);
                     u32 place = swizzled(address + r * ROW_BYTES + c * 2, ROW_BYTES);
-                    std::memcpy(shared_bytes(place, 2, HERE), &value, 2);
+                    char* there = shared_bytes(place, 2, HERE);
+                    from ? (void)std::memcpy(there, from, 2) : (void)std::memset(there, 0, 2);
                 }
             }
             Phase phase = phase_of(*at, HERE);
-            phase.bytes -= PANEL_BYTES;
+            phase.bytes -= bytes;
             store_phase(*at, phase);
         },
         HERE);
 }
 inline void prefetch_map(const TensorMap&) {}
+
+// A block is a cluster of its own.
+inline u32 rank_in_cluster() { return 0; }
+inline void await_cluster() { emulation::barrier(HERE); }
+inline void arrive_at(Barrier& barrier, u32 rank) {
+    if (rank != 0) emulation::mistaken("a block that is not there", HERE);
+    arrive(barrier);
+}
+template <int BLOCKS>
+void copy_tile_to_all(void* to, const TensorMap& map, int column, int row, Barrier& barrier) {
+    copy_tile(to, map, column, row, barrier);
+}
+
+// A tile is read at once: that is the earliest that the engine may.
+inline void write_tile(const TensorMap& map, const void* from, int column, int row, int plane) {
+    using namespace emulation;
+    Matrix matrix(map);
+    u32 address = ::shared_address(from), bytes = (u32)matrix.bytes;
+    if (address % 128 != 0) mistaken("a tile that is not aligned", HERE);
+    for (u32 r = 0; r < matrix.tall; ++r) {
+        for (u32 c = 0; c < ROW_BYTES / bytes; ++c) {
+            char* to = matrix.at(plane, row, r, column, c);
+            u32 place = swizzled(address + r * ROW_BYTES + c * bytes, ROW_BYTES);
+            if (to) std::memcpy(to, shared_bytes(place, bytes, HERE), bytes);
+        }
+    }
+}
+inline void end_writes() {}
+template <int PENDING>
+void await_writes() {}
+inline void show_stores() {}
+
+inline void await_warpgroup(int number) {
+    // Of the block that runs on this thread of the system, which leaves them as it found them.
+    struct Meeting {
+        u32 there, times;
+    };
+    static thread_local Meeting meetings[8];
+    Meeting& meeting = meetings[number];
+    u32 times = meeting.times;
+    // All go on at once, so that lanes of a warp stay together.
+    if (++meeting.there == 128) {
+        meeting.there = 0;
+        emulation::beside([&meeting] { ++meeting.times; }, HERE);
+    }
+    auto over = [](const void* times, unsigned before) { return *static_cast<const u32*>(times) != before; };
+    emulation::wait_until(over, &meeting.times, times, HERE);
+}
+
+inline void store_columns(void* to, const u32 (&matrix)[4]) {
+    using namespace emulation;
+    u32 lane = current->thread.x % 32;
+    hand({{(uint64_t)(uintptr_t)to, matrix[0] | (uint64_t)matrix[1] << 32, matrix[2] | (uint64_t)matrix[3] << 32}}, HERE);
+    // Lane 8m + c stores column c of matrix m: of each row, what one of the four lanes that hold it has.
+    for (u32 row = 0; row < 8; ++row) {
+        u32 column = lane % 8, m = lane / 8;
+        uint64_t pairs = handed(row * 4 + column / 2).word[1 + m / 2];
+        uint16_t value = (uint16_t)(pairs >> (m % 2 * 32 + column % 2 * 16));
+        std::memcpy(shared_bytes(::shared_address(to) + row * 2, 2, HERE), &value, 2);
+    }
+}
 
 inline void begin_products() {}
 inline void end_products() { emulation::end_work(); }

@@ -5,7 +5,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::json;
 
-use super::ceilings::{self, Memory};
+use super::ceilings::{self, Layer, Memory};
 use super::explain::{Ceilings, Explanation};
 use super::{Compute, Precision, console, on_device};
 use crate::device::{Device, Explained};
@@ -91,12 +91,17 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, pre
     let ceiling = ceilings::matrix_rate::<T, D>(&device)?;
     say!("large-matrix rate: {:.0} GFLOP/s, {}, {precision}", ceiling / 1e9, device.label());
     if let [rows, inputs, outputs] = arguments.product[..] {
-        let seconds = ceilings::product::<T, D>(&device, [rows, inputs, outputs], Activation::Relu)?;
-        let rate = 2.0 * (rows * inputs * outputs) as f64 / seconds;
-        say!("{rows} rows, {inputs} to {outputs}: {:.1} us, {:.1} GFLOP/s", seconds * 1e6, rate / 1e9);
+        let Layer { seconds, rounded } = ceilings::product::<T, D>(&device, [rows, inputs, outputs], Activation::Relu)?;
+        let rate = |seconds| 2.0 * (rows * inputs * outputs) as f64 / seconds;
+        let tell = |seconds: f64| format!("{:.1} us, {:.1} GFLOP/s", seconds * 1e6, rate(seconds) / 1e9);
+        say!("{rows} rows, {inputs} to {outputs}: {}", tell(seconds));
+        if let Some(seconds) = rounded {
+            say!("with rows and outputs in {precision}: {}", tell(seconds));
+        }
         return console::record(&json!({
             "rows": rows, "inputs": inputs, "outputs": outputs, "precision": precision, "device": device.label(),
-            "median_ms": seconds * 1e3, "flop_per_second": rate, "matrix_flop_per_second": ceiling,
+            "median_ms": seconds * 1e3, "flop_per_second": rate(seconds), "matrix_flop_per_second": ceiling,
+            "rounded_ms": rounded.map(|seconds| seconds * 1e3),
         }));
     }
     let memory = if arguments.explain { Some(ceilings::memory::<T, D>(&device)?) } else { None };

@@ -22,20 +22,29 @@ fn fastest(runs: usize, mut run: impl FnMut()) -> f64 {
 /// Flop a second on a large product: of 2048 x 2048 x 2048, or 4096 on a device that goes on by itself.
 pub(super) fn matrix_rate<T: Scalar, D: Device<T>>(device: &D) -> Result<f64> {
     let n = if device.runs_behind() { 4096 } else { 2048 };
-    Ok(2.0 * (n * n * n) as f64 / product::<T, D>(device, [n; 3], Activation::Linear)?)
+    Ok(2.0 * (n * n * n) as f64 / product::<T, D>(device, [n; 3], Activation::Linear)?.seconds)
 }
 
-/// Seconds that a layer takes, act(x W^T + b) of `rows` rows, from `inputs` to `outputs`.
+/// How long a layer takes.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Layer {
+    pub seconds: f64,
+    /// The same with all operands and the output in the bits that the device multiplies, if it can.
+    pub rounded: Option<f64>,
+}
+
+/// What a layer takes, act(x W^T + b) of `rows` rows, from `inputs` to `outputs`.
 pub(super) fn product<T: Scalar, D: Device<T>>(
     device: &D,
     [rows, inputs, outputs]: [usize; 3],
     activation: Activation,
-) -> Result<f64> {
+) -> Result<Layer> {
     let mut plan = ArenaPlan::default();
     let (x, w) = (plan.take(rows, inputs), plan.take(outputs, inputs));
     let (b, output) = (plan.take(1, outputs), plan.take(rows, outputs));
-    // A device has room for copies in 16 bits behind an arena: a part of its size, for which there are more than the operands.
-    plan.take(1, 4 * (x.len() + w.len()));
+    // A device has room for copies in 16 bits behind an arena: a part of its size, for which there is more than the operands and the
+    // output.
+    plan.take(1, 4 * (x.len() + w.len() + output.len()));
     let mut arena = device.arena(plan.elements())?;
     let mut rng = ChaCha8Rng::seed_from_u64(0);
     for region in [x, w, b] {
@@ -53,14 +62,25 @@ pub(super) fn product<T: Scalar, D: Device<T>>(
     };
     // One after the other, so that a start and a wait are shared by many.
     let count = if device.runs_behind() { 20 } else { 1 };
-    let seconds = fastest(5, || {
-        for _ in 0..count {
-            device.linear_forward(&mut arena, &operation);
-        }
-        device.download(&arena, output.elements(0, 1), &mut [T::ZERO]);
-    });
+    let time = |arena: &mut D::Arena, rounded| {
+        let seconds = fastest(5, || {
+            for _ in 0..count {
+                if rounded {
+                    device.linear_forward_rounded(arena, &operation);
+                } else {
+                    device.linear_forward(arena, &operation);
+                }
+            }
+            device.download(arena, output.elements(0, 1), &mut [T::ZERO]);
+        });
+        seconds / f64::from(count)
+    };
+    // In this order: copies that are kept leave less room to those of one product.
+    let seconds = time(&mut arena, false);
+    let rounded = device.linear_forward_rounded(&mut arena, &operation).then(|| time(&mut arena, true));
+    let layer = Layer { seconds, rounded };
     device.check()?;
-    Ok(seconds / f64::from(count))
+    Ok(layer)
 }
 
 /// How fast memory is.

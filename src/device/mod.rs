@@ -92,6 +92,11 @@ pub trait Device<T: Scalar>: Sync {
 
     /// See [`LinearForward`].
     fn linear_forward(&self, arena: &mut Self::Arena, operation: &LinearForward<'_, T>);
+    /// The same without corrections, to measure with: rows and weights are rounded to what the device multiplies once, until they
+    /// are written to, and all that is left of the output is a copy in as many bits. Whether the device can.
+    fn linear_forward_rounded(&self, _arena: &mut Self::Arena, _operation: &LinearForward<'_, T>) -> bool {
+        false
+    }
     /// See [`LinearBackward`].
     fn linear_backward(&self, arena: &mut Self::Arena, operation: &LinearBackward<'_, T>);
     /// See [`AdjointForward`].

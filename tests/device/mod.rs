@@ -48,8 +48,9 @@ pub fn on_tensor_cores<D: Device<f32> + Clone + 'static>() -> Vec<(String, Matri
 
 /// Those of Hopper's warpgroups, by name and precision.
 pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixPrecision, TensorCheck<D>)> {
-    let checks: [(&str, TensorCheck<D>); 8] = [
+    let checks: [(&str, TensorCheck<D>); 9] = [
         ("forward", warpgroups::forward),
+        ("copies", warpgroups::copies),
         ("backward", warpgroups::backward),
         ("adjoint", warpgroups::adjoint),
         ("ended_forward", warpgroups::ended_forward),

@@ -1,7 +1,7 @@
 //! Products with shared weights on Hopper's warpgroups: by every tile, and beyond its edges.
 
 use innerloop::device::{
-    AdjointForward, Device, Gate, Gram, Linear, LinearBackward, LinearForward, MatrixPrecision, Region,
+    AdjointForward, Corrections, Device, Gate, Gram, Linear, LinearBackward, LinearForward, MatrixPrecision, Region,
     SupervisedCurvature, SupervisedLoss,
 };
 use innerloop::objective::Loss;
@@ -19,12 +19,12 @@ const SHAPES: [(usize, usize, usize, usize, usize); 9] = [
     (2, 3, 67, 70, 2),
     (1, 33, 64, 452, 1),
     (3, 7, 201, 65, 3),
-    // By 128 rows.
+    // By 128 rows, and by 160.
     (5, 13, 130, 33, 1),
     (1, 43, 257, 449, 2),
+    (2, 65, 40, 321, 2),
     // By 256 rows.
     (1, 130, 131, 66, 1),
-    (2, 65, 40, 321, 2),
     (1, 257, 260, 20, 1),
 ];
 
@@ -65,6 +65,37 @@ pub fn backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
             products::adjoint_down(make, precision, case);
         }
     });
+}
+
+/// Rows, inputs and outputs of a layer that copies its outputs to 16 bits, by every tile and beyond its edges.
+const COPIED: [(usize, usize, usize); 6] =
+    [(5, 64, 8), (40, 33, 72), (170, 64, 56), (67, 20, 136), (90, 64, 264), (300, 64, 144)];
+
+/// A layer whose outputs were copied for the next one before copies them itself from then on, and nothing changes.
+pub fn copies<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    for (i, (rows, inputs, outputs)) in COPIED.into_iter().enumerate() {
+        let scene = &mut Scene::new(200 + i as u64);
+        scene.align(4);
+        let input = scene.random(rows, inputs);
+        let (lower, upper) = (scene.layer(1, true, inputs, outputs), scene.layer(1, true, outputs, 9));
+        scene.rounds(precision, &[input, Region { offset: lower.weight, rows: outputs, width: inputs }]);
+        let between = scene.written(rows, outputs);
+        let [first, second] = [(); 2].map(|()| scene.written(rows, 9));
+        let difference = scene.written(rows, 9);
+        compare!(scene, make, format!("{rows} rows, {inputs} to {outputs}"), |device, arena, T| {
+            let corrections = Corrections::NONE;
+            for (top, activation) in [(first, ACTIVATIONS[i % 5]), (second, ACTIVATIONS[i % 5])] {
+                for (input, layer, output) in [(input, lower, between), (between, upper, top)] {
+                    let op = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
+                    device.linear_forward(arena, &op);
+                }
+            }
+            device.copy(arena, second, difference);
+            device.add_scaled(arena, first, -1.0, difference);
+            // What they are, of rows that were not to be rounded, is of no matter.
+            [first, second].into_iter().for_each(|top| device.fill(arena, top, 0.0));
+        });
+    }
 }
 
 pub fn adjoint<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {

@@ -3,6 +3,7 @@ use std::ffi::c_void;
 use bytemuck::{Pod, Zeroable};
 
 use crate::Result;
+use crate::device::MatrixPrecision;
 
 /// What lies under [`super::CudaDevice`]: memory, copies and launches, on a GPU or emulated.
 ///
@@ -63,6 +64,14 @@ pub trait Driver: Clone + Send + Sync {
     /// The driver refuses, or the device has no such engine.
     fn tensor_map(&self, _memory: &Self::Memory, _matrix: PackedMatrix) -> Result<TensorMap, String> {
         Err("it has no engine that copies tiles".into())
+    }
+
+    /// Describes matrices in `memory` that Hopper's copy engine is to write.
+    ///
+    /// # Errors
+    /// The driver refuses, or the device has no such engine.
+    fn written_map(&self, _memory: &Self::Memory, _matrices: WrittenMatrices) -> Result<TensorMap, String> {
+        Err("it has no engine that writes tiles".into())
     }
 
     /// Starts a kernel over `memory`, with so many bytes of shared memory for its blocks beside what it declares.
@@ -200,16 +209,43 @@ pub struct PackedMatrix {
     pub pitch: usize,
     /// Whether they are `bf16`, and not `f16`.
     pub bf16: bool,
+    /// Rows of a tile, which is [`PANEL`] numbers wide.
+    pub tall: u32,
 }
 
-/// A matrix as Hopper's copy engine takes it, by tiles of 64 rows of 64 numbers: `TensorMap` in `kernels/wgmma.cuh`.
+/// Matrices that lie one behind the other, and are written by tiles of 32 rows of 128 bytes; rows begin at multiples of 16.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WrittenMatrices {
+    /// Where they begin, in numbers of 32 bits: a multiple of 4.
+    pub offset: usize,
+    /// How many.
+    pub count: usize,
+    /// Rows of each.
+    pub rows: usize,
+    /// Numbers a row.
+    pub width: usize,
+    /// What they are rounded to: `bf16`, `f16`, or nothing.
+    pub precision: MatrixPrecision,
+}
+
+impl WrittenMatrices {
+    /// Bytes of a number, and from the beginning of a row to that of the next.
+    pub(super) fn bytes(&self) -> [usize; 2] {
+        let number = if self.precision == MatrixPrecision::F32 { 4 } else { 2 };
+        [number, (self.width * number).next_multiple_of(16)]
+    }
+}
+
+/// A matrix as Hopper's copy engine takes it: `TensorMap` in `kernels/wgmma.cuh`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(64))]
 pub struct TensorMap(pub [u64; 16]);
 
-/// Rows and columns of its tiles.
-#[cfg(feature = "cuda")]
+/// Numbers of 16 bits that tiles are wide, and rows of most.
 pub(super) const PANEL: u32 = 64;
+
+/// Rows of the tiles that it writes: `HANDED` in `kernels/hopper.cuh`.
+pub(super) const WRITTEN: u32 = 32;
 
 /// Threads a block, of every kernel that does not name others: `THREADS` in `kernels/kernel.cuh`.
 pub(super) const THREADS: u32 = 128;
@@ -289,13 +325,19 @@ kernels! {
     ThinAdjoint16 thin_adjoint_16 emulate_thin_adjoint_16,
     Pack pack emulate_pack,
     HopperForward64x64 hopper_forward_64x64 emulate_hopper_forward_64x64,
+    HopperForward64x160 hopper_forward_64x160 emulate_hopper_forward_64x160,
     HopperForward128x128 hopper_forward_128x128 emulate_hopper_forward_128x128,
+    HopperForward128x160 hopper_forward_128x160 emulate_hopper_forward_128x160,
     HopperForward128x256 hopper_forward_128x256 emulate_hopper_forward_128x256,
     HopperBackward64x64 hopper_backward_64x64 emulate_hopper_backward_64x64,
+    HopperBackward64x160 hopper_backward_64x160 emulate_hopper_backward_64x160,
     HopperBackward128x128 hopper_backward_128x128 emulate_hopper_backward_128x128,
+    HopperBackward128x160 hopper_backward_128x160 emulate_hopper_backward_128x160,
     HopperBackward128x256 hopper_backward_128x256 emulate_hopper_backward_128x256,
     HopperAdjoint64x64 hopper_adjoint_64x64 emulate_hopper_adjoint_64x64,
+    HopperAdjoint64x160 hopper_adjoint_64x160 emulate_hopper_adjoint_64x160,
     HopperAdjoint128x128 hopper_adjoint_128x128 emulate_hopper_adjoint_128x128,
+    HopperAdjoint128x160 hopper_adjoint_128x160 emulate_hopper_adjoint_128x160,
     HopperAdjoint128x256 hopper_adjoint_128x256 emulate_hopper_adjoint_128x256,
     ApplyCorrections apply_corrections emulate_apply_corrections,
     FinishForward finish_forward emulate_finish_forward,

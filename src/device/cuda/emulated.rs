@@ -2,7 +2,9 @@ use std::ffi::c_void;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use super::driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap, emulated};
+use super::driver::{
+    ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap, WRITTEN, WrittenMatrices, emulated,
+};
 use crate::{Error, Result};
 
 unsafe extern "C" {
@@ -161,14 +163,28 @@ impl Driver for EmulatedDriver {
     }
 
     fn tensor_map(&self, memory: &EmulatedMemory, matrix: PackedMatrix) -> Result<TensorMap, String> {
-        let PackedMatrix { offset, rows, width, pitch, .. } = matrix;
+        let PackedMatrix { offset, rows, width, pitch, tall, .. } = matrix;
         if offset % 4 != 0 || pitch % 8 != 0 || pitch < width || offset + rows * pitch / 2 > memory.elements {
             return Err(format!("{matrix:?} in {} numbers", memory.elements));
         }
         let mut map = TensorMap::default();
         // SAFETY: inside the memory, as was just checked.
         let base = unsafe { memory.start.add(offset) };
-        map.0[..4].copy_from_slice(&[base as u64, rows as u64, width as u64, pitch as u64]);
+        map.0[..6].copy_from_slice(&[base as u64, rows as u64, width as u64, pitch as u64, tall.into(), 2]);
+        Ok(map)
+    }
+
+    fn written_map(&self, memory: &EmulatedMemory, matrices: WrittenMatrices) -> Result<TensorMap, String> {
+        let WrittenMatrices { offset, count, rows, width, .. } = matrices;
+        let [bytes, pitch] = matrices.bytes();
+        if offset % 4 != 0 || offset + (count * rows * pitch).div_ceil(4) > memory.elements {
+            return Err(format!("{matrices:?} in {} numbers", memory.elements));
+        }
+        let mut map = TensorMap::default();
+        // SAFETY: inside the memory, as was just checked.
+        let base = unsafe { memory.start.add(offset) };
+        let words = [base as u64, rows as u64, width as u64, (pitch / bytes) as u64, WRITTEN.into(), bytes as u64];
+        map.0[..6].copy_from_slice(&words);
         Ok(map)
     }
 

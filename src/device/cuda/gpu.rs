@@ -4,9 +4,10 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum, CUfunction, CUfunction_attribute_enum, CUmodule};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 
-use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, TensorMap, threads_of};
+use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, TensorMap, WRITTEN, WrittenMatrices, threads_of};
 use super::gpu_graph::GpuGraph;
 use super::{finish, hopper};
+use crate::device::MatrixPrecision;
 use crate::{Error, Result};
 
 /// Bytes of shared memory left to what a kernel declares.
@@ -141,6 +142,48 @@ impl GpuDriver {
     }
 }
 
+impl GpuDriver {
+    /// Describes numbers from `offset` on: their sides, bytes between all but the first dimension's, and a tile's sides.
+    fn encode(
+        &self,
+        memory: &CudaSlice<f32>,
+        offset: usize,
+        precision: MatrixPrecision,
+        (sides, distances, tile): (&[u64], &[u64], &[u32]),
+    ) -> Result<TensorMap, String> {
+        use sys::CUtensorMapDataType as Type;
+        let numbers = match precision {
+            MatrixPrecision::Bf16 => Type::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
+            MatrixPrecision::F16 => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            _ => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
+        };
+        assert!(sides.len() <= 3 && distances.len() + 1 == sides.len() && tile.len() == sides.len());
+        let (arena, _guard) = memory.device_ptr(&self.stream);
+        let address = arena + (offset * size_of::<f32>()) as u64;
+        let mut map = sys::CUtensorMap { opaque: [0; 16] };
+        // SAFETY: the arrays have as many numbers as the map has dimensions, the distances one fewer.
+        unsafe {
+            sys::cuTensorMapEncodeTiled(
+                &raw mut map,
+                numbers,
+                sides.len() as u32,
+                address as *mut c_void,
+                sides.as_ptr(),
+                distances.as_ptr(),
+                tile.as_ptr(),
+                [1; 3].as_ptr(),
+                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
+                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
+                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
+            )
+        }
+        .result()
+        .map_err(words)?;
+        Ok(TensorMap(map.opaque))
+    }
+}
+
 /// The driver's name for an error, and what it says of it.
 pub(super) fn words(error: DriverError) -> String {
     let text =
@@ -199,31 +242,19 @@ impl Driver for GpuDriver {
     }
 
     fn tensor_map(&self, memory: &CudaSlice<f32>, matrix: PackedMatrix) -> Result<TensorMap, String> {
-        use sys::CUtensorMapDataType::{CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, CU_TENSOR_MAP_DATA_TYPE_FLOAT16};
-        let numbers = if matrix.bf16 { CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 } else { CU_TENSOR_MAP_DATA_TYPE_FLOAT16 };
-        let (arena, _guard) = memory.device_ptr(&self.stream);
-        let address = arena + (matrix.offset * size_of::<f32>()) as u64;
-        let mut map = sys::CUtensorMap { opaque: [0; 16] };
-        // SAFETY: the arrays have as many numbers as the map has dimensions, the stride one fewer.
-        unsafe {
-            sys::cuTensorMapEncodeTiled(
-                &raw mut map,
-                numbers,
-                2,
-                address as *mut c_void,
-                [matrix.width as u64, matrix.rows as u64].as_ptr(),
-                [matrix.pitch as u64 * 2].as_ptr(),
-                [PANEL, PANEL].as_ptr(),
-                [1, 1].as_ptr(),
-                sys::CUtensorMapInterleave::CU_TENSOR_MAP_INTERLEAVE_NONE,
-                sys::CUtensorMapSwizzle::CU_TENSOR_MAP_SWIZZLE_128B,
-                sys::CUtensorMapL2promotion::CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                sys::CUtensorMapFloatOOBfill::CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE,
-            )
-        }
-        .result()
-        .map_err(words)?;
-        Ok(TensorMap(map.opaque))
+        let PackedMatrix { offset, rows, width, pitch, bf16, tall } = matrix;
+        let sides = ([width as u64, rows as u64], [pitch as u64 * 2], [PANEL, tall]);
+        let precision = if bf16 { MatrixPrecision::Bf16 } else { MatrixPrecision::F16 };
+        self.encode(memory, offset, precision, (&sides.0, &sides.1, &sides.2))
+    }
+
+    fn written_map(&self, memory: &CudaSlice<f32>, matrices: WrittenMatrices) -> Result<TensorMap, String> {
+        let WrittenMatrices { offset, count, rows, width, precision } = matrices;
+        let [bytes, pitch] = matrices.bytes();
+        let sides = [width as u64, rows as u64, count as u64];
+        let distances = [pitch as u64, (pitch * rows) as u64];
+        let tile = [2 * PANEL / bytes as u32, WRITTEN, 1];
+        self.encode(memory, offset, precision, (&sides, &distances, &tile))
     }
 
     unsafe fn launch(

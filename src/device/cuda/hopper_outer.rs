@@ -2,7 +2,7 @@
 
 use std::sync::PoisonError;
 
-use super::driver::{Driver, Kernel, PackedMatrix, TensorMap};
+use super::driver::{Driver, Kernel, PANEL, PackedMatrix, TensorMap};
 use super::outer_product::{MULTIPROCESSORS, parts, total};
 use super::tensor::operands;
 use super::{Arguments, CudaArena, CudaDevice, Warpgroups, blocks_of, narrow, wide};
@@ -119,15 +119,18 @@ pub(super) fn outer_product<D: Driver>(
             *map = describe(
                 device,
                 arena,
-                PackedMatrix { offset: p.offset, rows: p.rows, width, pitch: width, bf16: true },
+                PackedMatrix { offset: p.offset, rows: p.rows, width, pitch: width, bf16: true, tall: PANEL },
             );
             rows += p.rows;
             stages += p.rows.div_ceil(STAGE);
             call.count += 1;
         }
         let bf16 = device.precision == MatrixPrecision::Bf16;
-        call.q =
-            describe(device, arena, PackedMatrix { offset: packed, rows: stages * STAGE, width: inputs, pitch, bf16 });
+        call.q = describe(
+            device,
+            arena,
+            PackedMatrix { offset: packed, rows: stages * STAGE, width: inputs, pitch, bf16, tall: PANEL },
+        );
         let parts = parts(tiles[0] * tiles[1], MULTIPROCESSORS, (stages, LEAST), (len, arena.sums.1));
         let shapes = format_args!("{rows} rows in {} terms, {outputs} x {inputs}, {}", call.count, device.precision);
         let pieces = blocks_of(STAGE * pitch / PIECE);

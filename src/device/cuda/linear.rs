@@ -299,18 +299,37 @@ fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
     [whole(layer.weight, layer.inputs * layer.outputs), whole(layer.bias, layer.outputs)]
 }
 
-/// See [`LinearForward`].
-pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearForward<'_, f32>) {
-    let [weight, bias] = layer_regions(&op.layer, op.tasks);
+/// Its shape and product, all but what the latter's operands are rounded to.
+fn forward_of(op: &LinearForward<'_, f32>) -> (Shape, Product) {
     let shared = op.layer.is_shared();
     let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: op.corrections.share };
     let call = Product {
         activation: activation_code(op.activation),
         ..shape.product([Source::new(op.input, &op.layer, 0, true), Source::NONE])
     };
+    (shape, call)
+}
+
+/// See [`LinearForward`].
+pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearForward<'_, f32>) {
+    let [weight, bias] = layer_regions(&op.layer, op.tasks);
+    let (shape, call) = forward_of(op);
     let operands = (weight_rows(&op.layer), op.input);
     let touched = Touched { operands, reads: &[op.input, weight, bias], writes: &[op.output] };
     shape.carry_out(device, arena, &ALL_FORWARD, call, (&op.corrections, None), touched);
+}
+
+/// See [`Device::linear_forward_rounded`](device::Device::linear_forward_rounded).
+pub(super) fn forward_rounded<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &mut CudaArena<D>,
+    op: &LinearForward<'_, f32>,
+) -> bool {
+    let [weight, bias] = layer_regions(&op.layer, op.tasks);
+    let (shape, call) = forward_of(op);
+    let call = Product { operands: operands(device.precision), ..call };
+    arena.check(&[op.input, weight, bias], &[]);
+    shape.shared && hopper::multiply_rounded(device, arena, &call, (weight_rows(&op.layer), op.input), op.output)
 }
 
 /// See [`LinearBackward`].

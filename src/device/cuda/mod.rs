@@ -39,7 +39,7 @@ mod tune;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-pub use driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap};
+pub use driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap, WrittenMatrices};
 #[cfg(feature = "emulate")]
 pub use emulated::{EmulatedDriver, EmulatedGraph, EmulatedMemory};
 #[cfg(feature = "cuda")]
@@ -374,6 +374,9 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
 
     fn linear_forward(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_, f32>) {
         linear::forward(self, arena, operation);
+    }
+    fn linear_forward_rounded(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_, f32>) -> bool {
+        linear::forward_rounded(self, arena, operation)
     }
     fn linear_backward(&self, arena: &mut CudaArena<D>, operation: &LinearBackward<'_, f32>) {
         linear::backward(self, arena, operation);

@@ -7,7 +7,7 @@
 
 use std::sync::PoisonError;
 
-use super::driver::{Driver, Kernel, PackedMatrix, TensorMap};
+use super::driver::{Driver, Kernel, PANEL, PackedMatrix, TensorMap};
 use super::tensor::operands;
 use super::{Arguments, CudaArena, CudaDevice, Warpgroups, blocks_of, narrow, wide};
 use crate::device::{MatrixPrecision, Region};
@@ -117,12 +117,27 @@ impl Pool {
         self.kept.last()
     }
 
+    /// The copy of weights, or of what is treated as such.
+    fn weight(&self, region: Region, precision: MatrixPrecision) -> Option<usize> {
+        self.weights.iter().position(|kept| kept.region == region && kept.precision == precision)
+    }
+
     /// Forgets produced copies that lie before `end`.
     fn make_room(&mut self, end: usize) {
         for produced in &mut self.produced {
             *produced = produced.take().filter(|packed| packed.offset >= end);
         }
     }
+}
+
+/// Copies of a product's operands.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Operands {
+    pub weight: TensorMap,
+    /// By tiles of as many rows as was asked for.
+    pub rows: TensorMap,
+    /// Where the rows lie, first and end.
+    pub place: (usize, usize),
 }
 
 /// Copies of a product's weights and rows, in the device's precision; none where the room does not suffice, which depends on the
@@ -132,61 +147,102 @@ pub(super) fn packed<D: Driver>(
     arena: &CudaArena<D>,
     weight: Region,
     rows: Region,
-) -> Option<[TensorMap; 2]> {
+    tall: u32,
+) -> Option<Operands> {
     let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
     let precision = device.precision;
-    let known = pool.weights.iter().position(|w| w.region == weight && w.precision == precision);
-    let end = pool.end + if known.is_some() { 0 } else { packed_len(weight) };
+    let end = pool.end + if pool.weight(weight, precision).is_some() { 0 } else { packed_len(weight) };
     if end + packed_len(rows) > pool.room {
         return None;
     }
-    let index = match known {
-        Some(index) => index,
-        None => {
-            let offset = pool.start + pool.end;
-            let map = describe(device, arena, weight, offset)?;
-            pool.weights.push(Packed { region: weight, offset, precision, map, fresh: false });
-            pool.end = end;
-            pool.make_room(pool.start + end);
-            pool.weights.len() - 1
-        }
-    };
-    let entry = &mut pool.weights[index];
-    if !std::mem::replace(&mut entry.fresh, true) {
-        pack(device, arena, weight, entry.offset);
-    }
-    let map = entry.map;
+    let map = copy_weights(device, arena, pool, weight)?.map;
     // A copy with a place of its own will be asked for again.
     if let Some(kept) = pool.kept.iter_mut().find(|kept| kept.region == rows && kept.precision == precision)
         && !std::mem::replace(&mut kept.fresh, true)
     {
         pack(device, arena, rows, kept.offset);
     }
-    if let Some(at) = pool.produced.iter().flatten().chain(&pool.kept).find_map(|packed| packed.holds(rows, precision))
-    {
-        return Some([map, describe(device, arena, rows, at)?]);
+    let copies = pool.produced.iter().flatten().chain(&pool.kept);
+    let place = match copies.filter_map(|packed| packed.holds(rows, precision)).next() {
+        Some(offset) => offset,
+        None => {
+            // What is copied once more gets a place of its own, if one is left: it may stay as it is from then on.
+            let again = pool.wanted.contains(&rows);
+            let kept = if again { pool.keep(rows, precision).map(|kept| kept.offset) } else { None };
+            let offset = kept.unwrap_or(pool.start + end);
+            if kept.is_none() {
+                pool.make_room(offset + packed_len(rows));
+            }
+            pack(device, arena, rows, offset);
+            if rows.width.is_multiple_of(PIECE) && !again {
+                pool.wanted.push(rows);
+            }
+            offset
+        }
+    };
+    let rows_map = describe(device, arena, rows, place, tall)?;
+    Some(Operands { weight: map, rows: rows_map, place: (place, place + packed_len(rows)) })
+}
+
+/// Copies of both that hold until they are written to, and where the room behind them begins, if there are `behind` numbers of 32 bits.
+pub(super) fn both_kept<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    (weight, rows): (Region, Region),
+    tall: u32,
+    behind: usize,
+) -> Option<([TensorMap; 2], usize)> {
+    let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    let new = [weight, rows].into_iter().filter(|region| pool.weight(*region, device.precision).is_none());
+    let needed: usize = new.map(packed_len).sum();
+    if pool.end + needed + behind > pool.room {
+        return None;
     }
-    // What is copied once more gets a place of its own, if one is left: it may stay as it is from then on.
-    if pool.wanted.contains(&rows)
-        && let Some(kept) = pool.keep(rows, precision)
-    {
-        let offset = kept.offset;
-        pack(device, arena, rows, offset);
-        return Some([map, describe(device, arena, rows, offset)?]);
+    let weight = copy_weights(device, arena, pool, weight)?.map;
+    let kept = copy_weights(device, arena, pool, rows)?;
+    pool.produced = [None; 2];
+    Some(([weight, describe(device, arena, rows, kept.offset, tall)?], pool.start + pool.end))
+}
+
+/// A copy of `region`, for which there is room, that holds until something is written to it.
+fn copy_weights<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    pool: &mut Pool,
+    region: Region,
+) -> Option<Packed> {
+    let precision = device.precision;
+    let index = match pool.weight(region, precision) {
+        Some(index) => index,
+        None => {
+            let offset = pool.start + pool.end;
+            let map = describe(device, arena, region, offset, PANEL)?;
+            pool.weights.push(Packed { region, offset, precision, map, fresh: false });
+            pool.end += packed_len(region);
+            pool.make_room(pool.start + pool.end);
+            pool.weights.len() - 1
+        }
+    };
+    let entry = &mut pool.weights[index];
+    if !std::mem::replace(&mut entry.fresh, true) {
+        pack(device, arena, region, entry.offset);
     }
-    let offset = pool.start + end;
-    pool.make_room(offset + packed_len(rows));
-    let rows_map = describe(device, arena, rows, offset)?;
-    pack(device, arena, rows, offset);
-    if rows.width.is_multiple_of(PIECE) && !pool.wanted.contains(&rows) {
-        pool.wanted.push(rows);
-    }
-    Some([map, rows_map])
+    Some(*entry)
 }
 
 /// Where the kernel that is about to make `region` is to leave a copy as well: only if some of its rows were copied for a product
 /// before, and there is room.
 pub(super) fn produced<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, region: Region) -> Option<usize> {
+    produced_beside(device, arena, region, (0, 0))
+}
+
+/// The same, nothing of it in `read`, from the first to the end, which that kernel reads.
+pub(super) fn produced_beside<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    region: Region,
+    read: (usize, usize),
+) -> Option<usize> {
     let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some(kept) = pool.kept.iter_mut().find(|kept| kept.region == region && kept.precision == device.precision) {
         kept.fresh = true;
@@ -202,7 +258,7 @@ pub(super) fn produced<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, 
         Some(last) if last.end() + len > top => last.offset.checked_sub(len)?,
         _ => top.checked_sub(len)?,
     };
-    if offset < bottom {
+    if offset < bottom || (offset < read.1 && read.0 < offset + len) {
         return None;
     }
     let overlaps = |packed: &Packed| packed.offset < offset + len && offset < packed.end();
@@ -258,10 +314,11 @@ fn describe<D: Driver>(
     arena: &CudaArena<D>,
     region: Region,
     offset: usize,
+    tall: u32,
 ) -> Option<TensorMap> {
     let Region { rows, width, .. } = region;
     let pitch = width.next_multiple_of(PIECE);
-    let matrix = PackedMatrix { offset, rows, width, pitch, bf16: device.precision == MatrixPrecision::Bf16 };
+    let matrix = PackedMatrix { offset, rows, width, pitch, bf16: device.precision == MatrixPrecision::Bf16, tall };
     let mut map = None;
     device.attempt(format_args!("the description of {rows} rows of {width}, {}", device.precision), || {
         map = Some(device.driver.tensor_map(&arena.memory, matrix)?);
