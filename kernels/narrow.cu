@@ -1,0 +1,528 @@
+// The whole inner loop of a network with two narrow hidden layers, and the way back through it: the commonest that fits the
+// resident form (see resident.cu), one or several warps a task.
+//
+// Most of the work is of the weight between the hidden layers. A warp holds all of it, and its cotangent, in registers: a lane
+// 10 x 5 numbers, which rows of values meet that lie in shared memory. So a number that is read is multiplied 5 or 10 times,
+// and the weight is read but once. A warp takes pairs of rows from the inputs to the loss and back without waiting for another
+// one; only gradients are of all rows. What a pair's sums become waits until those of the next one are on their way, so that the
+// one's latencies hide behind the other's products.
+//
+// On the way back a lone warp has the weight before a step from that after it and what the step took off: the step's gradient is
+// made once more, which is exact but for the rounding of that sum, and less work than it would be to go without the room that
+// the weights of all steps take. Several warps a task, of which there are few, have that room.
+
+#include "loss.cuh"
+#include "narrow.cuh"
+
+// The hidden activation.
+constexpr u32 HIDDEN = RELU;
+
+template <u32 TEAM>
+struct NarrowTask {
+    // Several warps have another one beside them, for the edges' gradients.
+    static constexpr u32 TASK_WARPS = TEAM == 1 ? 1 : TEAM + 1;
+
+    const Narrow& op;
+    float* arena;
+    float* room;
+    u32 task;
+    u32 warp;
+    Lane own;
+    Middle weight;
+    // The cotangent of the weight; before there is one, a gradient.
+    Middle other;
+
+    __device__ NarrowTask(const Narrow& op, float* arena, float* room, u32 task, u32 warp)
+        : op(op), arena(arena), room(room), task(task), warp(warp) {}
+
+    __device__ float* slot(u32 step) const { return room + step * op.slot; }
+    __device__ u32 first_bias() const { return op.inputs * WIDTH; }
+    __device__ u32 second_bias() const { return first_bias() + WIDTH; }
+    __device__ u32 top() const { return second_bias() + WIDTH; }
+    __device__ float* row(u32 row) const { return room + op.work + row * ROW; }
+    // The output's second deltas, or the terms of the loss; a piece each of ones and of zeros lies before.
+    __device__ float* ends() const { return room + op.ends + 8; }
+    __device__ float rate(u32 step, u32 layer) const { return room[op.rate + step * 3 + layer]; }
+
+    __device__ static void wait() {
+        if (TEAM == 1) {
+            __syncwarp();
+        } else {
+            __syncthreads();
+        }
+    }
+
+    // The warp's pairs.
+    __device__ void pairs(u32 rows, u32& pair, u32& end) const {
+        u32 pairs = (rows + 1) / 2, share = (pairs + TEAM - 1) / TEAM;
+        pair = min(warp * share, pairs);
+        end = min(pair + share, pairs);
+    }
+
+    // finish(pair, sums), each after make(the next pair, sums).
+    template <u32 COUNT, class Make, class Finish>
+    __device__ static void each_pair(u32 pair, u32 end, Make make, Finish finish) {
+        if (pair >= end) return;
+        float sums[2][COUNT] = {};
+        make(pair, sums);
+#pragma unroll 1
+        for (; pair + 1 < end; ++pair) {
+            float next[2][COUNT] = {};
+            make(pair + 1, next);
+            finish(pair, sums);
+#pragma unroll
+            for (u32 i = 0; i < COUNT; ++i) {
+                sums[0][i] = next[0][i];
+                sums[1][i] = next[1][i];
+            }
+        }
+        finish(pair, sums);
+    }
+
+    __device__ void load(u64 from, u32 to, u32 rows, u32 width) const {
+        u32 count = rows * width, padded = (rows + 1) / 2 * 2 * width;
+        for (u32 i = warp * 32 + threadIdx.x % 32; i < padded; i += TASK_WARPS * 32) {
+            room[to + i] = i < count ? arena[from + (u64)task * count + i] : 0.0f;
+        }
+    }
+
+    // work(the parameter's number, the edge's), for every edge that there is.
+    template <class Work>
+    __device__ void each_edge(Work work) const {
+        u32 begin = op.lower * op.inputs, middle = begin + op.lower, end = middle + op.upper * op.lower;
+#pragma unroll 4
+        for (u32 e = warp * 32 + threadIdx.x % 32; e <= op.edges; e += TASK_WARPS * 32) {
+            u32 row = e / WIDTH, unit = e % WIDTH;
+            if (e >= op.edges) {
+                work(end + 2 * op.upper, e);
+            } else if (row <= op.inputs) {
+                if (unit < op.lower) work(row < op.inputs ? unit * op.inputs + row : begin + unit, e);
+            } else if (unit < op.upper) {
+                work(end + (row == op.inputs + 1 ? 0 : op.upper) + unit, e);
+            }
+        }
+    }
+
+    // work(the parameter's number, whether there is such a one, the number in registers), for those of the middle weight.
+    template <class Work>
+    __device__ void each_middle(Work work) const {
+        u32 begin = op.lower * op.inputs + op.lower;
+#pragma unroll
+        for (u32 i = 0; i < OWN_UPPER; ++i) {
+#pragma unroll
+            for (u32 m = 0; m < OWN_LOWER; ++m) {
+                u32 up = own.upper(i), low = own.lower(m);
+                work(begin + up * op.lower + low, up < op.upper && low < op.lower, i, m);
+            }
+        }
+    }
+
+    __device__ void begin() {
+        each_middle([&](u32 parameter, bool there, u32 i, u32 m) {
+            weight.at[i][m] = there ? arena[op.parameters + parameter] : 0.0f;
+        });
+        float* edges = slot(0);
+        // No slot has anything else where there is no unit.
+        for (u32 s = 0; s <= op.steps; ++s) {
+            for (u32 i = warp * 32 + threadIdx.x % 32; i < op.edges; i += TASK_WARPS * 32) slot(s)[i] = 0.0f;
+        }
+        if (warp == 0 && threadIdx.x % 32 < 8) room[op.ends + threadIdx.x % 32] = threadIdx.x % 32 < 4 ? 1.0f : 0.0f;
+        for (u32 i = threadIdx.x % 32; i < op.steps * 3; i += 32) room[op.rate + i] = arena[op.rates + i];
+        wait();
+        each_edge([&](u32 parameter, u32 edge) { edges[edge] = arena[op.parameters + parameter]; });
+        load(op.support.x, op.support.inputs, op.support.rows, op.inputs);
+        load(op.support.y, op.support.targets, op.support.rows, 1);
+        load(op.query.x, op.query.inputs, op.query.rows, op.inputs);
+        load(op.query.y, op.query.targets, op.query.rows, 1);
+        wait();
+    }
+
+    // What a lane has of the first layer: a piece of four lower units, and of the warp's rows every third one.
+    struct FirstLayer {
+        const float* edges;
+        u32 unit;
+        float bias[4];
+        float factor[4];
+
+        __device__ FirstLayer(const float* edges, u32 first_bias) : edges(edges), unit(threadIdx.x % 32 % (WIDTH / 4) * 4) {
+            load_piece(bias, edges + first_bias + unit);
+            load_piece(factor, edges + unit);
+        }
+
+        __device__ void sum(float (&sum)[4], const float* x, u32 inputs) const {
+#pragma unroll
+            for (u32 k = 0; k < 4; ++k) sum[k] = bias[k] + x[0] * factor[k];
+#pragma unroll 1
+            for (u32 i = 1; i < inputs; ++i) {
+                float more[4];
+                load_piece(more, edges + i * WIDTH + unit);
+#pragma unroll
+                for (u32 k = 0; k < 4; ++k) sum[k] += x[i] * more[k];
+            }
+        }
+    };
+
+    // work(row), for each of the lane's.
+    template <class Work>
+    __device__ static void each_third(u32 pair, u32 end, Work work) {
+        u32 lane = threadIdx.x % 32;
+        if (lane >= WIDTH / 4 * 3) return;
+#pragma unroll 1
+        for (u32 r = pair * 2 + lane / (WIDTH / 4); r < end * 2; r += 3) work(r);
+    }
+
+    // The deltas of a step or of the query, and of the latter the loss.
+    __device__ void forward_and_back(const NarrowPass& pass, u32 s) {
+        float *edges = slot(s), *above = edges + op.upper_values, *deltas = edges + op.deltas;
+        u32 pair, end;
+        pairs(pass.rows, pair, end);
+        FirstLayer first(edges, first_bias());
+        each_third(pair, end, [&](u32 r) {
+            float value[4];
+            first.sum(value, room + pass.inputs + r * op.inputs, op.inputs);
+#pragma unroll
+            for (u32 k = 0; k < 4; ++k) value[k] = act(HIDDEN, value[k]);
+            store_piece(row(r) + LOWER + first.unit, value);
+        });
+        __syncwarp();
+        float bias[OWN_UPPER], out[OWN_UPPER], last_bias = edges[op.edges];
+        own.load(bias, edges + second_bias());
+        own.load(out, edges + top());
+        each_pair<OWN_UPPER>(pair, end,
+                        [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+                float low[OWN_LOWER];
+                own.load(low, row(pair * 2 + (own.up_row ^ k)) + LOWER);
+                weight.add_up(sums[k], low);
+            }
+        },
+                        [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
+            u32 r = pair * 2 + own.up_row;
+            float value[OWN_UPPER], delta[OWN_UPPER];
+            Lane::ends_up(sums);
+#pragma unroll
+            for (u32 i = 0; i < OWN_UPPER; ++i) value[i] = act(HIDDEN, sums[0][i] + bias[i]);
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < OWN_UPPER; ++i) sum += value[i] * out[i];
+            float p = Lane::over_rows(sum) + last_bias, y = room[pass.targets + r];
+            float slope = r < pass.rows ? loss_slope(MSE, pass.scale, p, y) : 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < OWN_UPPER; ++i) delta[i] = slope * out[i] * act_derivative(HIDDEN, value[i]);
+            if (threadIdx.x % 32 < 2) {
+                deltas[r] = slope;
+                ends()[r] = loss_term(MSE, p, y);
+            }
+            own.store_up(above + r * WIDTH, value);
+            own.store_up(row(r) + UPPER_DELTA, delta);
+        });
+        __syncwarp();
+        each_pair<OWN_LOWER>(pair, end,
+                          [&](u32 pair, float (&sums)[2][OWN_LOWER]) {
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+                float up[OWN_UPPER];
+                own.load(up, row(pair * 2 + (own.down_row ^ k)) + UPPER_DELTA);
+                weight.add_down(sums[k], up);
+            }
+        },
+                          [&](u32 pair, float (&sums)[2][OWN_LOWER]) { end_down(pair, sums); });
+    }
+
+    // What comes down to the lower units, before their activation.
+    __device__ void end_down(u32 pair, float (&sums)[2][OWN_LOWER]) const {
+        float* r = row(pair * 2 + own.down_row);
+        float value[OWN_UPPER], sum[OWN_UPPER];
+        own.load_down(value, r + LOWER);
+        Lane::ends_down(sums, sum);
+#pragma unroll
+        for (u32 i = 0; i < OWN_UPPER; ++i) sum[i] *= act_derivative(HIDDEN, value[i]);
+        own.store_down(r + LOWER_DELTA, sum);
+    }
+
+    // to += factor * the rows' upper numbers at `upper` times their lower ones at `lower`; a row that counts for nothing has zeros.
+    template <bool SCALED>
+    __device__ void add_rows(Middle& to, u32 rows, RowPart upper, RowPart lower, float factor) const {
+        const float* from = row(0);
+#pragma unroll 1
+        for (u32 r = 0; r < rows; r += 2, from += 2 * ROW) {
+            float up[2][OWN_UPPER], low[2][OWN_LOWER];
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+                own.load(up[k], from + k * ROW + upper);
+                own.load(low[k], from + k * ROW + lower);
+            }
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+#pragma unroll
+                for (u32 i = 0; SCALED && i < OWN_UPPER; ++i) up[k][i] *= factor;
+                to.add_outer(up[k], low[k]);
+            }
+        }
+    }
+
+    // Of several warps each makes a part of that, of two columns a lane.
+    __device__ void share_rows(u32 rows, RowPart upper, RowPart lower, bool more) const {
+        if (warp >= TEAM) return;
+        u32 first = own.lower(2 * warp), second = own.lower(2 * warp + 1);
+        float sums[OWN_UPPER][2] = {};
+        const float* from = row(0);
+#pragma unroll 2
+        for (u32 r = 0; r < rows; ++r, from += ROW) {
+            float up[OWN_UPPER], left = from[lower + first], right = from[lower + second];
+            own.load(up, from + upper);
+#pragma unroll
+            for (u32 i = 0; i < OWN_UPPER; ++i) {
+                sums[i][0] += up[i] * left;
+                sums[i][1] += up[i] * right;
+            }
+            if (!more) continue;
+            left = from[LOWER_MOVED + first];
+            right = from[LOWER_MOVED + second];
+            own.load(up, from + UPPER_DELTA);
+#pragma unroll
+            for (u32 i = 0; i < OWN_UPPER; ++i) {
+                sums[i][0] += up[i] * left;
+                sums[i][1] += up[i] * right;
+            }
+        }
+#pragma unroll
+        for (u32 i = 0; i < OWN_UPPER; ++i) {
+            float* to = room + op.shared + Middle::place(i * OWN_LOWER + 2 * warp);
+            *(float2*)to = float2{sums[i][0], sums[i][1]};
+        }
+    }
+
+    // put(edge, how many of four, their gradient, the layer), of the rows' upper numbers at `upper`, the output's at `ends`, and,
+    // where `MOVED`, of the upper cotangents times the output's deltas. The first lanes have the first layer's, the next ones the
+    // second's bias, the others the last layer's.
+    template <bool MOVED, class Put>
+    __device__ void edge_gradient(const NarrowPass& pass, const float* edges, RowPart upper, const float* ends, Put put) const {
+        if (warp != TASK_WARPS - 1) return;
+        u32 lane = threadIdx.x % 32, kind = lane / (WIDTH / 4), unit = lane % (WIDTH / 4) * 4;
+        const float *one = room + op.ends, *zero = one + 4, *rows = row(0) + unit;
+        const float *left = kind == 3 ? one : kind == 2 ? edges + op.upper_values + unit : rows + (kind == 0 ? LOWER_DELTA : upper);
+        const float* right = kind == 0 ? left : MOVED && kind == 2 ? rows + UPPER_MOVED : one;
+        const float* by_left = kind < 2 ? one : ends;
+        const float* by_right = kind == 0 ? room + pass.inputs : MOVED && kind == 2 ? edges + op.deltas : zero;
+        u32 left_step = kind == 3 ? 0 : kind == 2 ? WIDTH : ROW, right_step = kind == 0 || (MOVED && kind == 2) ? ROW : 0;
+        u32 by_left_step = kind < 2 ? 0 : 1, by_right_step = kind == 0 ? op.inputs : MOVED && kind == 2 ? 1 : 0;
+#pragma unroll 1
+        for (u32 n = 0; n < op.inputs; ++n) {
+            const float *a = left, *b = right, *x = by_left, *y = by_right + (kind == 0 ? n : 0);
+            float sum[4] = {}, more[4] = {};
+#pragma unroll 2
+            for (u32 r = 0; r < pass.rows; ++r) {
+                float p[4], q[4];
+                load_piece(p, a);
+                load_piece(q, b);
+#pragma unroll
+                for (u32 k = 0; k < 4; ++k) {
+                    sum[k] += *x * p[k];
+                    more[k] += *y * q[k];
+                }
+                a += left_step;
+                b += right_step;
+                x += by_left_step;
+                y += by_right_step;
+            }
+            if (kind == 0) put(n * WIDTH + unit, 4, more, 0);
+            if (n > 0) continue;
+            if (kind == 2) {
+#pragma unroll
+                for (u32 k = 0; k < 4; ++k) sum[k] += more[k];
+            }
+            if (lane < 31) put(first_bias() + kind * WIDTH + (kind < 3 ? unit : 0), kind < 3 ? 4 : 1, sum, min(kind, 2));
+        }
+    }
+
+    // The cotangent of the parameters before step `s`, from that of those after it.
+    __device__ void reverse(u32 s) {
+        const NarrowPass& pass = op.support;
+        float *edges = slot(s), *above = edges + op.upper_values, *deltas = edges + op.deltas, *cotangent = room + op.cotangent;
+        float rates[3] = {-rate(s, 0), -rate(s, 1), -rate(s, 2)};
+        u32 pair, end;
+        pairs(pass.rows, pair, end);
+        {
+            FirstLayer first(edges, first_bias()), turned(cotangent, first_bias());
+            float out[4];
+            load_piece(out, edges + top() + first.unit);
+            each_third(pair, end, [&](u32 r) {
+                const float* x = room + pass.inputs + r * op.inputs;
+                float value[4], moved[4], delta[4], up[4], slope = deltas[r];
+                load_piece(up, above + r * WIDTH + first.unit);
+                first.sum(value, x, op.inputs);
+                turned.sum(moved, x, op.inputs);
+#pragma unroll
+                for (u32 k = 0; k < 4; ++k) {
+                    value[k] = act(HIDDEN, value[k]);
+                    moved[k] *= rates[0] * act_derivative(HIDDEN, value[k]);
+                    delta[k] = slope * out[k] * act_derivative(HIDDEN, up[k]);
+                }
+                float* to = row(r) + first.unit;
+                store_piece(to + LOWER, value);
+                store_piece(to + LOWER_MOVED, moved);
+                store_piece(to + UPPER_DELTA, delta);
+            });
+        }
+        __syncwarp();
+        if (TEAM > 1) {
+            weight.load(room + op.shared + (s + 1) * WIDTH * WIDTH);
+        } else {
+            add_rows<true>(weight, pass.rows, UPPER_DELTA, LOWER, -rates[1]);
+        }
+        float bias[OWN_UPPER], out[OWN_UPPER], turned[OWN_UPPER], last_bias = rates[2] * cotangent[op.edges];
+        own.load(bias, cotangent + second_bias());
+        own.load(out, edges + top());
+        own.load(turned, cotangent + top());
+#pragma unroll
+        for (u32 i = 0; i < OWN_UPPER; ++i) turned[i] *= rates[2];
+        each_pair<OWN_UPPER>(pair, end,
+                        [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+                const float* r = row(pair * 2 + (own.up_row ^ k));
+                float low[OWN_LOWER];
+                own.load(low, r + LOWER);
+                other.add_up(sums[k], low);
+#pragma unroll
+                for (u32 i = 0; i < OWN_UPPER; ++i) sums[k][i] *= rates[1];
+                own.load(low, r + LOWER_MOVED);
+                weight.add_up(sums[k], low);
+            }
+        },
+                        [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
+            u32 r = pair * 2 + own.up_row;
+            float value[OWN_UPPER], moved[OWN_UPPER], z[OWN_UPPER], slope = deltas[r], sum = 0.0f;
+            own.load(value, above + r * WIDTH);
+            Lane::ends_up(sums);
+#pragma unroll
+            for (u32 i = 0; i < OWN_UPPER; ++i) moved[i] = act_derivative(HIDDEN, value[i]) * (sums[0][i] + rates[1] * bias[i]);
+#pragma unroll
+            for (u32 i = 0; i < OWN_UPPER; ++i) sum += value[i] * turned[i] + moved[i] * out[i];
+            float g = Lane::over_rows(sum) + last_bias;
+            float second = r < pass.rows ? loss_second(MSE, pass.scale, 0.0f) * g : 0.0f;
+#pragma unroll
+            for (u32 i = 0; i < OWN_UPPER; ++i) {
+                z[i] = (second * out[i] + slope * turned[i]) * act_derivative(HIDDEN, value[i]);
+            }
+            if (threadIdx.x % 32 < 2) ends()[r] = second;
+            own.store_up(row(r) + UPPER_MOVED, moved);
+            own.store_up(row(r) + UPPER_BENT, z);
+        });
+        __syncwarp();
+        each_pair<OWN_LOWER>(pair, end,
+                          [&](u32 pair, float (&sums)[2][OWN_LOWER]) {
+#pragma unroll
+            for (u32 k = 0; k < 2; ++k) {
+                const float* r = row(pair * 2 + (own.down_row ^ k));
+                float up[OWN_UPPER];
+                own.load(up, r + UPPER_BENT);
+                weight.add_down(sums[k], up);
+                own.load(up, r + UPPER_DELTA);
+#pragma unroll
+                for (u32 i = 0; i < OWN_UPPER; ++i) up[i] *= rates[1];
+                other.add_down(sums[k], up);
+            }
+        },
+                          [&](u32 pair, float (&sums)[2][OWN_LOWER]) { end_down(pair, sums); });
+        wait();
+        edge_gradient<true>(pass, edges, UPPER_BENT, ends(), [&](u32 at, u32 count, const float (&g)[4], u32) {
+#pragma unroll
+            for (u32 k = 0; k < 4; ++k) {
+                if (k < count) cotangent[at + k] += g[k];
+            }
+        });
+        if (TEAM > 1) {
+            share_rows(pass.rows, UPPER_BENT, LOWER, true);
+            wait();
+            other.add(room + op.shared);
+        } else {
+            add_rows<false>(other, pass.rows, UPPER_BENT, LOWER, 0.0f);
+            add_rows<false>(other, pass.rows, UPPER_DELTA, LOWER_MOVED, 0.0f);
+            wait();
+        }
+    }
+
+    __device__ void run() {
+        begin();
+#pragma unroll 1
+        for (u32 s = 0; s <= op.steps; ++s) {
+            bool query = s == op.steps;
+            const NarrowPass pass = query ? op.query : op.support;
+            forward_and_back(pass, s);
+            if (TEAM > 1 && !query && op.exact) weight.store(room + op.shared + (s + 1) * WIDTH * WIDTH, warp, TASK_WARPS);
+            wait();
+            float *edges = slot(s), *to = query ? room + op.cotangent : slot(s + 1);
+            edge_gradient<false>(pass, edges, UPPER_DELTA, edges + op.deltas,
+                                 [&](u32 at, u32 count, const float (&g)[4], u32 layer) {
+                float factor = query ? 0.0f : rate(s, layer);
+#pragma unroll
+                for (u32 k = 0; k < 4; ++k) {
+                    if (k < count) to[at + k] = query ? g[k] : edges[at + k] - factor * g[k];
+                }
+            });
+            if (TEAM > 1) {
+                share_rows(pass.rows, UPPER_DELTA, LOWER, false);
+                wait();
+                other.load(room + op.shared);
+            } else {
+                other.clear();
+                add_rows<false>(other, pass.rows, UPPER_DELTA, LOWER, 0.0f);
+                wait();
+            }
+            if (!query) weight.add(-rate(s, 1), other);
+        }
+        if (op.task_loss != NOWHERE && warp == 0) {
+            double sum = 0.0;
+            for (u32 i = threadIdx.x % 32; i < op.query.rows; i += 32) sum += ends()[i];
+            sum = warp_sum(sum);
+            if (threadIdx.x % 32 == 0) arena[op.task_loss + task] = (float)(sum / op.query.rows);
+        }
+        wait();
+        if (op.exact) {
+#pragma unroll 1
+            for (u32 s = op.steps; s-- > 0;) reverse(s);
+        }
+        wait();
+        // The cotangent, as parameters lie, over everything else.
+        each_middle([&](u32 parameter, bool there, u32 i, u32 m) {
+            if (there && (i + m) % TASK_WARPS == warp) room[parameter] = other.at[i][m];
+        });
+        each_edge([&](u32 parameter, u32 edge) { room[parameter] = room[op.cotangent + edge]; });
+    }
+};
+
+// TASKS tasks a block, TEAM warps each; the sum of their gradients is row blockIdx.x of what the launcher has summed.
+template <u32 TEAM, u32 TASKS>
+__device__ inline void narrow(const Narrow& op, float* arena, float* room) {
+    constexpr u32 TASK_WARPS = NarrowTask<TEAM>::TASK_WARPS;
+    u32 warp = warp_number(), mine = warp / TASK_WARPS, first = blockIdx.x * TASKS, task = first + mine;
+    if (task < op.tasks) {
+        NarrowTask<TEAM> loop(op, arena, room + mine * op.length, task, warp % TASK_WARPS);
+        loop.run();
+    }
+    __syncthreads();
+    u32 tasks = min(TASKS, op.tasks - first);
+#pragma unroll 4
+    for (u32 i = threadIdx.x; i < op.count; i += TASKS * TASK_WARPS * 32) {
+        float sum = room[i];
+        for (u32 t = 1; t < tasks; ++t) sum += room[t * op.length + i];
+        arena[op.gradients + (u64)blockIdx.x * op.count + i] = sum;
+    }
+}
+
+// Where there are many tasks, and where there are few.
+constexpr u32 FEW_TEAM = 5;
+constexpr u32 MANY_TASKS = 2;
+
+KERNEL_OF(narrow_many, Narrow, MANY_TASKS * 32, 4) {
+    SHARED_NUMBERS(room, MANY_TASKS * op.length);
+    narrow<1, MANY_TASKS>(op, arena, room);
+}
+
+KERNEL_OF(narrow_few, Narrow, (FEW_TEAM + 1) * 32, 1) {
+    SHARED_NUMBERS(room, op.length);
+    narrow<FEW_TEAM, 1>(op, arena, room);
+}
