@@ -7,9 +7,9 @@
 // one; only gradients are of all rows. What a pair's sums become waits until those of the next one are on their way, so that the
 // one's latencies hide behind the other's products.
 //
-// On the way back a lone warp has the weight before a step from that after it and what the step took off: the step's gradient is
-// made once more, which is exact but for the rounding of that sum, and less work than it would be to go without the room that
-// the weights of all steps take. Several warps a task, of which there are few, have that room.
+// On the way back several warps find the weight of every step kept. For a lone warp it is the weight after the step and what the
+// step took off: the step's gradient is made once more, which is exact but for the rounding of that sum, and leaves room for more
+// tasks at once.
 
 #include "loss.cuh"
 #include "narrow.cuh"
@@ -52,6 +52,12 @@ struct NarrowTask {
         }
     }
 
+    // One of two arguments; left to itself the compiler would choose between their addresses.
+    __device__ static u32 either(bool first, u32 one, u32 other) {
+        u32 a = held(one), b = held(other);
+        return first ? a : b;
+    }
+
     // The warp's pairs.
     __device__ void pairs(u32 rows, u32& pair, u32& end) const {
         u32 pairs = (rows + 1) / 2, share = (pairs + TEAM - 1) / TEAM;
@@ -59,9 +65,18 @@ struct NarrowTask {
         end = min(pair + share, pairs);
     }
 
-    // finish(pair, sums), each after make(the next pair, sums).
+    // finish(pair, sums), after make(pair, sums); of one warp, which has several pairs, after that of the next one too.
     template <u32 COUNT, class Make, class Finish>
     __device__ static void each_pair(u32 pair, u32 end, Make make, Finish finish) {
+        if (TEAM > 1) {
+#pragma unroll 1
+            for (; pair < end; ++pair) {
+                float sums[2][COUNT] = {};
+                make(pair, sums);
+                finish(pair, sums);
+            }
+            return;
+        }
         if (pair >= end) return;
         float sums[2][COUNT] = {};
         make(pair, sums);
@@ -86,50 +101,47 @@ struct NarrowTask {
         }
     }
 
-    // work(the parameter's number, the edge's), for every edge that there is.
+    // work(the parameter's number, whether there is such a one, the edge's number), for every edge.
     template <class Work>
     __device__ void each_edge(Work work) const {
         u32 begin = op.lower * op.inputs, middle = begin + op.lower, end = middle + op.upper * op.lower;
-#pragma unroll 4
+#pragma unroll 2
         for (u32 e = warp * 32 + threadIdx.x % 32; e <= op.edges; e += TASK_WARPS * 32) {
             u32 row = e / WIDTH, unit = e % WIDTH;
-            if (e >= op.edges) {
-                work(end + 2 * op.upper, e);
-            } else if (row <= op.inputs) {
-                if (unit < op.lower) work(row < op.inputs ? unit * op.inputs + row : begin + unit, e);
-            } else if (unit < op.upper) {
-                work(end + (row == op.inputs + 1 ? 0 : op.upper) + unit, e);
-            }
+            bool low = row <= op.inputs, last = e == op.edges;
+            u32 up = end + (row == op.inputs + 1 ? 0 : op.upper) + unit, down = row < op.inputs ? unit * op.inputs + row : begin + unit;
+            work(last ? end + 2 * op.upper : low ? down : up, last || unit < (low ? op.lower : op.upper), e);
         }
     }
 
-    // work(the parameter's number, whether there is such a one, the number in registers), for those of the middle weight.
-    template <class Work>
-    __device__ void each_middle(Work work) const {
-        u32 begin = op.lower * op.inputs + op.lower;
+    // work(where the parameter lies, whether there is such a one, the number in registers), for those of the middle weight, of
+    // parameters that begin at `from`.
+    template <class Number, class Work>
+    __device__ void each_middle(Number* from, Work work) const {
+        from += op.lower * op.inputs + op.lower;
 #pragma unroll
         for (u32 i = 0; i < OWN_UPPER; ++i) {
+            u32 up = own.upper(i);
 #pragma unroll
-            for (u32 m = 0; m < OWN_LOWER; ++m) {
-                u32 up = own.upper(i), low = own.lower(m);
-                work(begin + up * op.lower + low, up < op.upper && low < op.lower, i, m);
+            for (u32 p = 0; p < 4; ++p) {
+                Number* piece = from + (up * op.lower + own.across[p]);
+#pragma unroll
+                for (u32 k = 0; k < (p < 2 ? 4 : 1); ++k) {
+                    work(piece + k, up < op.upper && own.across[p] + k < op.lower, i, p < 2 ? 4 * p + k : 6 + p);
+                }
             }
         }
     }
 
     __device__ void begin() {
-        each_middle([&](u32 parameter, bool there, u32 i, u32 m) {
-            weight.at[i][m] = there ? arena[op.parameters + parameter] : 0.0f;
+        each_middle(arena + op.parameters, [&](const float* parameter, bool there, u32 i, u32 m) {
+            weight.at[i][m] = there ? *parameter : 0.0f;
         });
-        float* edges = slot(0);
-        // No slot has anything else where there is no unit.
-        for (u32 s = 0; s <= op.steps; ++s) {
-            for (u32 i = warp * 32 + threadIdx.x % 32; i < op.edges; i += TASK_WARPS * 32) slot(s)[i] = 0.0f;
-        }
+        each_edge([&](u32 parameter, bool there, u32 edge) {
+            room[edge] = there ? arena[op.parameters + parameter] : 0.0f;
+        });
         if (warp == 0 && threadIdx.x % 32 < 8) room[op.ends + threadIdx.x % 32] = threadIdx.x % 32 < 4 ? 1.0f : 0.0f;
         for (u32 i = threadIdx.x % 32; i < op.steps * 3; i += 32) room[op.rate + i] = arena[op.rates + i];
-        wait();
-        each_edge([&](u32 parameter, u32 edge) { edges[edge] = arena[op.parameters + parameter]; });
         load(op.support.x, op.support.inputs, op.support.rows, op.inputs);
         load(op.support.y, op.support.targets, op.support.rows, 1);
         load(op.query.x, op.query.inputs, op.query.rows, op.inputs);
@@ -182,7 +194,7 @@ struct NarrowTask {
             first.sum(value, room + pass.inputs + r * op.inputs, op.inputs);
 #pragma unroll
             for (u32 k = 0; k < 4; ++k) value[k] = act(HIDDEN, value[k]);
-            store_piece(row(r) + LOWER + first.unit, value);
+            put_piece(row(r) + LOWER + first.unit, value);
         });
         __syncwarp();
         float bias[OWN_UPPER], out[OWN_UPPER], last_bias = edges[op.edges];
@@ -193,7 +205,7 @@ struct NarrowTask {
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
                 float low[OWN_LOWER];
-                own.load(low, row(pair * 2 + (own.up_row ^ k)) + LOWER);
+                own.load(low, row(pair * 2) + own.up[k] + LOWER);
                 weight.add_up(sums[k], low);
             }
         },
@@ -210,12 +222,12 @@ struct NarrowTask {
             float slope = r < pass.rows ? loss_slope(MSE, pass.scale, p, y) : 0.0f;
 #pragma unroll
             for (u32 i = 0; i < OWN_UPPER; ++i) delta[i] = slope * out[i] * act_derivative(HIDDEN, value[i]);
-            if (threadIdx.x % 32 < 2) {
+            if (own.tells) {
                 deltas[r] = slope;
                 ends()[r] = loss_term(MSE, p, y);
             }
-            own.store_up(above + r * WIDTH, value);
-            own.store_up(row(r) + UPPER_DELTA, delta);
+            own.store(above + r * WIDTH, value);
+            own.store(row(pair * 2) + own.up[0] + UPPER_DELTA, delta);
         });
         __syncwarp();
         each_pair<OWN_LOWER>(pair, end,
@@ -223,7 +235,7 @@ struct NarrowTask {
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
                 float up[OWN_UPPER];
-                own.load(up, row(pair * 2 + (own.down_row ^ k)) + UPPER_DELTA);
+                own.load(up, row(pair * 2) + own.back[k] + UPPER_DELTA);
                 weight.add_down(sums[k], up);
             }
         },
@@ -232,13 +244,13 @@ struct NarrowTask {
 
     // What comes down to the lower units, before their activation.
     __device__ void end_down(u32 pair, float (&sums)[2][OWN_LOWER]) const {
-        float* r = row(pair * 2 + own.down_row);
+        float* rows = row(pair * 2) + own.back[0];
         float value[OWN_UPPER], sum[OWN_UPPER];
-        own.load_down(value, r + LOWER);
+        own.load_back(value, rows + LOWER);
         Lane::ends_down(sums, sum);
 #pragma unroll
         for (u32 i = 0; i < OWN_UPPER; ++i) sum[i] *= act_derivative(HIDDEN, value[i]);
-        own.store_down(r + LOWER_DELTA, sum);
+        own.store_back(rows + LOWER_DELTA, sum);
     }
 
     // to += factor * the rows' upper numbers at `upper` times their lower ones at `lower`; a row that counts for nothing has zeros.
@@ -268,7 +280,7 @@ struct NarrowTask {
         u32 first = own.lower(2 * warp), second = own.lower(2 * warp + 1);
         float sums[OWN_UPPER][2] = {};
         const float* from = row(0);
-#pragma unroll 2
+#pragma unroll 4
         for (u32 r = 0; r < rows; ++r, from += ROW) {
             float up[OWN_UPPER], left = from[lower + first], right = from[lower + second];
             own.load(up, from + upper);
@@ -312,7 +324,7 @@ struct NarrowTask {
         for (u32 n = 0; n < op.inputs; ++n) {
             const float *a = left, *b = right, *x = by_left, *y = by_right + (kind == 0 ? n : 0);
             float sum[4] = {}, more[4] = {};
-#pragma unroll 2
+#pragma unroll 4
             for (u32 r = 0; r < pass.rows; ++r) {
                 float p[4], q[4];
                 load_piece(p, a);
@@ -361,14 +373,14 @@ struct NarrowTask {
                     delta[k] = slope * out[k] * act_derivative(HIDDEN, up[k]);
                 }
                 float* to = row(r) + first.unit;
-                store_piece(to + LOWER, value);
-                store_piece(to + LOWER_MOVED, moved);
-                store_piece(to + UPPER_DELTA, delta);
+                put_piece(to + LOWER, value);
+                put_piece(to + LOWER_MOVED, moved);
+                put_piece(to + UPPER_DELTA, delta);
             });
         }
         __syncwarp();
         if (TEAM > 1) {
-            weight.load(room + op.shared + (s + 1) * WIDTH * WIDTH);
+            weight.load(room + op.kept + s * WIDTH * WIDTH);
         } else {
             add_rows<true>(weight, pass.rows, UPPER_DELTA, LOWER, -rates[1]);
         }
@@ -382,13 +394,12 @@ struct NarrowTask {
                         [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
-                const float* r = row(pair * 2 + (own.up_row ^ k));
                 float low[OWN_LOWER];
-                own.load(low, r + LOWER);
+                own.load(low, row(pair * 2) + own.up[k] + LOWER);
                 other.add_up(sums[k], low);
 #pragma unroll
                 for (u32 i = 0; i < OWN_UPPER; ++i) sums[k][i] *= rates[1];
-                own.load(low, r + LOWER_MOVED);
+                own.load(low, row(pair * 2) + own.up[k] + LOWER_MOVED);
                 weight.add_up(sums[k], low);
             }
         },
@@ -407,20 +418,19 @@ struct NarrowTask {
             for (u32 i = 0; i < OWN_UPPER; ++i) {
                 z[i] = (second * out[i] + slope * turned[i]) * act_derivative(HIDDEN, value[i]);
             }
-            if (threadIdx.x % 32 < 2) ends()[r] = second;
-            own.store_up(row(r) + UPPER_MOVED, moved);
-            own.store_up(row(r) + UPPER_BENT, z);
+            if (own.tells) ends()[r] = second;
+            own.store(row(pair * 2) + own.up[0] + UPPER_MOVED, moved);
+            own.store(row(pair * 2) + own.up[0] + UPPER_BENT, z);
         });
         __syncwarp();
         each_pair<OWN_LOWER>(pair, end,
                           [&](u32 pair, float (&sums)[2][OWN_LOWER]) {
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
-                const float* r = row(pair * 2 + (own.down_row ^ k));
                 float up[OWN_UPPER];
-                own.load(up, r + UPPER_BENT);
+                own.load(up, row(pair * 2) + own.back[k] + UPPER_BENT);
                 weight.add_down(sums[k], up);
-                own.load(up, r + UPPER_DELTA);
+                own.load(up, row(pair * 2) + own.back[k] + UPPER_DELTA);
 #pragma unroll
                 for (u32 i = 0; i < OWN_UPPER; ++i) up[i] *= rates[1];
                 other.add_down(sums[k], up);
@@ -450,9 +460,11 @@ struct NarrowTask {
 #pragma unroll 1
         for (u32 s = 0; s <= op.steps; ++s) {
             bool query = s == op.steps;
-            const NarrowPass pass = query ? op.query : op.support;
+            NarrowPass pass = {0, 0, either(query, op.query.inputs, op.support.inputs),
+                               either(query, op.query.targets, op.support.targets),
+                               either(query, op.query.rows, op.support.rows), query ? op.query.scale : op.support.scale};
             forward_and_back(pass, s);
-            if (TEAM > 1 && !query && op.exact) weight.store(room + op.shared + (s + 1) * WIDTH * WIDTH, warp, TASK_WARPS);
+            if (TEAM > 1 && !query && op.exact) weight.store(room + op.kept + s * WIDTH * WIDTH, warp, TASK_WARPS);
             wait();
             float *edges = slot(s), *to = query ? room + op.cotangent : slot(s + 1);
             edge_gradient<false>(pass, edges, UPPER_DELTA, edges + op.deltas,
@@ -487,10 +499,12 @@ struct NarrowTask {
         }
         wait();
         // The cotangent, as parameters lie, over everything else.
-        each_middle([&](u32 parameter, bool there, u32 i, u32 m) {
-            if (there && (i + m) % TASK_WARPS == warp) room[parameter] = other.at[i][m];
+        each_middle(room, [&](float* parameter, bool there, u32 i, u32 m) {
+            if (there && (i + m) % TASK_WARPS == warp) *parameter = other.at[i][m];
         });
-        each_edge([&](u32 parameter, u32 edge) { room[parameter] = room[op.cotangent + edge]; });
+        each_edge([&](u32 parameter, bool there, u32 edge) {
+            if (there) room[parameter] = room[op.cotangent + edge];
+        });
     }
 };
 
@@ -515,9 +529,9 @@ __device__ inline void narrow(const Narrow& op, float* arena, float* room) {
 
 // Where there are many tasks, and where there are few.
 constexpr u32 FEW_TEAM = 5;
-constexpr u32 MANY_TASKS = 2;
+constexpr u32 MANY_TASKS = 4;
 
-KERNEL_OF(narrow_many, Narrow, MANY_TASKS * 32, 4) {
+KERNEL_OF(narrow_many, Narrow, MANY_TASKS * 32, 3) {
     SHARED_NUMBERS(room, MANY_TASKS * op.length);
     narrow<1, MANY_TASKS>(op, arena, room);
 }

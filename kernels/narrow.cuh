@@ -1,8 +1,7 @@
 // What the loop of a narrow network is told (see narrow.cu), and how a warp holds its middle weight.
 #pragma once
 
-#include "activation.cuh"
-#include "pieces.cuh"
+#include "resident.cuh"
 
 // Units of a hidden layer at most; what is fewer is filled up with zeros.
 constexpr u32 WIDTH = 40;
@@ -41,7 +40,7 @@ struct Narrow {
     NarrowPass query;
     // The task's own: a slot for each step and the query, in it the edges (all parameters but the middle weight), the upper values
     // and the output's deltas; rows; rates; the cotangent of the edges; what the ends are; with several warps a gradient of the middle
-    // weight that they share, and that weight in every step.
+    // weight that they share; that weight in every step.
     u32 slot;
     u32 upper_values;
     u32 deltas;
@@ -50,6 +49,7 @@ struct Narrow {
     u32 cotangent;
     u32 ends;
     u32 shared;
+    u32 kept;
     u32 length;
     // Numbers of the edges before the output's bias.
     u32 edges;
@@ -61,7 +61,6 @@ struct Narrow {
     // Parameters.
     u32 count;
     u32 exact;
-    u32 unused;
 };
 static_assert(sizeof(Narrow) == 168, "mirrored in Rust");
 
@@ -79,95 +78,114 @@ __device__ inline u32 warp_number() {
 #endif
 }
 
+// The number, which the compiler is not to work out anew wherever it is needed.
+__device__ inline u32 held(u32 number) {
+#ifndef INNERLOOP_EMULATE
+    asm volatile("" : "+r"(number));
+#endif
+    return number;
+}
+
 __device__ inline float from_lane(float value, u32 distance) { return __shfl_xor_sync(~0u, value, distance); }
 
 // Which numbers those are. Sums are handed from lane to lane by halves, each keeping what its partner gives away: so that this
-// takes no choices, neighbours have their rows of a pair, and their pieces of a row, the other way round.
+// takes no choices, neighbours have their rows of a pair, and their pieces of a row, the other way round. Of the lane's number, bits
+// 1 and 2 are of the lower units, the others of the upper ones: shared memory reads pieces at half the cost where two neighbours
+// want the same.
 struct Lane {
-    u32 up_row;
-    u32 down_row;
+    // Where its pieces of a row begin.
     u32 across[4];
     u32 down[2];
+    // The pair's row that it ends up with on the way up. Where the two rows begin, first that one, and on the way down.
+    u32 up_row;
+    u32 up[2];
+    u32 back[2];
+    // Two lanes end up with the same numbers, of which each stores a part. And whether it is the one that stores its row's number.
     bool first_up;
     bool first_down;
+    bool tells;
 
     __device__ Lane() {
-        u32 lane = threadIdx.x % 32, column = lane % 4, row = lane / 4, swap = row / 2 % 2;
-        up_row = column % 2;
-        down_row = row % 2;
-        across[0] = 16 * swap + 4 * column;
-        across[1] = 16 * (1 - swap) + 4 * column;
-        across[2] = 32 + 2 * column + swap;
-        across[3] = 32 + 2 * column + 1 - swap;
-        down[0] = 4 * row;
-        down[1] = 32 + row;
+        u32 lane = threadIdx.x % 32, column = column_of(lane), row = lane / 8 * 2 + lane % 2, swap = swap_of(lane);
+        up_row = held(column % 2);
+        across[0] = held(16 * swap + 4 * column);
+        across[1] = held(16 * (1 - swap) + 4 * column);
+        across[2] = held(32 + 2 * column + swap);
+        across[3] = held(32 + 2 * column + 1 - swap);
+        down[0] = held(4 * row);
+        down[1] = held(32 + row);
+#pragma unroll
+        for (u32 k = 0; k < 2; ++k) {
+            up[k] = held((up_row ^ k) * ROW);
+            back[k] = held((row % 2 ^ k) * ROW);
+        }
         first_up = column < 2;
         first_down = row < 4;
+        tells = row == 0 && first_up;
     }
 
+    __device__ static u32 column_of(u32 lane) { return lane / 2 % 4; }
+    __device__ static u32 swap_of(u32 lane) { return lane / 8 % 2; }
+
+    // Its columns of the middle weight, and its rows.
     __device__ static u32 lower(u32 m) {
-        u32 column = threadIdx.x % 4, swap = threadIdx.x / 8 % 2;
+        u32 column = column_of(threadIdx.x), swap = swap_of(threadIdx.x);
         return m < 8 ? 16 * (m / 4 ^ swap) + 4 * column + m % 4 : 32 + 2 * column + (m % 2 ^ swap);
     }
     __device__ u32 upper(u32 i) const { return i < 4 ? down[0] + i : down[1]; }
 
-    __device__ void load(float (&to)[OWN_LOWER], const float* row) const {
-        float piece[4];
-        load_piece(piece, row + across[0]);
+    __device__ static void load(float (&to)[OWN_LOWER], const float* from, const u32 (&at)[4]) {
+        float piece[4], other[4];
+        load_piece(piece, from + at[0]);
+        load_piece(other, from + at[1]);
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) to[i] = piece[i];
-        load_piece(piece, row + across[1]);
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) to[4 + i] = piece[i];
-        to[8] = row[across[2]];
-        to[9] = row[across[3]];
+        for (u32 i = 0; i < 4; ++i) {
+            to[i] = piece[i];
+            to[4 + i] = other[i];
+        }
+        to[8] = from[at[2]];
+        to[9] = from[at[3]];
     }
 
-    __device__ void load(float (&to)[OWN_UPPER], const float* row) const {
+    // A piece, and one number.
+    __device__ static void load(float (&to)[OWN_UPPER], const float* from, u32 piece_at, u32 at) {
         float piece[4];
-        load_piece(piece, row + down[0]);
+        load_piece(piece, from + piece_at);
 #pragma unroll
         for (u32 i = 0; i < 4; ++i) to[i] = piece[i];
-        to[4] = row[down[1]];
+        to[4] = from[at];
     }
 
-    // What `ends_up` leaves; two lanes have the same numbers, of which each stores a part.
-    __device__ void store_up(float* row, const float (&from)[OWN_UPPER]) const {
-        if (first_up) {
-            *(float4*)(row + down[0]) = float4{from[0], from[1], from[2], from[3]};
+    // One of the two.
+    __device__ static void store(float* to, u32 piece_at, u32 at, const float (&from)[OWN_UPPER], bool first) {
+        if (first) {
+            put_piece(to + piece_at, {from[0], from[1], from[2], from[3]});
         } else {
-            row[down[1]] = from[4];
+            to[at] = from[4];
         }
     }
 
-    // What `ends_down` leaves: of a row the lane's pieces 0 and 2.
-    __device__ void load_down(float (&to)[OWN_UPPER], const float* row) const {
-        float piece[4];
-        load_piece(piece, row + across[0]);
-#pragma unroll
-        for (u32 i = 0; i < 4; ++i) to[i] = piece[i];
-        to[4] = row[across[2]];
-    }
-    __device__ void store_down(float* row, const float (&from)[OWN_UPPER]) const {
-        if (first_down) {
-            *(float4*)(row + across[0]) = float4{from[0], from[1], from[2], from[3]};
-        } else {
-            row[across[2]] = from[4];
-        }
+    // Its numbers of a row: of lower units, of upper ones; and those of lower ones that it ends up with on the way down.
+    __device__ void load(float (&to)[OWN_LOWER], const float* row) const { load(to, row, across); }
+    __device__ void load(float (&to)[OWN_UPPER], const float* row) const { load(to, row, down[0], down[1]); }
+    __device__ void store(float* row, const float (&from)[OWN_UPPER]) const { store(row, down[0], down[1], from, first_up); }
+    __device__ void load_back(float (&to)[OWN_UPPER], const float* row) const { load(to, row, across[0], across[2]); }
+    __device__ void store_back(float* row, const float (&from)[OWN_UPPER]) const {
+        store(row, across[0], across[2], from, first_down);
     }
 
     // The sums of a pair over the lower units, all of them: of row `up_row`.
     __device__ static void ends_up(float (&sums)[2][OWN_UPPER]) {
 #pragma unroll
-        for (u32 i = 0; i < OWN_UPPER; ++i) sums[0][i] += from_lane(sums[1][i], 1);
+        for (u32 i = 0; i < OWN_UPPER; ++i) sums[0][i] += from_lane(sums[1][i], 2);
 #pragma unroll
-        for (u32 i = 0; i < OWN_UPPER; ++i) sums[0][i] += from_lane(sums[0][i], 2);
+        for (u32 i = 0; i < OWN_UPPER; ++i) sums[0][i] += from_lane(sums[0][i], 4);
     }
 
-    // Those over the upper units: of row `down_row`.
+    // Those over the upper units.
     __device__ static void ends_down(float (&sums)[2][OWN_LOWER], float (&to)[OWN_UPPER]) {
 #pragma unroll
-        for (u32 m = 0; m < OWN_LOWER; ++m) sums[0][m] += from_lane(sums[1][m], 4);
+        for (u32 m = 0; m < OWN_LOWER; ++m) sums[0][m] += from_lane(sums[1][m], 1);
 #pragma unroll
         for (u32 i = 0; i < OWN_UPPER; ++i) {
             u32 mine = i < 4 ? i : 8, given = i < 4 ? 4 + i : 9;
@@ -179,7 +197,7 @@ struct Lane {
 
     // The sum over the upper units of what lanes have of one row.
     __device__ static float over_rows(float sum) {
-        sum += from_lane(sum, 4);
+        sum += from_lane(sum, 1);
         sum += from_lane(sum, 8);
         return sum + from_lane(sum, 16);
     }
@@ -263,7 +281,7 @@ struct Middle {
             }
             if (p % warps != warp) continue;
             if (p < MIDDLE_PIECES) {
-                store_piece(to + place(4 * p), piece);
+                put_piece(to + place(4 * p), piece);
             } else {
                 *(float2*)(to + place(4 * p)) = float2{piece[0], piece[1]};
             }

@@ -218,7 +218,6 @@ pub(super) const THREADS: u32 = 128;
 #[cfg(feature = "cuda")]
 pub(super) fn threads_of(kernel: Kernel) -> u32 {
     match kernel {
-        Kernel::NarrowMany => 64,
         Kernel::NarrowFew => 192,
         Kernel::Resident => 256,
         Kernel::SumTallRows => 1024,

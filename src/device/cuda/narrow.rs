@@ -14,9 +14,9 @@ const ROW: usize = 6 * WIDTH;
 const ROWS: usize = 16;
 const INPUTS: usize = 8;
 /// Tasks a block where there are many, as in `kernels/narrow.cu`.
-const MANY_TASKS: usize = 2;
-/// Tasks that are few: all of their blocks are there at once, two a multiprocessor.
-const FEW: usize = 2 * MULTIPROCESSORS;
+const MANY_TASKS: usize = 4;
+/// Tasks that are few: each has a multiprocessor for itself.
+const FEW: usize = MULTIPROCESSORS;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -46,6 +46,7 @@ struct Narrow {
     cotangent: u32,
     ends: u32,
     shared: u32,
+    kept: u32,
     length: u32,
     edges: u32,
     tasks: u32,
@@ -55,7 +56,6 @@ struct Narrow {
     upper: u32,
     count: u32,
     exact: u32,
-    unused: u32,
 }
 
 super::arguments! {
@@ -84,8 +84,8 @@ fn fits(op: &Resident<'_, f32>) -> bool {
         && op.trace.is_none()
 }
 
-/// The call, with room for the weights of all steps or without.
-fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2], keeps: bool) -> Narrow {
+/// The call, for several warps a task or for one.
+fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2], several: bool) -> Narrow {
     let &[inputs, lower, upper, _] = op.mlp.widths() else { unreachable!("three layers") };
     let rows = op.shots.max(op.queries).next_multiple_of(2);
     let mut len = 0;
@@ -112,12 +112,8 @@ fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2], keeps: bool)
     let rate = take(3 * op.steps);
     let cotangent = take(edges + 1);
     let ends = take(8 + rows);
-    let kept = match (keeps, op.is_exact()) {
-        (true, true) => op.steps + 1,
-        (true, false) => 1,
-        (false, _) => 0,
-    };
-    let shared = take(kept * WIDTH * WIDTH);
+    let mut middle = |wanted: bool, count: usize| take(if wanted { count * WIDTH * WIDTH } else { 0 });
+    let (shared, kept) = (middle(several, 1), middle(several && op.is_exact(), op.steps));
     Narrow {
         parameters: wide(op.parameters.offset),
         rates: wide(op.rates.offset),
@@ -133,6 +129,7 @@ fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2], keeps: bool)
         cotangent,
         ends,
         shared,
+        kept,
         length: narrow(len),
         edges: narrow(edges),
         tasks: narrow(op.tasks),
@@ -142,20 +139,17 @@ fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2], keeps: bool)
         upper: narrow(upper),
         count: narrow(gradient.len()),
         exact: op.is_exact().into(),
-        unused: 0,
     }
 }
 
 /// Carries the operation out, whose regions have been checked, if that is for these kernels; says whether it was.
 pub(super) fn narrow_loop<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &Resident<'_, f32>) -> bool {
     let Some([to, gradients]) = op.gradient.filter(|_| fits(op)) else { return false };
-    let few = op.tasks <= FEW;
-    let launches = [(few, Kernel::NarrowFew, 1), (true, Kernel::NarrowMany, MANY_TASKS)];
-    for (_, kernel, tasks) in launches.into_iter().filter(|(wanted, ..)| *wanted) {
+    for (kernel, tasks, most) in [(Kernel::NarrowFew, 1, FEW), (Kernel::NarrowMany, MANY_TASKS, usize::MAX)] {
         let call = call(op, [to, gradients], kernel == Kernel::NarrowFew);
         let bytes = tasks * call.length as usize * size_of::<f32>();
-        // The gradient is put together where the rest was.
-        if bytes > device.driver.shared_bytes() || call.count > call.cotangent {
+        // The gradient is put together before its edges, over what else there was.
+        if op.tasks > most || bytes > device.driver.shared_bytes() || call.count > call.cotangent {
             continue;
         }
         let blocks = op.tasks.div_ceil(tasks);
