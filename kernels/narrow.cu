@@ -7,12 +7,12 @@
 // one; only gradients are of all rows. What a pair's sums become waits until those of the next one are on their way, so that the
 // one's latencies hide behind the other's products.
 //
-// On the way back several warps find the weight of every step kept. For a lone warp it is the weight after the step and what the
-// step took off: the step's gradient is made once more, which is exact but for the rounding of that sum, and leaves room for more
-// tasks at once.
+// On the way back several warps find the weight of every step kept, and a lone one loads the first step's again. For the other
+// steps it makes it of the weight after the step and of what the step took off: the step's gradient is made once more, which is
+// exact but for the rounding of that sum, and leaves room for more tasks at once.
 
 #include "loss.cuh"
-#include "narrow.cuh"
+#include "narrow_edges.cuh"
 
 // The hidden activation.
 constexpr u32 HIDDEN = RELU;
@@ -43,6 +43,9 @@ struct NarrowTask {
     // The output's second deltas, or the terms of the loss; a piece each of ones and of zeros lies before.
     __device__ float* ends() const { return room + op.ends + 8; }
     __device__ float rate(u32 step, u32 layer) const { return room[op.rate + step * 3 + layer]; }
+
+    // The thread's number in its task.
+    __device__ u32 thread() const { return warp * 32 + threadIdx.x % 32; }
 
     __device__ static void wait() {
         if (TEAM == 1) {
@@ -96,48 +99,21 @@ struct NarrowTask {
 
     __device__ void load(u64 from, u32 to, u32 rows, u32 width) const {
         u32 count = rows * width, padded = (rows + 1) / 2 * 2 * width;
-        for (u32 i = warp * 32 + threadIdx.x % 32; i < padded; i += TASK_WARPS * 32) {
+        for (u32 i = thread(); i < padded; i += TASK_WARPS * 32) {
             room[to + i] = i < count ? arena[from + (u64)task * count + i] : 0.0f;
         }
     }
 
-    // work(the parameter's number, whether there is such a one, the edge's number), for every edge.
-    template <class Work>
-    __device__ void each_edge(Work work) const {
-        u32 begin = op.lower * op.inputs, middle = begin + op.lower, end = middle + op.upper * op.lower;
-#pragma unroll 2
-        for (u32 e = warp * 32 + threadIdx.x % 32; e <= op.edges; e += TASK_WARPS * 32) {
-            u32 row = e / WIDTH, unit = e % WIDTH;
-            bool low = row <= op.inputs, last = e == op.edges;
-            u32 up = end + (row == op.inputs + 1 ? 0 : op.upper) + unit, down = row < op.inputs ? unit * op.inputs + row : begin + unit;
-            work(last ? end + 2 * op.upper : low ? down : up, last || unit < (low ? op.lower : op.upper), e);
-        }
-    }
-
-    // work(where the parameter lies, whether there is such a one, the number in registers), for those of the middle weight, of
-    // parameters that begin at `from`.
-    template <class Number, class Work>
-    __device__ void each_middle(Number* from, Work work) const {
-        from += op.lower * op.inputs + op.lower;
-#pragma unroll
-        for (u32 i = 0; i < OWN_UPPER; ++i) {
-            u32 up = own.upper(i);
-#pragma unroll
-            for (u32 p = 0; p < 4; ++p) {
-                Number* piece = from + (up * op.lower + own.across[p]);
-#pragma unroll
-                for (u32 k = 0; k < (p < 2 ? 4 : 1); ++k) {
-                    work(piece + k, up < op.upper && own.across[p] + k < op.lower, i, p < 2 ? 4 * p + k : 6 + p);
-                }
-            }
-        }
+    // That before the first step.
+    __device__ void load_weight() {
+        each_middle(op, own, arena + op.parameters, [&](const float* parameter, bool there, u32 i, u32 m) {
+            weight.at[i][m] = there ? *parameter : 0.0f;
+        });
     }
 
     __device__ void begin() {
-        each_middle(arena + op.parameters, [&](const float* parameter, bool there, u32 i, u32 m) {
-            weight.at[i][m] = there ? *parameter : 0.0f;
-        });
-        each_edge([&](u32 parameter, bool there, u32 edge) {
+        load_weight();
+        each_edge<TASK_WARPS * 32>(op, thread(), [&](u32 parameter, bool there, u32 edge) {
             room[edge] = there ? arena[op.parameters + parameter] : 0.0f;
         });
         if (warp == 0 && threadIdx.x % 32 < 8) room[op.ends + threadIdx.x % 32] = threadIdx.x % 32 < 4 ? 1.0f : 0.0f;
@@ -147,40 +123,6 @@ struct NarrowTask {
         load(op.query.x, op.query.inputs, op.query.rows, op.inputs);
         load(op.query.y, op.query.targets, op.query.rows, 1);
         wait();
-    }
-
-    // What a lane has of the first layer: a piece of four lower units, and of the warp's rows every third one.
-    struct FirstLayer {
-        const float* edges;
-        u32 unit;
-        float bias[4];
-        float factor[4];
-
-        __device__ FirstLayer(const float* edges, u32 first_bias) : edges(edges), unit(threadIdx.x % 32 % (WIDTH / 4) * 4) {
-            load_piece(bias, edges + first_bias + unit);
-            load_piece(factor, edges + unit);
-        }
-
-        __device__ void sum(float (&sum)[4], const float* x, u32 inputs) const {
-#pragma unroll
-            for (u32 k = 0; k < 4; ++k) sum[k] = bias[k] + x[0] * factor[k];
-#pragma unroll 1
-            for (u32 i = 1; i < inputs; ++i) {
-                float more[4];
-                load_piece(more, edges + i * WIDTH + unit);
-#pragma unroll
-                for (u32 k = 0; k < 4; ++k) sum[k] += x[i] * more[k];
-            }
-        }
-    };
-
-    // work(row), for each of the lane's.
-    template <class Work>
-    __device__ static void each_third(u32 pair, u32 end, Work work) {
-        u32 lane = threadIdx.x % 32;
-        if (lane >= WIDTH / 4 * 3) return;
-#pragma unroll 1
-        for (u32 r = pair * 2 + lane / (WIDTH / 4); r < end * 2; r += 3) work(r);
     }
 
     // The deltas of a step or of the query, and of the latter the loss.
@@ -253,102 +195,6 @@ struct NarrowTask {
         own.store_back(rows + LOWER_DELTA, sum);
     }
 
-    // to += factor * the rows' upper numbers at `upper` times their lower ones at `lower`; a row that counts for nothing has zeros.
-    template <bool SCALED>
-    __device__ void add_rows(Middle& to, u32 rows, RowPart upper, RowPart lower, float factor) const {
-        const float* from = row(0);
-#pragma unroll 1
-        for (u32 r = 0; r < rows; r += 2, from += 2 * ROW) {
-            float up[2][OWN_UPPER], low[2][OWN_LOWER];
-#pragma unroll
-            for (u32 k = 0; k < 2; ++k) {
-                own.load(up[k], from + k * ROW + upper);
-                own.load(low[k], from + k * ROW + lower);
-            }
-#pragma unroll
-            for (u32 k = 0; k < 2; ++k) {
-#pragma unroll
-                for (u32 i = 0; SCALED && i < OWN_UPPER; ++i) up[k][i] *= factor;
-                to.add_outer(up[k], low[k]);
-            }
-        }
-    }
-
-    // Of several warps each makes a part of that, of two columns a lane.
-    __device__ void share_rows(u32 rows, RowPart upper, RowPart lower, bool more) const {
-        if (warp >= TEAM) return;
-        u32 first = own.lower(2 * warp), second = own.lower(2 * warp + 1);
-        float sums[OWN_UPPER][2] = {};
-        const float* from = row(0);
-#pragma unroll 4
-        for (u32 r = 0; r < rows; ++r, from += ROW) {
-            float up[OWN_UPPER], left = from[lower + first], right = from[lower + second];
-            own.load(up, from + upper);
-#pragma unroll
-            for (u32 i = 0; i < OWN_UPPER; ++i) {
-                sums[i][0] += up[i] * left;
-                sums[i][1] += up[i] * right;
-            }
-            if (!more) continue;
-            left = from[LOWER_MOVED + first];
-            right = from[LOWER_MOVED + second];
-            own.load(up, from + UPPER_DELTA);
-#pragma unroll
-            for (u32 i = 0; i < OWN_UPPER; ++i) {
-                sums[i][0] += up[i] * left;
-                sums[i][1] += up[i] * right;
-            }
-        }
-#pragma unroll
-        for (u32 i = 0; i < OWN_UPPER; ++i) {
-            float* to = room + op.shared + Middle::place(i * OWN_LOWER + 2 * warp);
-            *(float2*)to = float2{sums[i][0], sums[i][1]};
-        }
-    }
-
-    // put(edge, how many of four, their gradient, the layer), of the rows' upper numbers at `upper`, the output's at `ends`, and,
-    // where `MOVED`, of the upper cotangents times the output's deltas. The first lanes have the first layer's, the next ones the
-    // second's bias, the others the last layer's.
-    template <bool MOVED, class Put>
-    __device__ void edge_gradient(const NarrowPass& pass, const float* edges, RowPart upper, const float* ends, Put put) const {
-        if (warp != TASK_WARPS - 1) return;
-        u32 lane = threadIdx.x % 32, kind = lane / (WIDTH / 4), unit = lane % (WIDTH / 4) * 4;
-        const float *one = room + op.ends, *zero = one + 4, *rows = row(0) + unit;
-        const float *left = kind == 3 ? one : kind == 2 ? edges + op.upper_values + unit : rows + (kind == 0 ? LOWER_DELTA : upper);
-        const float* right = kind == 0 ? left : MOVED && kind == 2 ? rows + UPPER_MOVED : one;
-        const float* by_left = kind < 2 ? one : ends;
-        const float* by_right = kind == 0 ? room + pass.inputs : MOVED && kind == 2 ? edges + op.deltas : zero;
-        u32 left_step = kind == 3 ? 0 : kind == 2 ? WIDTH : ROW, right_step = kind == 0 || (MOVED && kind == 2) ? ROW : 0;
-        u32 by_left_step = kind < 2 ? 0 : 1, by_right_step = kind == 0 ? op.inputs : MOVED && kind == 2 ? 1 : 0;
-#pragma unroll 1
-        for (u32 n = 0; n < op.inputs; ++n) {
-            const float *a = left, *b = right, *x = by_left, *y = by_right + (kind == 0 ? n : 0);
-            float sum[4] = {}, more[4] = {};
-#pragma unroll 4
-            for (u32 r = 0; r < pass.rows; ++r) {
-                float p[4], q[4];
-                load_piece(p, a);
-                load_piece(q, b);
-#pragma unroll
-                for (u32 k = 0; k < 4; ++k) {
-                    sum[k] += *x * p[k];
-                    more[k] += *y * q[k];
-                }
-                a += left_step;
-                b += right_step;
-                x += by_left_step;
-                y += by_right_step;
-            }
-            if (kind == 0) put(n * WIDTH + unit, 4, more, 0);
-            if (n > 0) continue;
-            if (kind == 2) {
-#pragma unroll
-                for (u32 k = 0; k < 4; ++k) sum[k] += more[k];
-            }
-            if (lane < 31) put(first_bias() + kind * WIDTH + (kind < 3 ? unit : 0), kind < 3 ? 4 : 1, sum, min(kind, 2));
-        }
-    }
-
     // The cotangent of the parameters before step `s`, from that of those after it.
     __device__ void reverse(u32 s) {
         const NarrowPass& pass = op.support;
@@ -381,8 +227,10 @@ struct NarrowTask {
         __syncwarp();
         if (TEAM > 1) {
             weight.load(room + op.kept + s * WIDTH * WIDTH);
+        } else if (s == 0) {
+            load_weight();
         } else {
-            add_rows<true>(weight, pass.rows, UPPER_DELTA, LOWER, -rates[1]);
+            add_rows<true>(weight, own, row(0), pass.rows, UPPER_DELTA, LOWER, -rates[1]);
         }
         float bias[OWN_UPPER], out[OWN_UPPER], turned[OWN_UPPER], last_bias = rates[2] * cotangent[op.edges];
         own.load(bias, cotangent + second_bias());
@@ -438,19 +286,21 @@ struct NarrowTask {
         },
                           [&](u32 pair, float (&sums)[2][OWN_LOWER]) { end_down(pair, sums); });
         wait();
-        edge_gradient<true>(pass, edges, UPPER_BENT, ends(), [&](u32 at, u32 count, const float (&g)[4], u32) {
+        if (warp == TASK_WARPS - 1) {
+            edge_gradient<true>(op, room, pass, edges, UPPER_BENT, ends(), [&](u32 at, u32 count, const float (&g)[4], u32) {
 #pragma unroll
-            for (u32 k = 0; k < 4; ++k) {
-                if (k < count) cotangent[at + k] += g[k];
-            }
-        });
+                for (u32 k = 0; k < 4; ++k) {
+                    if (k < count) cotangent[at + k] += g[k];
+                }
+            });
+        }
         if (TEAM > 1) {
-            share_rows(pass.rows, UPPER_BENT, LOWER, true);
+            if (warp < TEAM) share_rows(room + op.shared, warp, own, row(0), pass.rows, UPPER_BENT, true);
             wait();
             other.add(room + op.shared);
         } else {
-            add_rows<false>(other, pass.rows, UPPER_BENT, LOWER, 0.0f);
-            add_rows<false>(other, pass.rows, UPPER_DELTA, LOWER_MOVED, 0.0f);
+            add_rows<false>(other, own, row(0), pass.rows, UPPER_BENT, LOWER, 0.0f);
+            add_rows<false>(other, own, row(0), pass.rows, UPPER_DELTA, LOWER_MOVED, 0.0f);
             wait();
         }
     }
@@ -467,21 +317,23 @@ struct NarrowTask {
             if (TEAM > 1 && !query && op.exact) weight.store(room + op.kept + s * WIDTH * WIDTH, warp, TASK_WARPS);
             wait();
             float *edges = slot(s), *to = query ? room + op.cotangent : slot(s + 1);
-            edge_gradient<false>(pass, edges, UPPER_DELTA, edges + op.deltas,
-                                 [&](u32 at, u32 count, const float (&g)[4], u32 layer) {
-                float factor = query ? 0.0f : rate(s, layer);
+            if (warp == TASK_WARPS - 1) {
+                edge_gradient<false>(op, room, pass, edges, UPPER_DELTA, edges + op.deltas,
+                                     [&](u32 at, u32 count, const float (&g)[4], u32 layer) {
+                    float factor = query ? 0.0f : rate(s, layer);
 #pragma unroll
-                for (u32 k = 0; k < 4; ++k) {
-                    if (k < count) to[at + k] = query ? g[k] : edges[at + k] - factor * g[k];
-                }
-            });
+                    for (u32 k = 0; k < 4; ++k) {
+                        if (k < count) to[at + k] = query ? g[k] : edges[at + k] - factor * g[k];
+                    }
+                });
+            }
             if (TEAM > 1) {
-                share_rows(pass.rows, UPPER_DELTA, LOWER, false);
+                if (warp < TEAM) share_rows(room + op.shared, warp, own, row(0), pass.rows, UPPER_DELTA, false);
                 wait();
                 other.load(room + op.shared);
             } else {
                 other.clear();
-                add_rows<false>(other, pass.rows, UPPER_DELTA, LOWER, 0.0f);
+                add_rows<false>(other, own, row(0), pass.rows, UPPER_DELTA, LOWER, 0.0f);
                 wait();
             }
             if (!query) weight.add(-rate(s, 1), other);
@@ -499,10 +351,10 @@ struct NarrowTask {
         }
         wait();
         // The cotangent, as parameters lie, over everything else.
-        each_middle(room, [&](float* parameter, bool there, u32 i, u32 m) {
+        each_middle(op, own, room, [&](float* parameter, bool there, u32 i, u32 m) {
             if (there && (i + m) % TASK_WARPS == warp) *parameter = other.at[i][m];
         });
-        each_edge([&](u32 parameter, bool there, u32 edge) {
+        each_edge<TASK_WARPS * 32>(op, thread(), [&](u32 parameter, bool there, u32 edge) {
             if (there) room[parameter] = room[op.cotangent + edge];
         });
     }

@@ -288,3 +288,74 @@ struct Middle {
         }
     }
 };
+
+// work(where the parameter lies, whether there is such a one, the number in registers), for those of the middle weight, of
+// parameters that begin at `from`.
+template <class Number, class Work>
+__device__ inline void each_middle(const Narrow& op, const Lane& own, Number* from, Work work) {
+    from += op.lower * op.inputs + op.lower;
+#pragma unroll
+    for (u32 i = 0; i < OWN_UPPER; ++i) {
+        u32 up = own.upper(i);
+#pragma unroll
+        for (u32 p = 0; p < 4; ++p) {
+            Number* piece = from + (up * op.lower + own.across[p]);
+#pragma unroll
+            for (u32 k = 0; k < (p < 2 ? 4 : 1); ++k) {
+                work(piece + k, up < op.upper && own.across[p] + k < op.lower, i, p < 2 ? 4 * p + k : 6 + p);
+            }
+        }
+    }
+}
+
+// to += factor * the rows' upper numbers at `upper` times their lower ones at `lower`; a row that counts for nothing has zeros.
+template <bool SCALED>
+__device__ inline void add_rows(Middle& to, const Lane& own, const float* from, u32 rows, RowPart upper, RowPart lower,
+                                float factor) {
+#pragma unroll 1
+    for (u32 r = 0; r < rows; r += 2, from += 2 * ROW) {
+        float up[2][OWN_UPPER], low[2][OWN_LOWER];
+#pragma unroll
+        for (u32 k = 0; k < 2; ++k) {
+            own.load(up[k], from + k * ROW + upper);
+            own.load(low[k], from + k * ROW + lower);
+        }
+#pragma unroll
+        for (u32 k = 0; k < 2; ++k) {
+#pragma unroll
+            for (u32 i = 0; SCALED && i < OWN_UPPER; ++i) up[k][i] *= factor;
+            to.add_outer(up[k], low[k]);
+        }
+    }
+}
+
+// Of several warps each makes a part of the sum, of two columns a lane: of the rows' upper numbers times the lower values, and of `more`
+// the upper deltas times the lower cotangents.
+__device__ inline void share_rows(float* shared, u32 warp, const Lane& own, const float* from, u32 rows, RowPart upper, bool more) {
+    u32 first = own.lower(2 * warp), second = own.lower(2 * warp + 1);
+    float sums[OWN_UPPER][2] = {};
+#pragma unroll 4
+    for (u32 r = 0; r < rows; ++r, from += ROW) {
+        float up[OWN_UPPER], left = from[LOWER + first], right = from[LOWER + second];
+        own.load(up, from + upper);
+#pragma unroll
+        for (u32 i = 0; i < OWN_UPPER; ++i) {
+            sums[i][0] += up[i] * left;
+            sums[i][1] += up[i] * right;
+        }
+        if (!more) continue;
+        left = from[LOWER_MOVED + first];
+        right = from[LOWER_MOVED + second];
+        own.load(up, from + UPPER_DELTA);
+#pragma unroll
+        for (u32 i = 0; i < OWN_UPPER; ++i) {
+            sums[i][0] += up[i] * left;
+            sums[i][1] += up[i] * right;
+        }
+    }
+#pragma unroll
+    for (u32 i = 0; i < OWN_UPPER; ++i) {
+        float* to = shared + Middle::place(i * OWN_LOWER + 2 * warp);
+        *(float2*)to = float2{sums[i][0], sums[i][1]};
+    }
+}

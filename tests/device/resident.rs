@@ -1,6 +1,6 @@
 //! Whole inner loops as one operation.
 
-use innerloop::device::{Device, Region, Resident, ResidentGradient};
+use innerloop::device::{Device, Resident, ResidentGradient};
 use innerloop::model::{Activation, Mlp};
 use innerloop::objective::Loss;
 
@@ -49,8 +49,7 @@ pub fn resident<D: Device<f32>>(make: Make<'_, D>) {
         let rates = scene.between(1, steps * mlp.layers(), 0.02, 0.1);
         let mut rows = |rows: usize| [scene.random(tasks * rows, inputs), scene.between(tasks * rows, 1, 0.01, 1.0)];
         let (support, query) = (rows(shots), rows(queries));
-        let room = Region { rows: tasks, width: count, ..scene.scratch(tasks * count) };
-        let gradient = Some([scene.written(1, count), room]);
+        let gradient = Some([scene.written(1, count), scene.worked_in(tasks, count)]);
         let task_loss = Some(scene.written(1, tasks));
         compare!(scene, make, format!("case {case}"), |device, arena, T| {
             let operation = Resident {
