@@ -143,7 +143,7 @@ struct NarrowTask {
         own.load(bias, edges + second_bias());
         own.load(out, edges + top());
         each_pair<OWN_UPPER>(pair, end,
-                        [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
+                             [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
                 float low[OWN_LOWER];
@@ -151,7 +151,7 @@ struct NarrowTask {
                 weight.add_up(sums[k], low);
             }
         },
-                        [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
+                             [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
             u32 r = pair * 2 + own.up_row;
             float value[OWN_UPPER], delta[OWN_UPPER];
             Lane::ends_up(sums);
@@ -173,7 +173,7 @@ struct NarrowTask {
         });
         __syncwarp();
         each_pair<OWN_LOWER>(pair, end,
-                          [&](u32 pair, float (&sums)[2][OWN_LOWER]) {
+                             [&](u32 pair, float (&sums)[2][OWN_LOWER]) {
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
                 float up[OWN_UPPER];
@@ -181,7 +181,7 @@ struct NarrowTask {
                 weight.add_down(sums[k], up);
             }
         },
-                          [&](u32 pair, float (&sums)[2][OWN_LOWER]) { end_down(pair, sums); });
+                             [&](u32 pair, float (&sums)[2][OWN_LOWER]) { end_down(pair, sums); });
     }
 
     // What comes down to the lower units, before their activation.
@@ -239,7 +239,7 @@ struct NarrowTask {
 #pragma unroll
         for (u32 i = 0; i < OWN_UPPER; ++i) turned[i] *= rates[2];
         each_pair<OWN_UPPER>(pair, end,
-                        [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
+                             [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
                 float low[OWN_LOWER];
@@ -251,7 +251,7 @@ struct NarrowTask {
                 weight.add_up(sums[k], low);
             }
         },
-                        [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
+                             [&](u32 pair, float (&sums)[2][OWN_UPPER]) {
             u32 r = pair * 2 + own.up_row;
             float value[OWN_UPPER], moved[OWN_UPPER], z[OWN_UPPER], slope = deltas[r], sum = 0.0f;
             own.load(value, above + r * WIDTH);
@@ -272,7 +272,7 @@ struct NarrowTask {
         });
         __syncwarp();
         each_pair<OWN_LOWER>(pair, end,
-                          [&](u32 pair, float (&sums)[2][OWN_LOWER]) {
+                             [&](u32 pair, float (&sums)[2][OWN_LOWER]) {
 #pragma unroll
             for (u32 k = 0; k < 2; ++k) {
                 float up[OWN_UPPER];
@@ -284,7 +284,7 @@ struct NarrowTask {
                 other.add_down(sums[k], up);
             }
         },
-                          [&](u32 pair, float (&sums)[2][OWN_LOWER]) { end_down(pair, sums); });
+                             [&](u32 pair, float (&sums)[2][OWN_LOWER]) { end_down(pair, sums); });
         wait();
         if (warp == TASK_WARPS - 1) {
             edge_gradient<true>(op, room, pass, edges, UPPER_BENT, ends(), [&](u32 at, u32 count, const float (&g)[4], u32) {

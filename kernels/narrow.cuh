@@ -6,8 +6,8 @@
 // Units of a hidden layer at most; what is fewer is filled up with zeros.
 constexpr u32 WIDTH = 40;
 
-// Where a row has what belongs to its units: the lower values, the cotangent of theirs (see reverse), their deltas or second deltas,
-// and of the upper units the cotangent, the deltas and the second deltas. Rows lie so that those of a pair meet in no bank.
+// Where a row has what belongs to its units: the lower values, their cotangent, their deltas or second deltas; and of the upper
+// units the cotangent, the deltas and the second deltas. Rows lie so that those of a pair meet in no bank.
 enum RowPart : u32 {
     LOWER,
     LOWER_MOVED = WIDTH,
@@ -38,9 +38,9 @@ struct Narrow {
     u64 gradients;
     NarrowPass support;
     NarrowPass query;
-    // The task's own: a slot for each step and the query, in it the edges (all parameters but the middle weight), the upper values
-    // and the output's deltas; rows; rates; the cotangent of the edges; what the ends are; with several warps a gradient of the middle
-    // weight that they share; that weight in every step.
+    // The task's own: a slot for each step and the query, in it the edges (all parameters but the middle weight), the upper
+    // values and the output's deltas; rows; rates; the cotangent of the edges; the ends, a number a row; with several warps
+    // a gradient of the middle weight that they share, and that weight in every step.
     u32 slot;
     u32 upper_values;
     u32 deltas;
@@ -89,9 +89,9 @@ __device__ inline u32 held(u32 number) {
 __device__ inline float from_lane(float value, u32 distance) { return __shfl_xor_sync(~0u, value, distance); }
 
 // Which numbers those are. Sums are handed from lane to lane by halves, each keeping what its partner gives away: so that this
-// takes no choices, neighbours have their rows of a pair, and their pieces of a row, the other way round. Of the lane's number, bits
-// 1 and 2 are of the lower units, the others of the upper ones: shared memory reads pieces at half the cost where two neighbours
-// want the same.
+// takes no choices, neighbours have their rows of a pair, and their pieces of a row, the other way round. Of the lane's number,
+// bits 1 and 2 are of the lower units, the others of the upper ones: shared memory reads pieces at half the cost where two
+// neighbours want the same.
 struct Lane {
     // Where its pieces of a row begin.
     u32 across[4];
@@ -100,7 +100,7 @@ struct Lane {
     u32 up_row;
     u32 up[2];
     u32 back[2];
-    // Two lanes end up with the same numbers, of which each stores a part. And whether it is the one that stores its row's number.
+    // Two lanes end up with the same numbers, of which each stores a part. And whether it stores its row's number.
     bool first_up;
     bool first_down;
     bool tells;
@@ -329,9 +329,10 @@ __device__ inline void add_rows(Middle& to, const Lane& own, const float* from, 
     }
 }
 
-// Of several warps each makes a part of the sum, of two columns a lane: of the rows' upper numbers times the lower values, and of `more`
-// the upper deltas times the lower cotangents.
-__device__ inline void share_rows(float* shared, u32 warp, const Lane& own, const float* from, u32 rows, RowPart upper, bool more) {
+// Of several warps each makes a part of the sum, of two columns a lane: of the rows' upper numbers times the lower values, and of
+// `more` the upper deltas times the lower cotangents.
+__device__ inline void share_rows(float* shared, u32 warp, const Lane& own, const float* from, u32 rows, RowPart upper,
+                                  bool more) {
     u32 first = own.lower(2 * warp), second = own.lower(2 * warp + 1);
     float sums[OWN_UPPER][2] = {};
 #pragma unroll 4

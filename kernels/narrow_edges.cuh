@@ -1,6 +1,6 @@
-// Of a narrow network (see narrow.cu) what is not the weight between its hidden layers: the first layer, and the gradient of the
-// edges, which are all other parameters. In a task's memory they lie as rows of WIDTH: for each input its weights, the first bias,
-// the second one, the last weight, and behind them the last bias.
+// Of a narrow network (see narrow.cu) what is not the weight between its hidden layers: the first layer, and the gradient of
+// the edges, which are all other parameters. In a task's memory they lie as rows of WIDTH: for each input its weights, the first
+// bias, the second one, the last weight, and behind them the last bias.
 #pragma once
 
 #include "narrow.cuh"
@@ -13,7 +13,8 @@ __device__ inline void each_edge(const Narrow& op, u32 first, Work work) {
     for (u32 e = first; e <= op.edges; e += THREADS_OF_TASK) {
         u32 row = e / WIDTH, unit = e % WIDTH;
         bool low = row <= op.inputs, last = e == op.edges;
-        u32 up = end + (row == op.inputs + 1 ? 0 : op.upper) + unit, down = row < op.inputs ? unit * op.inputs + row : begin + unit;
+        u32 up = end + (row == op.inputs + 1 ? 0 : op.upper) + unit;
+        u32 down = row < op.inputs ? unit * op.inputs + row : begin + unit;
         work(last ? end + 2 * op.upper : low ? down : up, last || unit < (low ? op.lower : op.upper), e);
     }
 }
