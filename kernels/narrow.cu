@@ -12,6 +12,7 @@
 // exact but for the rounding of that sum, and leaves room for more tasks at once.
 
 #include "loss.cuh"
+#include "mma.cuh"
 #include "narrow_edges.cuh"
 
 // The hidden activation.
@@ -97,11 +98,16 @@ struct NarrowTask {
         finish(pair, sums);
     }
 
-    __device__ void load(u64 from, u32 to, u32 rows, u32 width) const {
-        u32 count = rows * width, padded = (rows + 1) / 2 * 2 * width;
+    // Copies numbers to the task's memory, and zeros up to `padded`; they arrive later.
+    __device__ void load(u64 from, u32 to, u32 count, u32 padded) const {
+#pragma unroll 1
         for (u32 i = thread(); i < padded; i += TASK_WARPS * 32) {
-            room[to + i] = i < count ? arena[from + (u64)task * count + i] : 0.0f;
+            copy_async<1>(room + to + i, arena + from + (i < count ? i : 0), i < count);
         }
+    }
+    __device__ void load_rows(u64 from, u32 to, u32 rows, u32 width) const {
+        u32 count = rows * width;
+        load(from + (u64)task * count, to, count, (rows + 1) / 2 * 2 * width);
     }
 
     // That before the first step.
@@ -112,16 +118,18 @@ struct NarrowTask {
     }
 
     __device__ void begin() {
-        load_weight();
         each_edge<TASK_WARPS * 32>(op, thread(), [&](u32 parameter, bool there, u32 edge) {
-            room[edge] = there ? arena[op.parameters + parameter] : 0.0f;
+            copy_async<1>(room + edge, arena + op.parameters + (there ? parameter : 0), there);
         });
+        load(op.rates, op.rate, op.steps * 3, op.steps * 3);
+        load_rows(op.support.x, op.support.inputs, op.support.rows, op.inputs);
+        load_rows(op.support.y, op.support.targets, op.support.rows, 1);
+        load_rows(op.query.x, op.query.inputs, op.query.rows, op.inputs);
+        load_rows(op.query.y, op.query.targets, op.query.rows, 1);
+        end_copies();
+        load_weight();
         if (warp == 0 && threadIdx.x % 32 < 8) room[op.ends + threadIdx.x % 32] = threadIdx.x % 32 < 4 ? 1.0f : 0.0f;
-        for (u32 i = threadIdx.x % 32; i < op.steps * 3; i += 32) room[op.rate + i] = arena[op.rates + i];
-        load(op.support.x, op.support.inputs, op.support.rows, op.inputs);
-        load(op.support.y, op.support.targets, op.support.rows, 1);
-        load(op.query.x, op.query.inputs, op.query.rows, op.inputs);
-        load(op.query.y, op.query.targets, op.query.rows, 1);
+        await_copies<0>();
         wait();
     }
 
@@ -340,6 +348,7 @@ struct NarrowTask {
         }
         if (op.task_loss != NOWHERE && warp == 0) {
             double sum = 0.0;
+#pragma unroll 1
             for (u32 i = threadIdx.x % 32; i < op.query.rows; i += 32) sum += ends()[i];
             sum = warp_sum(sum);
             if (threadIdx.x % 32 == 0) arena[op.task_loss + task] = (float)(sum / op.query.rows);
@@ -350,13 +359,8 @@ struct NarrowTask {
             for (u32 s = op.steps; s-- > 0;) reverse(s);
         }
         wait();
-        // The cotangent, as parameters lie, over everything else.
-        each_middle(op, own, room, [&](float* parameter, bool there, u32 i, u32 m) {
-            if (there && (i + m) % TASK_WARPS == warp) *parameter = other.at[i][m];
-        });
-        each_edge<TASK_WARPS * 32>(op, thread(), [&](u32 parameter, bool there, u32 edge) {
-            if (there) room[parameter] = room[op.cotangent + edge];
-        });
+        // Over what else there was; that of the edges lies beyond.
+        other.store(room, warp, TASK_WARPS);
     }
 };
 
@@ -371,12 +375,19 @@ __device__ inline void narrow(const Narrow& op, float* arena, float* room) {
     }
     __syncthreads();
     u32 tasks = min(TASKS, op.tasks - first);
-#pragma unroll 4
-    for (u32 i = threadIdx.x; i < op.count; i += TASKS * TASK_WARPS * 32) {
-        float sum = room[i];
-        for (u32 t = 1; t < tasks; ++t) sum += room[t * op.length + i];
-        arena[op.gradients + (u64)blockIdx.x * op.count + i] = sum;
-    }
+    float* to = arena + op.gradients + (u64)blockIdx.x * op.count;
+    each_edge<TASKS * TASK_WARPS * 32>(op, threadIdx.x, [&](u32 parameter, bool there, u32 edge) {
+        float sum = room[op.cotangent + edge];
+#pragma unroll 1
+        for (u32 t = 1; t < tasks; ++t) sum += room[t * op.length + op.cotangent + edge];
+        if (there) to[parameter] = sum;
+    });
+    Lane own;
+    to += op.lower * op.inputs + op.lower;
+    Middle::each_total(room, op.length, tasks, warp, TASKS * TASK_WARPS, [&](u32 i, u32 m, float sum) {
+        u32 up = own.upper(i), low = own.lower(m);
+        if (up < op.upper && low < op.lower) to[up * op.lower + low] = sum;
+    });
 }
 
 // Where there are many tasks, and where there are few.

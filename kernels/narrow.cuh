@@ -263,6 +263,32 @@ struct Middle {
         take(OWN_UPPER - 1, OWN_LOWER - 2, last.x);
         take(OWN_UPPER - 1, OWN_LOWER - 1, last.y);
     }
+    // take(i, m, the sum over the tasks), of the warp's part of what tasks have stored `stride` numbers apart.
+    template <class Take>
+    __device__ static void each_total(const float* from, u32 stride, u32 tasks, u32 warp, u32 warps, Take take) {
+#pragma unroll
+        for (u32 p = 0; p <= MIDDLE_PIECES; ++p) {
+            if (p % warps != warp) continue;
+            float sum[4] = {};
+#pragma unroll 1
+            for (u32 t = 0; t < tasks; ++t) {
+                const float* at = from + t * stride + place(4 * p);
+                float piece[4] = {};
+                if (p < MIDDLE_PIECES) {
+                    load_piece(piece, at);
+                } else {
+                    piece[0] = at[0];
+                    piece[1] = at[1];
+                }
+#pragma unroll
+                for (u32 k = 0; k < 4; ++k) sum[k] += piece[k];
+            }
+#pragma unroll
+            for (u32 k = 0; k < (p < MIDDLE_PIECES ? 4 : 2); ++k) {
+                take((4 * p + k) / OWN_LOWER, (4 * p + k) % OWN_LOWER, sum[k]);
+            }
+        }
+    }
     __device__ void load(const float* from) {
         each(from, [&](u32 i, u32 m, float value) { at[i][m] = value; });
     }
@@ -291,15 +317,15 @@ struct Middle {
 
 // work(where the parameter lies, whether there is such a one, the number in registers), for those of the middle weight, of
 // parameters that begin at `from`.
-template <class Number, class Work>
-__device__ inline void each_middle(const Narrow& op, const Lane& own, Number* from, Work work) {
+template <class Work>
+__device__ inline void each_middle(const Narrow& op, const Lane& own, const float* from, Work work) {
     from += op.lower * op.inputs + op.lower;
 #pragma unroll
     for (u32 i = 0; i < OWN_UPPER; ++i) {
         u32 up = own.upper(i);
 #pragma unroll
         for (u32 p = 0; p < 4; ++p) {
-            Number* piece = from + (up * op.lower + own.across[p]);
+            const float* piece = from + (up * op.lower + own.across[p]);
 #pragma unroll
             for (u32 k = 0; k < (p < 2 ? 4 : 1); ++k) {
                 work(piece + k, up < op.upper && own.across[p] + k < op.lower, i, p < 2 ? 4 * p + k : 6 + p);

@@ -9,7 +9,7 @@
 template <u32 THREADS_OF_TASK, class Work>
 __device__ inline void each_edge(const Narrow& op, u32 first, Work work) {
     u32 begin = op.lower * op.inputs, middle = begin + op.lower, end = middle + op.upper * op.lower;
-#pragma unroll 2
+#pragma unroll 1
     for (u32 e = first; e <= op.edges; e += THREADS_OF_TASK) {
         u32 row = e / WIDTH, unit = e % WIDTH;
         bool low = row <= op.inputs, last = e == op.edges;
