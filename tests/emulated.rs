@@ -229,6 +229,7 @@ fn every_kernel_is_named() {
         Kernel::AdjointGate,
         Kernel::InnerUpdate,
         Kernel::SumTallRows,
+        Kernel::NarrowMany,
     ];
     // Nor are the problems large enough for large tiles of tensor cores.
     let large = |kernel: &Kernel| {

@@ -25,7 +25,59 @@ const CASES: &[Case<'_>] = &[
     (&[5, 12, 3], &[Sigmoid, Linear], Loss::BceWithLogits, Displacement, 0, [0.4, 0.2], false),
 ];
 
+/// Of networks with two narrow hidden layers: inputs and hidden widths; tasks, rows of both kinds, steps, and what the gradient
+/// is of.
+type NarrowCase = ([usize; 3], [usize; 4], ResidentGradient);
+
+const NARROW_CASES: &[NarrowCase] = &[
+    ([1, 40, 40], [3, 10, 10, 2], Exact),
+    ([2, 37, 21], [2, 5, 7, 3], Exact),
+    ([8, 3, 40], [1, 16, 1, 1], Exact),
+    ([1, 8, 9], [4, 3, 12, 0], Exact),
+    ([3, 40, 33], [2, 6, 6, 2], FirstOrder),
+    // More tasks than there are multiprocessors for.
+    ([1, 9, 6], [301, 3, 2, 1], Exact),
+    ([2, 40, 40], [266, 2, 5, 2], Exact),
+];
+
 pub fn resident<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, &([inputs, lower, upper], [tasks, shots, queries, steps], kind)) in (1600..).zip(NARROW_CASES) {
+        let mlp = &Mlp::new(&[inputs, lower, upper, 1], &[Relu, Relu, Linear]).unwrap();
+        let scene = &mut Scene::new(case);
+        let count = mlp.parameter_count();
+        let parameters = scene.between(1, count, -0.4, 0.4);
+        let rates = scene.between(1, steps * mlp.layers(), 0.02, 0.1);
+        let mut rows = |rows: usize| [scene.random(tasks * rows, inputs), scene.between(tasks * rows, 1, 0.01, 1.0)];
+        let (support, query) = (rows(shots), rows(queries));
+        let gradient = Some([scene.written(1, count), scene.worked_in(tasks, count)]);
+        let task_loss = Some(scene.written(1, tasks));
+        compare!(scene, make, format!("case {case}"), |device, arena, T| {
+            let operation = Resident {
+                mlp,
+                loss: Loss::Mse,
+                tasks,
+                shots,
+                queries,
+                steps,
+                first_moving: 0,
+                kind,
+                momentum: 0.0 as T,
+                decay: 0.0 as T,
+                parameters,
+                rates,
+                per_parameter: false,
+                support,
+                query,
+                scale: 0.5 as T,
+                task_loss,
+                gradient,
+                rate_gradient: None,
+                adapted: None,
+                trace: None,
+            };
+            device.resident(arena, &operation);
+        });
+    }
     let mut case = 1500;
     for &(widths, activations, loss, kind, first_moving, [momentum, decay], per_parameter) in CASES {
         let mlp = &Mlp::new(widths, activations).unwrap();

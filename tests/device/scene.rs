@@ -17,6 +17,8 @@ pub struct Scene {
     values: Vec<f32>,
     pub rng: ChaCha8Rng,
     writes: Vec<Region>,
+    /// What the operation may do as it likes with.
+    rooms: Vec<Region>,
     alignment: usize,
     precision: MatrixPrecision,
     /// What the operation rounds to that precision before it multiplies it.
@@ -33,6 +35,7 @@ impl Scene {
             values: Vec::new(),
             rng: ChaCha8Rng::seed_from_u64(seed),
             writes: Vec::new(),
+            rooms: Vec::new(),
             alignment: 1,
             precision: MatrixPrecision::F32,
             operands: Vec::new(),
@@ -117,6 +120,13 @@ impl Scene {
     pub fn also_written(&mut self, region: Region) -> &mut Self {
         self.writes.push(region);
         self
+    }
+
+    /// Room that the operation may leave anything in.
+    pub fn worked_in(&mut self, rows: usize, width: usize) -> Region {
+        let region = self.room(rows, width);
+        self.rooms.push(region);
+        region
     }
 
     /// Room whose content does not matter.
@@ -218,6 +228,9 @@ impl Scene {
             }
             let error = if norm > 0.0 { (difference / norm).sqrt() } else { difference.sqrt() };
             assert!(error <= tolerance || write.len() < fewest, "{what}: {write:?} is off by {error:e}");
+        }
+        for room in &self.rooms {
+            untouched[room.offset..room.offset + room.len()].fill(false);
         }
         for (i, _) in untouched.iter().enumerate().filter(|(_, untouched)| **untouched) {
             let (before, after) = (self.values[i], got[i]);

@@ -254,6 +254,7 @@ pub(super) const THREADS: u32 = 128;
 #[cfg(feature = "cuda")]
 pub(super) fn threads_of(kernel: Kernel) -> u32 {
     match kernel {
+        Kernel::NarrowFew => 192,
         Kernel::Resident => 256,
         Kernel::SumTallRows => 1024,
         _ => THREADS,
@@ -388,5 +389,7 @@ kernels! {
     PixelDelta pixel_delta emulate_pixel_delta,
     PixelCurvature pixel_curvature emulate_pixel_curvature,
     PixelLoss pixel_loss emulate_pixel_loss,
+    NarrowMany narrow_many emulate_narrow_many,
+    NarrowFew narrow_few emulate_narrow_few,
     Resident resident emulate_resident,
 }

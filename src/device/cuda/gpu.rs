@@ -128,14 +128,17 @@ impl GpuDriver {
             }
             loaded.functions.push(function);
         }
-        let whole = loaded.functions[Kernel::Resident as usize];
-        // What it declares itself counts too. As much as there is, of what caches share, so that two blocks are there at once.
-        for (attribute, value) in [
-            (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared - RESERVED),
-            (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
-        ] {
-            // SAFETY: a function of the module that was just loaded.
-            unsafe { result::function::set_function_attribute(whole, attribute, value) }.map_err(unloaded)?;
+        // What they declare themselves counts too. As much as there is, of what caches share, so that as many blocks as can be are
+        // there at once.
+        for kernel in [Kernel::Resident, Kernel::NarrowMany, Kernel::NarrowFew] {
+            for (attribute, value) in [
+                (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared - RESERVED),
+                (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),
+            ] {
+                let whole = loaded.functions[kernel as usize];
+                // SAFETY: a function of the module that was just loaded.
+                unsafe { result::function::set_function_attribute(whole, attribute, value) }.map_err(unloaded)?;
+            }
         }
         let stream = || context.new_stream().map_err(|e| refused("no stream", e, "a GPU that is free"));
         Ok(Self { stream: stream()?, copies: stream()?, module: Arc::new(loaded) })

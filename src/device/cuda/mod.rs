@@ -25,6 +25,7 @@ mod inner_update;
 mod linear;
 mod loss;
 mod low_rank;
+mod narrow;
 mod normalise;
 mod optimizer;
 mod outer_product;

@@ -4,6 +4,7 @@ use bytemuck::Zeroable;
 
 use super::driver::{Driver, Kernel};
 use super::loss::loss_code;
+use super::narrow::narrow_loop;
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, wide};
 use crate::device::resident::{Pass, Places, padded};
 use crate::device::{Region, Resident as Operation, ResidentGradient};
@@ -142,6 +143,9 @@ super::arguments! {
 pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &Operation<'_, f32>) {
     let (reads, writes) = op.access();
     arena.check(&reads, &writes);
+    if narrow_loop(device, arena, op) {
+        return;
+    }
     let places = Places::new(op, padded);
     let place = |region: Option<Region>| region.map_or(NOWHERE, |region| wide(region.offset));
     let elements = if op.loss == Loss::CrossEntropy { 1 } else { op.mlp.outputs() };
