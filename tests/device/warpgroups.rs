@@ -88,7 +88,9 @@ pub fn copies<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
             device.copy(arena, second, difference);
             device.add_scaled(arena, first, -1.0, difference);
             // What they are, of rows that were not to be rounded, is of no matter.
-            [first, second].map(|top| device.fill(arena, top, 0.0));
+            for top in [first, second] {
+                device.fill(arena, top, 0.0);
+            }
         });
     }
 }
