@@ -203,7 +203,7 @@ struct HopperEnd {
 
     // By tiles of 32 x 32, side by side.
     __device__ void leave_numbers(const Sums& d, u32 row, u32 column, u32 plane) {
-        // Within a tile: of the rows and columns, the engine permutes pieces of 16 bytes.
+        // The engine takes the pieces of 16 bytes of a row permuted, as products do. No two lanes of a store meet in a bank.
         auto put = [&](int first, Pair& pair) {
             unsigned char* own = pair[warp / 2] + lane % 4 * 2 * ROW_BYTES + lane / 4 % 4 * 4;
 #pragma unroll

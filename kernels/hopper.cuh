@@ -152,7 +152,7 @@ __device__ inline void produce(typename Tile::Shared& shared, const TensorMap& l
     }
 }
 
-// Lets the next copy into a stage begin, that of the block and those of the others of its cluster; every warp of the consumers does.
+// Lets the next copies into a stage begin, of all blocks of the cluster; every warp of the consumers does.
 template <int TEAM = 1>
 __device__ inline void give_back(Barrier& empty) {
     if constexpr (TEAM == 1) {
