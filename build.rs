@@ -59,7 +59,12 @@ mod emulated {
         let all = out.join("kernels.cpp");
         combine(&root, &all);
         println!("cargo:rerun-if-env-changed=INNERLOOP_EMULATE_SANITIZE");
+        println!("cargo:rerun-if-env-changed=DOCS_RS");
         println!("cargo:rustc-check-cfg=cfg(sanitize_emulation)");
+        if std::env::var_os("DOCS_RS").is_some() {
+            // Nothing of it is run.
+            return;
+        }
         let mut build = cc::Build::new();
         if std::env::var("INNERLOOP_EMULATE_SANITIZE").is_ok_and(|v| !v.is_empty() && v != "0") {
             println!("cargo:rustc-cfg=sanitize_emulation");

@@ -102,18 +102,20 @@ pub fn adjoint<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
     cases(|case| products::adjoint(make, precision, case));
 }
 
-/// Tasks, rows of a task, width, inner dimension, blocks, rows a task of each earlier step, alignment: of one warp's columns and of
-/// several blocks', several groups of rows, more earlier rows than are taken at once, widths that are kept in 16 bits and not, rows
-/// that are not aligned, and no earlier steps.
-const ENDED: [(usize, usize, usize, usize, usize, &[usize], usize); 8] = [
-    (3, 5, 136, 33, 1, &[5], 4),
-    (2, 9, 520, 40, 1, &[9, 9], 4),
-    (1, 3, 1032, 20, 2, &[3], 4),
-    (2, 4, 64, 65, 1, &[4; 10], 4),
-    (2, 5, 132, 36, 2, &[5, 2], 4),
-    (2, 3, 67, 20, 1, &[3, 3], 1),
-    (1, 2, 2056, 8, 1, &[17, 17], 4),
-    (2, 5, 264, 100, 1, &[], 4),
+/// Tasks, rows of a task, width, inner dimension, blocks.
+type Dimensions = (usize, usize, usize, usize, usize);
+
+/// With rows a task of each earlier step, and alignment: of one warp's columns and of several blocks', several groups of rows, more
+/// earlier rows than are taken at once, widths that are kept in 16 bits and not, rows that are not aligned, and no earlier steps.
+const ENDED: [(Dimensions, &[usize], usize); 8] = [
+    ((3, 5, 136, 33, 1), &[5], 4),
+    ((2, 9, 520, 40, 1), &[9, 9], 4),
+    ((1, 3, 1032, 20, 2), &[3], 4),
+    ((2, 4, 64, 65, 1), &[4; 10], 4),
+    ((2, 5, 132, 36, 2), &[5, 2], 4),
+    ((2, 3, 67, 20, 1), &[3, 3], 1),
+    ((1, 2, 2056, 8, 1), &[17, 17], 4),
+    ((2, 5, 264, 100, 1), &[], 4),
 ];
 
 /// What follows an end in the same launch, or in one of its own where it does not fit: a loss, and inner products.
@@ -132,7 +134,7 @@ struct Ended {
 
 /// Each case, of outputs on a layer's upper side or on its lower one.
 fn ended(precision: MatrixPrecision, upper: bool, mut check: impl FnMut(usize, &mut Ended)) {
-    for (i, (tasks, rows, width, inner, blocks, steps, alignment)) in ENDED.into_iter().enumerate() {
+    for (i, ((tasks, rows, width, inner, blocks), steps, alignment)) in ENDED.into_iter().enumerate() {
         let mut scene = Scene::new(900 + i as u64);
         scene.align(alignment);
         let input = scene.random(blocks * tasks * rows, inner);

@@ -132,7 +132,7 @@ pub(super) fn finish<D: Driver>(
     pending.writes.clear();
     pending.writes.extend_from_slice(writes);
     check_corrections(arena, corrections, shape, output, |coefficients| pending.reads.push(coefficients));
-    let pieces = product.in_fours() && raw.offset % 4 == 0;
+    let pieces = product.in_fours() && raw.offset.is_multiple_of(4);
     let mut applied = Applied::new(corrections, shape, output, 0, pieces);
     // All of the steps' rows as they are, or all as copies.
     let rows = || corrections.blocks.iter().flatten().map(|term| term.rows);
@@ -212,7 +212,7 @@ impl<D: Driver> Pending<D> {
     /// Whether it can read these, by fours.
     fn takes(&self, regions: &[Region]) -> bool {
         let made = |region: &Region| self.writes.iter().any(|write| write.overlaps(region));
-        regions.iter().all(|region| region.offset % 4 == 0 && !made(region))
+        regions.iter().all(|region| region.offset.is_multiple_of(4) && !made(region))
     }
 
     fn follow(&mut self, arena: &CudaArena<D>, loss: EndedLoss, read: Region, made: Region) {
@@ -230,7 +230,7 @@ pub(super) fn with_delta<D: Driver>(arena: &CudaArena<D>, op: &SupervisedLoss, d
     let pending = &mut *arena.pending();
     let Some(kind) = following(op.loss, false) else { return false };
     let fits = pending.goes_on_with(Kernel::FinishForward, op, op.prediction, &[op.target]);
-    if !fits || delta.offset % 4 != 0 || !pending.is_apart(delta) {
+    if !fits || !delta.offset.is_multiple_of(4) || !pending.is_apart(delta) {
         return false;
     }
     arena.admit(&[op.prediction, op.target], &[delta]);
@@ -262,7 +262,7 @@ pub(super) fn with_curvature<D: Driver>(arena: &CudaArena<D>, op: &SupervisedCur
     // What it adds to is the same thread's.
     let own = z != op.e_cotangent && pending.writes.contains(&z);
     let fits = pending.goes_on_with(Kernel::FinishAdjoint, &op.at, op.e_cotangent, &[prediction]);
-    if !fits || z.offset % 4 != 0 || !(own || pending.is_apart(z)) {
+    if !fits || !z.offset.is_multiple_of(4) || !(own || pending.is_apart(z)) {
         return false;
     }
     arena.admit(&[prediction, op.e_cotangent], &[z]);
