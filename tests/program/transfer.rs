@@ -1,13 +1,11 @@
 //! `eval --transfer` and what it rests on, on tiny networks.
 
-mod fixtures;
-
 use std::fs;
 use std::str::FromStr;
 use std::sync::Arc;
 
-use fixtures::command::{TINY, fail, succeed};
-use fixtures::{assert_error, clip_folders, format};
+use crate::fixtures::command::{TINY, fail, succeed};
+use crate::fixtures::{assert_error, clip_folders, format};
 use innerloop::tasks::{ClipTasks, HeldOutKinds, MovingShapes};
 
 const MEASURED: &str = "eval --transfer --seeds 2 --episodes 3 --steps 2 --shots 1,2 --threads 1";

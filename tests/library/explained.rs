@@ -1,13 +1,11 @@
 //! A device that keeps account changes nothing, and its account is that of the plan; `bench --explain` shows it.
 
-mod fixtures;
-#[path = "fixtures/golden.rs"]
-mod golden;
+use crate::reference as golden;
 
 use std::collections::BTreeMap;
 use std::time::Instant;
 
-use fixtures::command::succeed;
+use crate::fixtures::command::succeed;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::device::{Explained, Stage, Work};
 use innerloop::model::{Activation, BatchNorm, Mlp, Parameters};

@@ -1,7 +1,6 @@
 //! `innerloop grad` as a user meets it: problem files in, answers or one clear line out.
 
-#[path = "fixtures/golden.rs"]
-mod reference;
+use crate::reference;
 
 use std::collections::HashMap;
 use std::io::Write;

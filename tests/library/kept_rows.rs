@@ -1,8 +1,6 @@
 //! Meta-steps on rows that are on the device already: to the last bit those on the same rows once more.
 
-mod fixtures;
-
-use fixtures::assert_error;
+use crate::fixtures::assert_error;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};

@@ -1,7 +1,6 @@
 //! The golden problems: answers by automatic differentiation in float64, from the plain definitions.
 
-#[path = "fixtures/golden.rs"]
-mod golden;
+use crate::reference as golden;
 
 use golden::{errors, has_dual_form, has_resident_form, name, problems, worst_of_phi};
 use innerloop::Strategy;

@@ -1,13 +1,11 @@
 //! Every kind of condition, from files beside clips to generated ones.
 
-mod fixtures;
-
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 
-use fixtures::command::{TINY, fail, innerloop, succeed};
-use fixtures::{assert_error, clip_folders, npy_f4};
+use crate::fixtures::command::{TINY, fail, innerloop, succeed};
+use crate::fixtures::{assert_error, clip_folders, npy_f4};
 use innerloop::checkpoint::Checkpoint;
 use innerloop::run::Job;
 use innerloop::tasks::{ClipFolder, ClipTasks, Condition, Episodes, FolderOptions, Labels, Latent, VideoBatch};

@@ -1,12 +1,10 @@
 //! Personal files: what they hold, whom they fit, and many of them against one shared checkpoint.
 
-mod fixtures;
-
 use std::path::Path;
 use std::sync::Arc;
 
-use fixtures::assert_error;
-use fixtures::command::{TINY, fail, succeed};
+use crate::fixtures::assert_error;
+use crate::fixtures::command::{TINY, fail, succeed};
 use innerloop::checkpoint::Checkpoint;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::model::Parameters;
@@ -229,7 +227,7 @@ fn what_does_not_fit_is_refused() {
 fn from_clips_to_personal_files_to_one_batch_of_all_subjects() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    fixtures::clip_folders(at, 3, 5);
+    crate::fixtures::clip_folders(at, 3, 5);
     succeed(at, &format!("train {TINY} --steps 20 --meta-optimizer network --rank 3 --out run"));
     for (task, tune) in ["weights", "both", "optimizer"].iter().enumerate() {
         let text =

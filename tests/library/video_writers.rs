@@ -1,10 +1,8 @@
 //! Written clips: what stands in them, and that a failure leaves nothing behind.
 
-mod fixtures;
-
 use std::fs;
 
-use fixtures::*;
+use crate::fixtures::*;
 use innerloop::video::{ClipFormat, Montage, decode, write_gif, write_npy, write_png_strip};
 
 #[test]

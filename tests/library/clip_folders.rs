@@ -1,12 +1,10 @@
 //! Folders of clips: how they are listed, what is refused, and when the cache is believed.
 
-mod fixtures;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use fixtures::*;
+use crate::fixtures::*;
 use innerloop::tasks::{ClipFolder, ClipTasks, FolderOptions};
 use innerloop::video::ClipFormat;
 

@@ -1,10 +1,8 @@
 //! The library in a program of one's own: tasks, networks, callbacks, weights.
 
-mod fixtures;
-
 use std::ops::ControlFlow::{Break, Continue};
 
-use fixtures::assert_error;
+use crate::fixtures::assert_error;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};

@@ -1,10 +1,8 @@
 //! Every kind of clip file: read back as written, and refused in one line when it is bad.
 
-mod fixtures;
-
 use std::fs;
 
-use fixtures::*;
+use crate::fixtures::*;
 use innerloop::video::{ClipFormat, decode, read_clip};
 use proptest::prelude::*;
 

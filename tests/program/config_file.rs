@@ -1,12 +1,10 @@
 //! `train --config`: every option in a file, and the file a run leaves makes the run again.
 
-mod fixtures;
-
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use fixtures::command::{TINY, fail, innerloop, succeed};
+use crate::fixtures::command::{TINY, fail, innerloop, succeed};
 use innerloop::checkpoint::Checkpoint;
 use innerloop::run::Job;
 
@@ -49,7 +47,7 @@ fn the_configuration_a_run_leaves_makes_it_again_bit_for_bit() {
 fn a_folder_of_clips_is_found_again_from_anywhere() {
     let folder = tempfile::tempdir().unwrap();
     let at = folder.path();
-    fixtures::clip_folders(&at.join("-clips"), 3, 4);
+    crate::fixtures::clip_folders(&at.join("-clips"), 3, 4);
     fs::write(at.join("run.toml"), format!("clips = \"-clips\"\n{}", as_toml(TINY))).unwrap();
     succeed(at, "train --config run.toml --steps 4 --out run");
     fs::create_dir(at.join("elsewhere")).unwrap();
@@ -82,7 +80,7 @@ fn command_line_over_file_over_default() {
     let Job::Video(job) = &overridden.job else { panic!("not clips") };
     assert_eq!((overridden.steps, job.source.format().channels, overridden.seed), (3, 1, 7));
     // An option that excludes one of the file's wins over it.
-    fixtures::clip_folders(&at.join("clips"), 3, 4);
+    crate::fixtures::clip_folders(&at.join("clips"), 3, 4);
     write("steps = 3\ntasks = \"shapes\"");
     assert!(matches!(config("clips").job, Job::Video(_)));
     write("steps = 3\nclips = \"clips\"");

@@ -1,12 +1,10 @@
 //! `train`, `adapt`, `generate` and `eval` as a user meets them, on tiny networks.
 
-mod fixtures;
-
 use std::fs;
 use std::process::{Command, Stdio};
 
-use fixtures::clip_folders;
-use fixtures::command::{TINY, command, fail, innerloop, succeed};
+use crate::fixtures::clip_folders;
+use crate::fixtures::command::{TINY, command, fail, innerloop, succeed};
 use innerloop::checkpoint::{Checkpoint, Stage};
 use innerloop::device::MatrixPrecision;
 

@@ -1,11 +1,9 @@
 //! What a run leaves for others to read: TensorBoard's events, one page, JSON, completions, manual pages.
 
-mod fixtures;
-
 use std::fs;
 use std::path::Path;
 
-use fixtures::command::{TINY, fail, innerloop, succeed};
+use crate::fixtures::command::{TINY, fail, innerloop, succeed};
 use serde_json::Value;
 
 /// CRC-32C by its definition: the remainder of the bits, most significant first, after division by the polynomial.
@@ -223,7 +221,7 @@ fn quiet_says_nothing_and_json_nothing_else() {
     let written = metrics(&at.join("json"));
     assert_eq!(events[4]["loss"], written[3]["loss"]);
     assert!(events[5]["scores"][2]["psnr"]["mean"].is_f64() && events[5]["form"] == "dual");
-    fixtures::clip_folders(&at.join("clips"), 1, 4);
+    crate::fixtures::clip_folders(&at.join("clips"), 1, 4);
     for (arguments, field) in [
         ("eval json --episodes 3", "contestants"),
         ("adapt json clips/subject0 --out new.safetensors", "psnr"),

@@ -1,9 +1,7 @@
 //! Batch normalisation as a user meets it: what it computes, what it is kept with, and what is refused.
 
-mod fixtures;
-
-use fixtures::assert_error;
-use fixtures::command::succeed;
+use crate::fixtures::assert_error;
+use crate::fixtures::command::succeed;
 use innerloop::checkpoint::{Checkpoint, Stage, Subject};
 use innerloop::device::cpu::CpuDevice;
 use innerloop::model::{Activation, BatchNorm, Mlp, Parameters};
