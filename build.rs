@@ -7,10 +7,14 @@
 
 fn main() {
     println!("cargo:rerun-if-changed=build.rs");
-    #[cfg(feature = "cuda")]
-    cuda::compile();
-    #[cfg(feature = "emulate")]
-    emulated::compile();
+    // Both at once: neither keeps two cores busy all the time.
+    std::thread::scope(|scope| {
+        #[cfg(feature = "cuda")]
+        scope.spawn(cuda::compile);
+        #[cfg(feature = "emulate")]
+        scope.spawn(emulated::compile);
+        let _ = scope;
+    });
 }
 
 #[cfg(any(feature = "cuda", feature = "emulate"))]
