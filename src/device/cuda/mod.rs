@@ -328,6 +328,7 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         let start = sums.0 + sums.1;
         let room = self.room_for_packed(elements).next_multiple_of(4);
         let mut memory = self.driver.allocate(start + room)?;
+        D::keep_to(&memory, std::iter::once((sums.0 - COUNTERS, COUNTERS)));
         self.attempt(format_args!("the counters behind an arena"), || {
             self.driver.write(&mut memory, sums.0 - COUNTERS, &vec![0.0; COUNTERS])
         });
