@@ -26,9 +26,12 @@ pub fn tiles_fit_the_shape() {
         (Bf16, 1024, 1, 4096, Kernel::LinearForward128x128, "8 x 32"),
         (Bf16, 65_536, 1, 128, Kernel::LinearForward128x128, "512 x 1"),
         // On warpgroups, of three multiprocessors.
-        (F16, 1280, 512, 2048, Kernel::HopperForward128x256, "3 x 1"),
-        (Bf16, 320, 1024, 4096, Kernel::HopperForward128x128, "3 x 1"),
+        (F16, 1280, 512, 2048, Kernel::HopperForward128x160, "3 x 1"),
+        (Bf16, 320, 1024, 4096, Kernel::HopperForward64x160, "3 x 1"),
         (Bf16, 320, 256, 512, Kernel::HopperForward64x64, "6 x 1"),
+        // In clusters of two.
+        (Bf16, 1024, 256, 2048, Kernel::HopperForward128x128, "2 x 1"),
+        (Bf16, 2048, 256, 2048, Kernel::HopperForward128x256, "2 x 1"),
         (Tf32, 512, 512, 4096, Kernel::LinearForward128x128, "4 x 32"),
     ] {
         let message = told(precision, kernel, &|device| forward(device, rows, inputs, width));
