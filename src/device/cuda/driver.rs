@@ -209,7 +209,7 @@ pub struct PackedMatrix {
     pub pitch: usize,
     /// Whether they are `bf16`, and not `f16`.
     pub bf16: bool,
-    /// Rows of a tile, which is [`PANEL`] numbers wide.
+    /// Rows of a tile, which is 64 numbers wide.
     pub tall: u32,
 }
 
