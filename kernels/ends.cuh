@@ -59,21 +59,11 @@ struct alignas(16) Outputs {
     }
 };
 
-// The regions that an end reads and writes begin at multiples of four, and so do their rows.
-template <class End>
-__device__ inline bool ends_in_fours(const Product& op) {
-    auto fours = [](u64 offset) { return offset == NOWHERE || in_fours(offset); };
-    bool gated = std::is_same_v<End, Adjoint> ? op.delta != NOWHERE : op.gated != 0;
-    bool curved = std::is_same_v<End, Adjoint> && gated && op.z != NOWHERE;
-    return in_fours(op.width, op.output) && (!gated || in_fours(op.gate.values)) && fours(op.sources[0].bias) &&
-           (!curved || in_fours(op.delta, op.z));
-}
-
 // Ends the rows `row[i]`, below 0 where there is none, from column `column` on. One group, and so one source. `access` loads and
-// stores P numbers; `keep(i, numbers)` is handed every output.
-template <class End, int N, int P, class Access, class Keep>
+// stores P numbers.
+template <class End, int N, int P, class Access>
 __device__ inline void end_outputs(float* arena, const Product& op, const int (&row)[N], u32 column, Outputs<N, P>& all,
-                                   const Access& access, Keep keep) {
+                                   const Access& access) {
     constexpr bool BACKWARD = std::is_same_v<End, Backward>, ADJOINT = std::is_same_v<End, Adjoint>;
     const Source& source = op.sources[0];
     bool gated = ADJOINT ? op.delta != NOWHERE : BACKWARD && op.gated, curved = ADJOINT && gated && op.z != NOWHERE;
@@ -102,6 +92,5 @@ __device__ inline void end_outputs(float* arena, const Product& op, const int (&
         if (row[i] < 0) continue;
         if (curved) access.store(arena + op.z + (u64)gate_row[i] * op.width + column, all.delta[i]);
         access.store(arena + op.output + at(i), all.output[i]);
-        keep(i, all.output[i]);
     }
 }

@@ -57,7 +57,7 @@ __device__ inline void end_held(float (&v)[HELD_SUMS], float* arena, const Produ
             all.sums[i][0] = v[i / 2 * 4 + h * 2 + i % 2];
             all.added[i][0] = 0.0f;
         }
-        end_outputs<End>(arena, product, at, column + 8 * h, all, One(), [](int, auto&) {});
+        end_outputs<End>(arena, product, at, column + 8 * h, all, One());
 #pragma unroll
         for (int i = 0; i < N; ++i) v[i / 2 * 4 + h * 2 + i % 2] = all.output[i][0];
     }
