@@ -22,13 +22,6 @@ struct EndedLoss {
 };
 static_assert(sizeof(EndedLoss) == 48, "mirrored in Rust");
 
-// Four numbers in 16 bits.
-__device__ inline void store_copy(float* arena, u64 packed, u64 at, u32 operands, const float (&from)[4]) {
-    if (packed == NOWHERE) return;
-    u32 lower = round_pair(operands, from[0], from[1]), upper = round_pair(operands, from[2], from[3]);
-    *(u64*)((u32*)arena + packed + at / 2) = lower | (u64)upper << 32;
-}
-
 // A piece of what came out, at `at`, replaced by what the loss makes of it. `beside`: the target's, or the prediction's.
 template <u32 ACTIVATION>
 __device__ inline void follow(float* arena, const EndedLoss& op, u32 operands, u64 at, const float* beside, float (&values)[4]) {

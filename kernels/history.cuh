@@ -53,6 +53,43 @@ __device__ inline void multiply_columns(float (&sum)[4], const u32 (&left)[4], c
     mma_bf16(sum, columns, factors.rounded);
 }
 
+// All 128 columns of a strip: those from `8g` on of the four rows in `left`, and from `64 + 8g` on in `right`.
+__device__ inline void multiply_strip(float (&sum)[8][4], const uint4 (&left)[4], const uint4 (&right)[4], const Split& factors) {
+#define COLUMNS(word, m)                                                                    \
+    {                                                                                       \
+        u32 of_left[4] = {left[0].word, left[1].word, left[2].word, left[3].word};          \
+        u32 of_right[4] = {right[0].word, right[1].word, right[2].word, right[3].word};     \
+        multiply_columns<false>(sum[m], of_left, of_right, factors);                        \
+        multiply_columns<true>(sum[m + 1], of_left, of_right, factors);                     \
+    }
+    COLUMNS(x, 0)
+    COLUMNS(y, 2)
+    COLUMNS(z, 4)
+    COLUMNS(w, 6)
+#undef COLUMNS
+}
+
+// Stores such sums, 8 rows of 128 columns, from row to row `pitch` apart.
+__device__ inline void leave_strip(float* to, u32 pitch, const float (&sum)[8][4]) {
+    u32 g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        float* piece = to + (2 * t + i % 2) * pitch + 64 * (i / 2) + 8 * g;
+        *(float4*)piece = float4{sum[0][i], sum[1][i], sum[2][i], sum[3][i]};
+        *(float4*)(piece + 4) = float4{sum[4][i], sum[5][i], sum[6][i], sum[7][i]};
+    }
+}
+
+// Adds the inner products, over 32 columns of which a lane has eight, of 16 copied rows with 8 rows that were made.
+__device__ inline void multiply_rows(float (&sum)[4], const uint4& lower, const uint4& upper, const uint4& rounded, const uint4& left) {
+    u32 first[4] = {lower.x, upper.x, lower.y, upper.y}, second[4] = {lower.z, upper.z, lower.w, upper.w};
+    u32 rounded_pairs[2][2] = {{rounded.x, rounded.y}, {rounded.z, rounded.w}}, left_pairs[2][2] = {{left.x, left.y}, {left.z, left.w}};
+    mma_bf16(sum, first, left_pairs[0]);
+    mma_bf16(sum, second, left_pairs[1]);
+    mma_bf16(sum, first, rounded_pairs[0]);
+    mma_bf16(sum, second, rounded_pairs[1]);
+}
+
 // Leaves the corrections of the warp's own rows at `own_piece`.
 __device__ inline void add_copied_corrections(float* arena, const Corrections& op, Coefficients& shared) {
     const OwnRows own(op, 4);
@@ -78,28 +115,11 @@ __device__ inline void add_copied_corrections(float* arena, const Corrections& o
                 right[i] = load_eight(arena, row + 64, there && inside_right);
                 factor[i] = there ? shared.factor[j][g] : 0.0f;
             }
-            const Split factors(factor[0], factor[1], factor[2], factor[3]);
-#define COLUMNS(word, m)                                                            \
-    {                                                                               \
-        u32 of_left[4] = {left[0].word, left[1].word, left[2].word, left[3].word};  \
-        u32 of_right[4] = {right[0].word, right[1].word, right[2].word, right[3].word}; \
-        multiply_columns<false>(sum[m], of_left, of_right, factors);                \
-        multiply_columns<true>(sum[m + 1], of_left, of_right, factors);             \
-    }
-            COLUMNS(x, 0)
-            COLUMNS(y, 2)
-            COLUMNS(z, 4)
-            COLUMNS(w, 6)
-#undef COLUMNS
+            multiply_strip(sum, left, right, Split(factor[0], factor[1], factor[2], factor[3]));
         }
         __syncthreads();
     }
-#pragma unroll
-    for (u32 i = 0; i < 4; ++i) {
-        float* to = &shared.part[warp][2 * t + i % 2][64 * (i / 2) + 8 * g];
-        *(float4*)to = float4{sum[0][i], sum[1][i], sum[2][i], sum[3][i]};
-        *(float4*)(to + 4) = float4{sum[4][i], sum[5][i], sum[6][i], sum[7][i]};
-    }
+    leave_strip(&shared.part[warp][0][0], sizeof(shared.part[0][0]) / sizeof(float), sum);
     if (op.spread == 0) {
         __syncwarp();
         return;
@@ -182,12 +202,7 @@ __device__ inline void gram_of_ended(float* arena, const Corrections& of, const 
                     x[0] = *(const uint4*)from;
                     x[1] = *(const uint4*)(from + 4);
                 }
-                u32 first[4] = {lower.x, upper.x, lower.y, upper.y}, second[4] = {lower.z, upper.z, lower.w, upper.w};
-                u32 rounded[2][2] = {{x[0].x, x[0].y}, {x[1].x, x[1].y}}, left[2][2] = {{x[0].z, x[0].w}, {x[1].z, x[1].w}};
-                mma_bf16(sum, first, left[0]);
-                mma_bf16(sum, second, left[1]);
-                mma_bf16(sum, first, rounded[0]);
-                mma_bf16(sum, second, rounded[1]);
+                multiply_rows(sum, lower, upper, {x[0].x, x[0].y, x[1].x, x[1].y}, {x[0].z, x[0].w, x[1].z, x[1].w});
             }
 #pragma unroll
             for (u32 i = 0; i < 4; ++i) products.of[strip][tile][(g + i / 2 * 8) * GROUP + 2 * t + i % 2] = sum[i];

@@ -39,6 +39,13 @@ __device__ inline uint4 pack_eight(const float* from, u32 count, bool wide, u32 
     return {pair[0], pair[1], pair[2], pair[3]};
 }
 
+// Stores a copy of four numbers, number `at` and those behind it, if there is one; `packed` is where it begins, in numbers of 32 bits.
+__device__ inline void store_copy(float* arena, u64 packed, u64 at, u32 operands, const float (&from)[4]) {
+    if (packed == NOWHERE) return;
+    u32 lower = round_pair(operands, from[0], from[1]), upper = round_pair(operands, from[2], from[3]);
+    *(u64*)((u32*)arena + packed + at / 2) = lower | (u64)upper << 32;
+}
+
 // One operand, OUTER of its outer dimension a tile, whose inner dimension lies contiguous: element (row, k) at
 // `base[row * depth + k]`. In the tile at `row * DEPTH + k`.
 template <int OUTER>

@@ -50,7 +50,7 @@ fn main() {
             Ok(())
         })
     }));
-    let own: [(&str, fn()); 11] = [
+    let own: [(&str, fn()); 12] = [
         ("measured_tiles_are_taken", tiles::measured_tiles_are_taken),
         ("packed_weights_are_kept_until_written", packed_weights_are_kept_until_written),
         ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
@@ -59,6 +59,7 @@ fn main() {
         ("rows_are_copied_where_they_are_made", graphs::rows_are_copied_where_they_are_made),
         ("refused_graphs_are_told", graphs::refused_graphs_are_told),
         ("tiles_fit_the_shape", tiles::tiles_fit_the_shape),
+        ("narrow_layers_are_one_launch", tiles::narrow_layers_are_one_launch),
         ("failures_are_told", failures_are_told),
         ("every_kernel_is_named", every_kernel_is_named),
         ("meta_steps_allocate_nothing", meta_steps_allocate_nothing),

@@ -6,6 +6,7 @@
 //! (or other runs) must give the same bits.
 
 pub mod arrays;
+pub mod chains;
 pub mod corrections;
 #[path = "../fixtures/golden.rs"]
 pub mod golden;
@@ -60,9 +61,15 @@ pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixP
     ];
     let precisions = [MatrixPrecision::Bf16, MatrixPrecision::F16];
     let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
-    // Whole meta-steps in the precision that has their corrections and inner products on tensor cores too.
-    let golden: (&str, TensorCheck<D>) = ("golden_problems", learning::golden_rounded);
-    let each = each.chain([(golden, MatrixPrecision::Bf16)]);
+    // In the precision that has corrections and inner products on tensor cores too.
+    let alone: [(&str, TensorCheck<D>); 5] = [
+        ("chain_forward", chains::forward),
+        ("chain_backward", chains::backward),
+        ("chain_adjoint", chains::adjoint),
+        ("chain_meta_steps", chains::meta_steps),
+        ("golden_problems", learning::golden_rounded),
+    ];
+    let each = each.chain(alone.map(|check| (check, MatrixPrecision::Bf16)));
     each.map(|((name, check), precision)| (format!("warpgroups_{name}_{precision}"), precision, check)).collect()
 }
 

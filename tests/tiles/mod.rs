@@ -1,10 +1,14 @@
 //! Which kernel is launched for which shape.
 
-use innerloop::device::cuda::{CudaDevice, Fastest, Kernel, Tiles, Tuning, tune};
+use innerloop::device::cuda::{CudaDevice, Fastest, Kernel, Tiles, Tuning, Warpgroups, tune};
 use innerloop::device::{
     ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, OuterProduct, OuterTerm,
 };
-use innerloop::model::Activation;
+use innerloop::model::{Activation, Mlp, Parameters};
+use innerloop::objective::Loss;
+use innerloop::{Algorithm, InnerConfig, MetaLearner, MetaOptimizer, Shape, Strategy, SupervisedConfig, SupervisedRows};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
 
 use crate::Refusing;
 
@@ -133,4 +137,29 @@ fn forward(device: &CudaDevice<Refusing>, rows: usize, inputs: usize, width: usi
     let (corrections, activation) = (Corrections::NONE, Activation::Linear);
     let operation = LinearForward { tasks: 1, rows, input, layer, corrections, activation, output };
     device.linear_forward(&mut arena, &operation);
+}
+
+/// The narrow layers between two wide ones, of an inner step's way back and of the next one's way up, are one launch.
+pub fn narrow_layers_are_one_launch() {
+    let recorder = Refusing::new(None);
+    let device = CudaDevice::with_driver(recorder.clone())
+        .with_precision(MatrixPrecision::Bf16)
+        .with_warpgroups(Warpgroups::Always);
+    let mlp = Mlp::with_hidden(16, &[32, 48], 544, Activation::Relu, Activation::Linear).unwrap();
+    let inner = InnerConfig { strategy: Some(Strategy::Dual), ..InnerConfig::new(Algorithm::Maml, 3) };
+    let shape = Shape { tasks: 3, shots: 4, queries: 4 };
+    let phi = vec![MetaOptimizer::uniform(inner.rates, &mlp, inner.steps, 0.05).unwrap()];
+    let parameters = Parameters::initialise(&mlp, &mut ChaCha8Rng::seed_from_u64(1));
+    let config = SupervisedConfig { mlp, loss: Loss::Mse, inner };
+    let mut learner = MetaLearner::new(device, config, shape, phi).unwrap();
+    learner.set_parameters(0, &parameters).unwrap();
+    let numbers = |width: usize| vec![0.5; 12 * width];
+    let [x, y] = [16, 544].map(numbers);
+    for _ in 0..2 {
+        recorder.launched.lock().unwrap().clear();
+        let rows = SupervisedRows { support_x: &x, support_y: &y, query_x: &x, query_y: &y };
+        learner.run(rows, &mut ChaCha8Rng::seed_from_u64(2)).unwrap();
+    }
+    let launched = recorder.launched.lock().unwrap();
+    println!("{launched:?}");
 }

@@ -256,6 +256,7 @@ pub(super) fn threads_of(kernel: Kernel) -> u32 {
     match kernel {
         Kernel::NarrowFew => 192,
         Kernel::Resident => 256,
+        Kernel::Chain => 512,
         Kernel::SumTallRows => 1024,
         _ => THREADS,
     }
@@ -325,6 +326,8 @@ kernels! {
     ThinAdjoint thin_adjoint emulate_thin_adjoint,
     ThinAdjoint16 thin_adjoint_16 emulate_thin_adjoint_16,
     Pack pack emulate_pack,
+    PackFragments pack_fragments emulate_pack_fragments,
+    Chain chain emulate_chain,
     HopperForward64x64 hopper_forward_64x64 emulate_hopper_forward_64x64,
     HopperForward64x160 hopper_forward_64x160 emulate_hopper_forward_64x160,
     HopperForward128x128 hopper_forward_128x128 emulate_hopper_forward_128x128,

@@ -1,7 +1,8 @@
 //! The ends of products that Hopper's warpgroups have left as sums.
 //!
-//! An end is put off until it is known what comes next: a loss of what comes out, and inner products of those rows with
-//! earlier ones, are the same launch's, while the rows are at hand. Whatever else comes next, the end goes first.
+//! An end is put off until it is known what comes next: a loss of what comes out, inner products of those rows with earlier ones,
+//! and narrow layers that they go into (`chain.rs`) are the same launch's, while the rows are at hand. Whatever else comes next,
+//! the end goes first.
 
 use std::sync::{MutexGuard, PoisonError};
 
@@ -11,7 +12,7 @@ use super::driver::{Driver, Kernel};
 use super::hopper::Raw;
 use super::linear::Product;
 use super::low_rank::{self, Applied, Corrections, Factor, GROUP, check_corrections};
-use super::{Arguments, COUNTERS, CudaArena, CudaDevice, NOWHERE, activation_code, loss, narrow, pack, wide};
+use super::{Arguments, COUNTERS, CudaArena, CudaDevice, NOWHERE, activation_code, chain, loss, narrow, pack, wide};
 use crate::device::{self, Gram, Region, SupervisedCurvature, SupervisedLoss};
 use crate::objective::Loss;
 
@@ -37,25 +38,25 @@ struct EndedLoss {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct EndedGram {
-    y: [Factor; LIST],
-    output: u64,
+pub(super) struct EndedGram {
+    pub y: [Factor; LIST],
+    pub output: u64,
     parts: u64,
     counters: u64,
-    columns: u32,
-    most: u32,
+    pub columns: u32,
+    pub most: u32,
 }
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Finish {
-    corrections: Corrections,
-    product: Product,
-    raw: u64,
-    packed: u64,
+pub(super) struct Finish {
+    pub corrections: Corrections,
+    pub product: Product,
+    pub raw: u64,
+    pub packed: u64,
     loss: EndedLoss,
-    gram: EndedGram,
-    parts: u32,
+    pub gram: EndedGram,
+    pub parts: u32,
     copied: u32,
     staged: u32,
     loss_of_gate: u32,
@@ -65,33 +66,48 @@ super::arguments! {
     Finish, 3976 => FinishForward FinishBackward FinishAdjoint;
 }
 
-/// The end of a product that was asked for and not launched yet, if any; and what it touches, in room that is kept.
+/// The end of a product that was asked for and not launched yet, or several that are a chain; and what they touch, in room that is
+/// kept.
 pub(super) struct Pending<D: Driver> {
-    end: Option<End<D>>,
+    pub ends: Vec<End<D>>,
     /// The task losses of the prediction that it makes, which come after it.
-    losses: Option<SupervisedLoss>,
-    reads: Vec<Region>,
-    writes: Vec<Region>,
+    pub losses: Option<SupervisedLoss>,
+    pub reads: Vec<Region>,
+    pub writes: Vec<Region>,
 }
 
-struct End<D: Driver> {
-    device: CudaDevice<D>,
-    kernel: Kernel,
-    call: Finish,
+pub(super) struct End<D: Driver> {
+    pub device: CudaDevice<D>,
+    pub kernel: Kernel,
+    pub call: Finish,
     grid: [usize; 3],
     /// T and K.
-    shape: (usize, usize),
+    pub shape: (usize, usize),
     /// Rows that go into an output at most.
     most: usize,
+    /// Factors of the inner products.
+    pub factors: usize,
     raw: Raw,
+    pub given: Given,
     output: Region,
     /// The rows made last: the output's, or the loss's.
-    made: Region,
+    pub made: Region,
+}
+
+/// What an end is of.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Given {
+    /// Sums that lie there, or nothing.
+    Sums,
+    /// Rows, as they are.
+    Rows,
+    /// The product of the rows that the end before makes.
+    Product(chain::Given),
 }
 
 impl<D: Driver> Default for Pending<D> {
     fn default() -> Self {
-        Self { end: None, losses: None, reads: Vec::new(), writes: Vec::new() }
+        Self { ends: Vec::new(), losses: None, reads: Vec::new(), writes: Vec::new() }
     }
 }
 
@@ -113,7 +129,7 @@ fn following(loss: Loss, bends: bool) -> Option<u32> {
 }
 
 /// Ends `output`, whose sums lie at `raw`, with the corrections, all of which one launch holds. `reads` and `writes` are the
-/// operation's.
+/// operation's, which have been checked.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn finish<D: Driver>(
     device: &CudaDevice<D>,
@@ -125,77 +141,124 @@ pub(super) fn finish<D: Driver>(
     (raw, output): (Raw, Region),
     (reads, writes): (&[Region], &[Region]),
 ) {
-    // Nothing is put off at this point: what is left of it is its room.
-    let mut pending = std::mem::take(&mut *arena.pending());
-    pending.reads.clear();
-    pending.reads.extend_from_slice(reads);
-    pending.writes.clear();
-    pending.writes.extend_from_slice(writes);
-    check_corrections(arena, corrections, shape, output, |coefficients| pending.reads.push(coefficients));
-    let pieces = product.in_fours() && raw.offset.is_multiple_of(4);
-    let mut applied = Applied::new(corrections, shape, output, 0, pieces);
-    // All of the steps' rows as they are, or all as copies.
-    let rows = || corrections.blocks.iter().flatten().map(|term| term.rows);
-    let mut copies = [0; low_rank::LIST];
-    let copied = applied.call.in_fours() && pack::kept(device, arena, rows(), &mut copies);
-    if copied {
-        applied.take_copies(&copies);
-    } else {
-        pending.reads.extend(rows());
-    }
-    let Applied { call, grid, most } = applied;
-    let packed = if call.in_fours() { pack::produced(device, arena, output) } else { None };
-    let call = Finish {
-        corrections: call,
-        product,
-        raw: wide(raw.offset),
-        packed: packed.map_or(NOWHERE, wide),
-        loss: EndedLoss::zeroed(),
-        gram: EndedGram::zeroed(),
-        parts: narrow(raw.parts),
-        copied: copied.into(),
-        staged: 0,
-        loss_of_gate: 0,
-    };
-    pending.end = Some(End { device: device.clone(), kernel, call, grid, shape, most, raw, output, made: output });
-    *arena.pending() = pending;
+    check_corrections(corrections, shape, |rows, coefficients| arena.admit(&[rows, coefficients], &[output]));
+    let end = End::new(device, arena, kernel, product, corrections, shape, (raw, output), Given::Sums);
+    arena.pending().append(end, corrections, (reads, writes));
 }
 
-/// Launches the end that was put off, if there is one.
+/// The steps' rows that corrections are made of.
+pub(super) fn rows_of(corrections: &device::Corrections<'_, f32>) -> impl Iterator<Item = Region> {
+    corrections.blocks.iter().flatten().map(|term| term.rows)
+}
+
+/// Launches what was put off, if there is anything.
 pub(super) fn flush<D: Driver>(arena: &CudaArena<D>) {
     arena.pending().launch(arena);
 }
 
-impl<D: Driver> Pending<D> {
-    fn launch(&mut self, arena: &CudaArena<D>) {
-        let Some(End { device, kernel, mut call, mut grid, shape, most, raw, output, .. }) = self.end.take() else {
-            return;
+impl<D: Driver> End<D> {
+    /// Of an operation whose regions have been checked.
+    #[allow(clippy::too_many_arguments)]
+    pub fn new(
+        device: &CudaDevice<D>,
+        arena: &CudaArena<D>,
+        kernel: Kernel,
+        product: Product,
+        corrections: &device::Corrections<'_, f32>,
+        shape: (usize, usize),
+        (raw, output): (Raw, Region),
+        given: Given,
+    ) -> Self {
+        let pieces = product.in_fours() && raw.offset.is_multiple_of(4);
+        let mut applied = Applied::new(corrections, shape, output, 0, pieces);
+        // All of the steps' rows as they are, or all as copies.
+        let mut copies = [0; low_rank::LIST];
+        let copied = applied.call.in_fours() && pack::kept(device, arena, rows_of(corrections), &mut copies);
+        if copied {
+            applied.take_copies(&copies);
+        }
+        let Applied { call, grid, most } = applied;
+        // Rows as they are are not made.
+        let makes = call.in_fours() && !matches!(given, Given::Rows);
+        let packed = if makes { pack::produced(device, arena, output) } else { None };
+        let call = Finish {
+            corrections: call,
+            product,
+            raw: wide(raw.offset),
+            packed: packed.map_or(NOWHERE, wide),
+            loss: EndedLoss::zeroed(),
+            gram: EndedGram::zeroed(),
+            parts: narrow(raw.parts),
+            copied: copied.into(),
+            staged: 0,
+            loss_of_gate: 0,
         };
+        let device = device.clone();
+        Self { device, kernel, call, grid, shape, most, factors: 0, raw, given, output, made: output }
+    }
+
+    fn launch(&self, arena: &CudaArena<D>) {
+        let Self { device, kernel, shape, most, output, .. } = self;
+        let (mut call, mut grid, (mut tasks, mut rows)) = (self.call, self.grid, *shape);
         let columns = call.gram.columns;
-        let (mut tasks, mut rows) = shape;
         // Without corrections and inner products it does not matter whose the rows are, and they are taken by eights.
-        if most == 0 && columns == 0 {
+        if *most == 0 && columns == 0 {
             (tasks, rows) = (1, output.rows);
             let pieces = call.corrections.in_fours();
-            let mut plain = Applied::new(&device::Corrections::NONE, (tasks, rows), output, 0, pieces);
+            let mut plain = Applied::new(&device::Corrections::NONE, (tasks, rows), *output, 0, pieces);
             plain.spread_rows();
             (call.corrections, grid) = (plain.call, plain.grid);
         }
-        let bytes = call.stage(kernel, rows);
-        arena.keep_to(self.reads.iter().chain(&self.writes));
-        let (width, parts) = (output.width, raw.parts);
+        let bytes = call.stage(*kernel, rows);
+        let (width, parts) = (output.width, self.raw.parts);
         let shapes = format_args!(
             "{tasks} tasks x {rows} rows of {width} in {parts} parts, {most} correction rows, {columns} inner products"
         );
-        device.launch_with(arena, kernel, grid, narrow(bytes), &call, shapes);
+        device.launch_with(arena, *kernel, grid, narrow(bytes), &call, shapes);
+    }
+
+    /// Whether it can be a link of a chain: all that it reads of earlier steps is copied, and no loss follows.
+    pub fn is_link(&self) -> bool {
+        let copied = self.call.copied != 0 || (self.most == 0 && self.call.gram.columns == 0);
+        copied && self.call.corrections.in_fours() && self.call.loss.kind == 0
+    }
+}
+
+impl<D: Driver> Pending<D> {
+    /// Puts an end off as well.
+    pub fn append(&mut self, end: End<D>, corrections: &device::Corrections<'_, f32>, (reads, writes): (&[Region], &[Region])) {
+        self.reads.extend_from_slice(reads);
+        self.writes.extend_from_slice(writes);
+        check_corrections(corrections, end.shape, |_, coefficients| self.reads.push(coefficients));
+        if end.call.copied == 0 {
+            self.reads.extend(rows_of(corrections));
+        }
+        self.ends.push(end);
+    }
+
+    pub fn launch(&mut self, arena: &CudaArena<D>) {
+        match self.ends.as_slice() {
+            [] => return,
+            [end] if !matches!(end.given, Given::Rows) => {
+                arena.keep_to(self.reads.iter().chain(&self.writes));
+                end.launch(arena);
+            }
+            chain => {
+                arena.keep_to(self.reads.iter().chain(&self.writes));
+                chain::launch(arena, chain);
+            }
+        }
         if let Some(op) = self.losses.take() {
             arena.keep_to([op.prediction, op.target].iter().chain(&op.task_loss));
-            loss::task_losses(&device, arena, &op);
+            loss::task_losses(&self.ends[0].device, arena, &op);
         }
+        self.ends.clear();
+        self.reads.clear();
+        self.writes.clear();
     }
 
     /// Whether a region has nothing to do with what the launch touches already.
-    fn is_apart(&self, region: Region) -> bool {
+    pub fn is_apart(&self, region: Region) -> bool {
         !self.reads.iter().chain(&self.writes).any(|other| other.overlaps(&region))
     }
 
@@ -203,20 +266,21 @@ impl<D: Driver> Pending<D> {
     fn goes_on_with(&self, kernel: Kernel, op: &SupervisedLoss, rows: Region, others: &[Region]) -> bool {
         let activation = activation_code(op.activation);
         let fits = |end: &End<D>| {
+            let alone = matches!(end.given, Given::Sums) && end.call.gram.columns == 0;
             let alike = end.call.product.activation_of(kernel == Kernel::FinishAdjoint) == Some(activation);
-            alike && end.kernel == kernel && end.made == rows && end.call.corrections.in_fours()
+            alone && alike && end.kernel == kernel && end.made == rows && end.call.corrections.in_fours()
         };
-        self.end.as_ref().is_some_and(fits) && self.takes(others)
+        self.ends.len() == 1 && self.ends.iter().all(fits) && self.takes(others)
     }
 
     /// Whether it can read these, by fours.
-    fn takes(&self, regions: &[Region]) -> bool {
+    pub fn takes(&self, regions: &[Region]) -> bool {
         let made = |region: &Region| self.writes.iter().any(|write| write.overlaps(region));
         regions.iter().all(|region| region.offset.is_multiple_of(4) && !made(region))
     }
 
     fn follow(&mut self, arena: &CudaArena<D>, loss: EndedLoss, read: Region, made: Region) {
-        let Some(end) = &mut self.end else { return };
+        let Some(end) = self.ends.last_mut() else { return };
         let packed = pack::produced(&end.device, arena, made);
         end.call.loss = EndedLoss { output: wide(made.offset), packed: packed.map_or(NOWHERE, wide), ..loss };
         end.made = made;
@@ -242,7 +306,7 @@ pub(super) fn with_delta<D: Driver>(arena: &CudaArena<D>, op: &SupervisedLoss, d
 /// Puts the task losses of a prediction off as well, if it is made by the end that was put off; says whether.
 pub(super) fn with_task_losses<D: Driver>(arena: &CudaArena<D>, op: &SupervisedLoss, task_loss: Region) -> bool {
     let pending = &mut *arena.pending();
-    let made = pending.end.as_ref().is_some_and(|end| end.output == op.prediction);
+    let made = pending.ends.len() == 1 && pending.ends[0].output == op.prediction;
     if !made || pending.losses.is_some() || !pending.is_apart(task_loss) {
         return false;
     }
@@ -269,26 +333,32 @@ pub(super) fn with_curvature<D: Driver>(arena: &CudaArena<D>, op: &SupervisedCur
     let loss =
         EndedLoss { prediction: wide(prediction.offset), begun: op.accumulate.into(), ..EndedLoss::new(&op.at, kind) };
     pending.follow(arena, loss, prediction, z);
-    if let Some(end) = &mut pending.end {
+    if let Some(end) = pending.ends.last_mut() {
         end.call.loss_of_gate = end.call.product.is_gated_by(prediction).into();
     }
     true
 }
 
-/// Has the end that was put off go on with inner products of the rows it makes, and launches it; says whether.
-pub(super) fn with_gram<D: Driver>(arena: &CudaArena<D>, op: &Gram<'_>) -> bool {
+/// Has the end that was put off, or a link of a chain, go on with inner products of the rows it makes; says whether.
+pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &Gram<'_>) -> bool {
+    chain::with_rows(device, arena, op);
     let pending = &mut *arena.pending();
     let columns: usize = op.y.iter().map(|y| y.rows / op.tasks).sum();
     let fours = pending.takes(op.y) && pending.is_apart(op.output);
-    let Some(end) = &mut pending.end else { return false };
+    let linked = pending.ends.len() > 1;
+    let Some(end) = pending.ends.last_mut() else { return false };
     let fits = end.made == op.x && end.shape == (op.tasks, op.rows) && end.call.corrections.in_fours();
+    if !fours || !fits || columns == 0 || op.y.len() > LIST || end.call.gram.columns != 0 {
+        return false;
+    }
     // Where blocks share a row, each leaves its part behind the sums that are to be ended.
     let [across, down, blocks] = end.grid;
     let items = across * blocks;
     let len = if down == 1 { 0 } else { items * down * GROUP * columns };
     let (sums, room) = arena.sums;
     let taken = if end.raw.offset < sums { 0 } else { (end.raw.parts * end.output.len()).next_multiple_of(4) };
-    if !fours || !fits || columns == 0 || op.y.len() > LIST || items > COUNTERS || taken + len > room {
+    let alone = !linked && matches!(end.given, Given::Sums);
+    if alone && (items > COUNTERS || taken + len > room) {
         return false;
     }
     // They are taken from copies, and so are those of the corrections, if there are any.
@@ -311,8 +381,8 @@ pub(super) fn with_gram<D: Driver>(arena: &CudaArena<D>, op: &Gram<'_>) -> bool 
     gram.counters = wide(arena.counters());
     gram.columns = narrow(columns);
     end.call.copied = 1;
+    end.factors = op.y.len();
     pending.writes.push(op.output);
-    pending.launch(arena);
     true
 }
 
@@ -338,7 +408,7 @@ impl EndedLoss {
 }
 
 impl<D: Driver> CudaArena<D> {
-    fn pending(&self) -> MutexGuard<'_, Pending<D>> {
+    pub(super) fn pending(&self) -> MutexGuard<'_, Pending<D>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

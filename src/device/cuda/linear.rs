@@ -1,6 +1,7 @@
 //! The four products with a layer's weights.
 
 use super::driver::{Driver, Kernel};
+use super::chain::{self, Layer};
 use super::finish;
 use super::hopper::{self, Raw};
 use super::low_rank::{self, Gate, apply_corrections};
@@ -92,6 +93,12 @@ super::arguments! {
 }
 
 impl Product {
+    /// So many blocks of rows as they are.
+    pub fn of_rows(rows: Region, blocks: usize) -> Self {
+        let shape = Shape { tasks: 1, rows: rows.rows / blocks, output: rows, shared: true, share: 1.0 };
+        shape.product([Source::NONE; 2])
+    }
+
     /// Whether all that an end touches beside sums lies at multiples of 16 bytes.
     pub fn in_fours(&self) -> bool {
         let [bias, delta, z] = [self.sources[0].bias, self.delta, self.z];
@@ -205,7 +212,6 @@ impl Shape {
         (corrections, gate): (&Corrections<'_, f32>, Option<&device::Gate<'_>>),
         Touched { operands: operands_at, reads, writes }: Touched<'_>,
     ) {
-        arena.check(reads, writes);
         // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
         let precision = if self.shared { device.precision } else { MatrixPrecision::F32 };
         let call = Product { operands: operands(precision), ..call };
@@ -217,6 +223,21 @@ impl Shape {
             "{blocks} blocks of {tasks} tasks x {task_rows} rows, {inner} to {width}, {weights} weights, {precision}"
         );
         let accumulate = call.begun != 0;
+        let narrow_layer = Layer {
+            kernel: kernels.finish,
+            product: call,
+            corrections,
+            shape: (tasks, task_rows),
+            operands: operands_at,
+            first: call.sources[0].first as usize / (tasks * task_rows),
+            output: self.output,
+            reads,
+            writes,
+        };
+        if self.shared && call.sources[1].rows == 0 && chain::with_layer(device, arena, &narrow_layer) {
+            return;
+        }
+        arena.check(reads, writes);
         // Before the first step there are none.
         let corrected = corrections.blocks.iter().any(|terms| !terms.is_empty());
         let plan = if self.shared { hopper::plan(device, operands_at, self.output, arena.sums.1) } else { None };

@@ -5,7 +5,7 @@ use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, f
 use crate::device::{self, Region};
 
 /// Blocks an operation may have: `BLOCKS` in `kernels/kernel.cuh`.
-const BLOCKS: usize = 4;
+pub(super) const BLOCKS: usize = 4;
 /// Terms, or factors, of one launch: `LIST` in `kernels/low_rank.cu`.
 pub(super) const LIST: usize = 64;
 /// Rows a block takes at once: `GROUP` there.
@@ -83,8 +83,8 @@ pub(super) struct Term {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Corrections {
-    terms: [Term; LIST],
-    end: [u32; BLOCKS],
+    pub terms: [Term; LIST],
+    pub end: [u32; BLOCKS],
     gate: Gate,
     output: u64,
     tasks: u32,
@@ -92,7 +92,7 @@ pub(super) struct Corrections {
     width: u32,
     gated: u32,
     begun: u32,
-    most: u32,
+    pub most: u32,
     piece: u32,
     spread: u32,
 }
@@ -262,25 +262,24 @@ impl Corrections {
     }
 }
 
-/// Holds the corrections' regions to the arena; hands on those of the coefficients.
-pub(super) fn check_corrections<D: Driver>(
-    arena: &CudaArena<D>,
+/// Hands on the regions of corrections, rows and coefficients.
+pub(super) fn check_corrections(
     corrections: &device::Corrections<'_, f32>,
     (tasks, rows): (usize, usize),
-    output: Region,
-    mut coefficients: impl FnMut(Region),
+    mut regions: impl FnMut(Region, Region),
 ) {
     let blocks = corrections.blocks.len();
     assert!(blocks <= BLOCKS, "{blocks} blocks of rows; kernels take {BLOCKS}");
     for term in corrections.blocks.iter().flatten() {
-        let count = term.rows.rows / tasks;
-        let last = (tasks - 1) * term.gram.task_stride
-            + (rows - 1) * term.gram.row_stride
-            + count.saturating_sub(1) * term.gram.column_stride;
-        let gram = Region { offset: term.gram.offset, rows: 1, width: last + 1 };
-        arena.check(&[term.rows, gram], &[output]);
-        coefficients(gram);
+        let gram = Region { offset: term.gram.offset, rows: 1, width: (tasks - 1) * term.gram.task_stride + extent(term, (tasks, rows)) };
+        regions(term.rows, gram);
     }
+}
+
+/// From the first to the last of a term's coefficients of one task.
+pub(super) fn extent(term: &device::Term, (tasks, rows): (usize, usize)) -> usize {
+    let count = term.rows.rows / tasks;
+    (rows - 1) * term.gram.row_stride + count.saturating_sub(1) * term.gram.column_stride + 1
 }
 
 /// `output (+)= corrections * act'(gate)`, where there are corrections; returns whether there are. The factors are made on
@@ -298,7 +297,7 @@ pub(super) fn apply_corrections<D: Driver>(
     if blocks.is_empty() {
         return false;
     }
-    check_corrections(arena, corrections, (tasks, rows), output, |_| {});
+    check_corrections(corrections, (tasks, rows), |rows, coefficients| arena.check(&[rows, coefficients], &[output]));
     let pieces = gate.is_none_or(|gate| gate.values.offset % 4 == 0);
     // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
     let share = LIST / blocks.len();
@@ -328,7 +327,7 @@ pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
 
 /// See [`device::Gram`].
 pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::Gram<'_>) {
-    if finish::with_gram(arena, op) {
+    if finish::with_gram(device, arena, op) {
         return;
     }
     let (tasks, rows, width) = (op.tasks, op.rows, op.x.width);

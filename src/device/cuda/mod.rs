@@ -8,6 +8,7 @@
 //! do nothing, and [`Device::check`] tells. Results are the same from run to run.
 
 mod array;
+mod chain;
 mod column_scale;
 mod driver;
 #[cfg(feature = "emulate")]
@@ -70,6 +71,8 @@ pub struct CudaDevice<D> {
     /// Which kernels are the fastest, where that was measured.
     tiles: Option<Arc<tiles::Index>>,
     warpgroups: Warpgroups,
+    /// Whether narrow layers go to one launch.
+    chains: bool,
     /// The first failure since the last [`Device::check`].
     failure: Arc<Mutex<Option<Error>>>,
 }
@@ -111,7 +114,7 @@ impl<D: Driver> CudaDevice<D> {
     pub fn with_driver(driver: D) -> Self {
         let tiles = Tiles::kept(&driver.model());
         let (precision, warpgroups) = (MatrixPrecision::F32, Warpgroups::default());
-        Self { driver, precision, tiles: None, warpgroups, failure: Arc::default() }.with_tiles(tiles.as_ref())
+        Self { driver, precision, tiles: None, warpgroups, chains: true, failure: Arc::default() }.with_tiles(tiles.as_ref())
     }
 
     /// The same device with large matrix products in another precision; [`MatrixPrecision::F32`] at first.
@@ -125,6 +128,13 @@ impl<D: Driver> CudaDevice<D> {
     #[must_use]
     pub fn with_tiles(self, tiles: Option<&Tiles>) -> Self {
         Self { tiles: tiles.map(|tiles| Arc::new(tiles::Index::new(tiles))), ..self }
+    }
+
+    /// The same device with or without narrow layers one after the other in one launch, where they can be: with products for
+    /// Hopper's warpgroups, in `bf16`. With, at first.
+    #[must_use]
+    pub fn with_chains(self, chains: bool) -> Self {
+        Self { chains, ..self }
     }
 
     /// What its maker calls it.

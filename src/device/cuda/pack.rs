@@ -26,8 +26,30 @@ struct Pack {
     unused: u32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct PackFragments {
+    from: u64,
+    to: u64,
+    columns: u32,
+    inner: u32,
+    column_stride: u32,
+    inner_stride: u32,
+}
+
 super::arguments! {
     Pack, 32 => Pack;
+    PackFragments, 32 => PackFragments;
+}
+
+/// How a copy lies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Layout {
+    /// By rows, for the copy engine.
+    Rows,
+    /// As the lanes of `kernels/chain.cu` take a layer's weights: for products with its inputs, or with what comes back from its
+    /// outputs.
+    Fragments { backward: bool },
 }
 
 /// A copy of a region.
@@ -37,6 +59,7 @@ struct Packed {
     /// Where the copy begins, in numbers of 32 bits.
     offset: usize,
     precision: MatrixPrecision,
+    layout: Layout,
     map: TensorMap,
     /// Nothing was written to the region since.
     fresh: bool,
@@ -109,7 +132,7 @@ impl Pool {
     /// A place of its own for a region's copy, if there is room.
     fn keep(&mut self, region: Region, precision: MatrixPrecision) -> Option<&Packed> {
         let offset = self.kept.last().map_or(self.start + self.room, Packed::end);
-        let new = Packed { region, offset, precision, map: TensorMap::default(), fresh: true };
+        let new = Packed { region, offset, precision, layout: Layout::Rows, map: TensorMap::default(), fresh: true };
         if new.end() > self.start + self.whole {
             return None;
         }
@@ -119,7 +142,21 @@ impl Pool {
 
     /// The copy of weights, or of what is treated as such.
     fn weight(&self, region: Region, precision: MatrixPrecision) -> Option<usize> {
-        self.weights.iter().position(|kept| kept.region == region && kept.precision == precision)
+        self.laid(region, precision, Layout::Rows)
+    }
+
+    fn laid(&self, region: Region, precision: MatrixPrecision, layout: Layout) -> Option<usize> {
+        let same = |kept: &Packed| kept.region == region && kept.precision == precision && kept.layout == layout;
+        self.weights.iter().position(same)
+    }
+
+    /// Gives a copy a place behind the weights, for which there is room.
+    fn append(&mut self, region: Region, precision: MatrixPrecision, layout: Layout, map: TensorMap) -> usize {
+        let offset = self.start + self.end;
+        self.weights.push(Packed { region, offset, precision, layout, map, fresh: false });
+        self.end += packed_len(region);
+        self.make_room(self.start + self.end);
+        self.weights.len() - 1
     }
 
     /// Forgets produced copies that lie before `end`.
@@ -217,10 +254,7 @@ fn copy_weights<D: Driver>(
         None => {
             let offset = pool.start + pool.end;
             let map = describe(device, arena, region, offset, PANEL)?;
-            pool.weights.push(Packed { region, offset, precision, map, fresh: false });
-            pool.end += packed_len(region);
-            pool.make_room(pool.start + pool.end);
-            pool.weights.len() - 1
+            pool.append(region, precision, Layout::Rows, map)
         }
     };
     let entry = &mut pool.weights[index];
@@ -263,7 +297,14 @@ pub(super) fn produced_beside<D: Driver>(
     }
     let overlaps = |packed: &Packed| packed.offset < offset + len && offset < packed.end();
     let kept = last.filter(|packed| !overlaps(packed));
-    let made = Packed { region, offset, precision: device.precision, map: TensorMap::default(), fresh: true };
+    let made = Packed {
+        region,
+        offset,
+        precision: device.precision,
+        layout: Layout::Rows,
+        map: TensorMap::default(),
+        fresh: true,
+    };
     pool.produced = [kept, Some(made)];
     Some(offset)
 }
@@ -304,6 +345,55 @@ fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -
     if !fresh {
         arena.keep_to([rows].iter());
         pack(device, arena, rows, offset);
+    }
+    Some(offset)
+}
+
+/// Whether the steps' rows have a copy that is as they are, or will be when what was put off is done.
+pub(super) fn is_kept<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> bool {
+    let pool = &*arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    pool.kept.iter().any(|kept| kept.region == rows && kept.precision == device.precision && kept.fresh)
+}
+
+/// Whether a layer's weights have a place for that layout already.
+pub(super) fn has_fragments<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, weight: Region, backward: bool) -> bool {
+    let pool = &*arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    pool.laid(weight, device.precision, Layout::Fragments { backward }).is_some()
+}
+
+/// Where a copy of a layer's weights in that layout begins, of which both sides are multiples of 16; none where there is no room.
+pub(super) fn fragments<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    weight: Region,
+    backward: bool,
+) -> Option<usize> {
+    let (precision, layout) = (device.precision, Layout::Fragments { backward });
+    let (offset, fresh) = {
+        let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = match pool.laid(weight, precision, layout) {
+            Some(index) => index,
+            None if pool.end + packed_len(weight) > pool.room => return None,
+            None => pool.append(weight, precision, layout, TensorMap::default()),
+        };
+        let entry = &mut pool.weights[index];
+        (entry.offset, std::mem::replace(&mut entry.fresh, true))
+    };
+    if !fresh {
+        let Region { rows, width, .. } = weight;
+        let [(columns, column_stride), (inner, inner_stride)] =
+            if backward { [(width, 1), (rows, width)] } else { [(rows, width), (width, 1)] };
+        let call = PackFragments {
+            from: wide(weight.offset),
+            to: wide(offset),
+            columns: narrow(columns),
+            inner: narrow(inner),
+            column_stride: narrow(column_stride),
+            inner_stride: narrow(inner_stride),
+        };
+        arena.keep_to([weight].iter());
+        let shapes = format_args!("weights of {inner} to {columns}, {precision}");
+        device.launch(arena, Kernel::PackFragments, [blocks_of(weight.len() / PIECE), 1, 1], &call, shapes);
     }
     Some(offset)
 }

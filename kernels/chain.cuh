@@ -1,0 +1,379 @@
+// Layers one after the other in one launch: what a block of tasks makes in one link it multiplies with shared weights in the next,
+// while it is at hand. A link is a product, or sums that another kernel has left, or rows as they are; the corrections; their end;
+// and inner products of what comes out with the steps' rows.
+//
+// A block has all rows of a few tasks, by groups of up to 8 rows of one task and one block of rows; every group is the 8 columns of
+// a tensor core's product, whose 16 rows are columns of the layer. Weights come in the order in which lanes take them, see
+// `pack_fragments`.
+#pragma once
+
+#include "ends.cuh"
+#include "history.cuh"
+
+constexpr u32 CHAIN_THREADS = 512;
+constexpr u32 CHAIN_WARPS = CHAIN_THREADS / 32;
+constexpr int LINKS = 8;
+// Of all links.
+constexpr int CHAIN_TERMS = 96;
+constexpr int CHAIN_FACTORS = 64;
+// Groups of a block at most, in each link.
+constexpr u32 CHAIN_GROUPS = 4;
+// Rows of earlier steps that are taken at once.
+constexpr u32 CHAIN_ROWS = 128;
+// Columns that a warp corrects, and from one row of those to the next: rows lie in different banks.
+constexpr u32 CHAIN_STRIP = 128;
+constexpr u32 CHAIN_PITCH = CHAIN_STRIP + 4;
+
+enum LinkKind : u32 { LINK_ROWS, LINK_FORWARD, LINK_BACKWARD, LINK_ADJOINT };
+
+struct Link {
+    // One group; of the source only the bias, and the rows that it reaches.
+    Product product;
+    // Fragments, in numbers of 32 bits; NOWHERE without a product.
+    u64 weights;
+    // Sums that are there already, [parts, rows, width], or the rows themselves.
+    u64 raw;
+    // Of the copy in 16 bits, in numbers of 32 bits; NOWHERE without one.
+    u64 packed;
+    // Of the inner products.
+    u64 gram;
+    u32 kind;
+    u32 parts;
+    u32 inner;
+    // Blocks of rows that the link before has made. Output block `first` is the product of block `taken`, and so on, `used` of them.
+    u32 given;
+    u32 taken;
+    u32 used;
+    u32 first;
+    // Behind the last of the terms of each block, and of the factors: the link before's end where this one's begin.
+    u32 end[BLOCKS];
+    u32 factors;
+    // Columns of the inner products.
+    u32 columns;
+    // The largest counts of a term, and of a factor.
+    u32 most;
+    u32 most_factor;
+    u32 unused;
+};
+static_assert(sizeof(Link) == 288, "mirrored in Rust");
+
+struct Chain {
+    Link links[LINKS];
+    Term terms[CHAIN_TERMS];
+    Factor factors[CHAIN_FACTORS];
+    u32 count;
+    u32 tasks;
+    // Rows a task.
+    u32 rows;
+    // Tasks a block.
+    u32 share;
+    // Groups of a block, and the widest rows, that there is room for.
+    u32 groups;
+    u32 widest;
+    // Numbers of shared memory.
+    u32 numbers;
+    u32 unused;
+};
+static_assert(sizeof(Chain) == 7968, "mirrored in Rust");
+
+// A group: the rows `first..first + rows` of a task's, in one block of rows.
+struct ChainGroup {
+    u32 task, block, first, rows;
+};
+
+struct ChainRun {
+    float* arena;
+    const Chain& op;
+    // The block's tasks.
+    u32 first_task, tasks, chunks;
+    // Room for what was made, rounded, and what rounding has left of it, by groups of 8 rows; from row to row.
+    u32 *made, *left, made_pitch;
+    // For the sums of products.
+    float* sums;
+    u32 sums_pitch;
+    // For corrections, warp by warp, or the parts of inner products.
+    float* tiles;
+    // For coefficients, and where their rows begin, by groups.
+    float (*factor)[CHAIN_ROWS][GROUP];
+    u64 (*row)[CHAIN_ROWS];
+
+    // All begins at multiples of 16 bytes.
+    __device__ ChainRun(float* arena, const Chain& op, float* room) : arena(arena), op(op) {
+        first_task = blockIdx.x * op.share;
+        tasks = min(op.tasks - first_task, op.share);
+        chunks = (op.rows + GROUP - 1) / GROUP;
+        made_pitch = op.widest / 2 + 4;
+        sums_pitch = op.widest + 4;
+        u32 rows = op.groups * GROUP;
+        auto take = [&](u32 numbers) {
+            float* from = room;
+            room += numbers;
+            return from;
+        };
+        tiles = take(CHAIN_WARPS * GROUP * CHAIN_PITCH);
+        made = (u32*)take(rows * made_pitch);
+        left = (u32*)take(rows * made_pitch);
+        sums = take(rows * sums_pitch);
+        factor = (float (*)[CHAIN_ROWS][GROUP])take(op.groups * CHAIN_ROWS * GROUP);
+        row = (u64(*)[CHAIN_ROWS])take(op.groups * CHAIN_ROWS * 2);
+    }
+
+    __device__ u32 warp() const { return threadIdx.x / 32; }
+    __device__ u32 lane() const { return threadIdx.x % 32; }
+
+    __device__ u32 groups(const Product& product) const { return tasks * product.blocks * chunks; }
+
+    __device__ ChainGroup group(const Product& product, u32 index) const {
+        u32 chunk = index % chunks, rest = index / chunks, first = chunk * GROUP;
+        return {first_task + rest / product.blocks, rest % product.blocks, first, min(op.rows - first, GROUP)};
+    }
+
+    // The group of the link before whose rows are multiplied into group `index`, or CHAIN_GROUPS where there is none.
+    __device__ u32 source(const Link& link, u32 index) const {
+        u32 chunk = index % chunks, rest = index / chunks, task = rest / link.product.blocks, block = rest % link.product.blocks;
+        u32 from = block - link.first;
+        return block >= link.first && from < link.used ? (task * link.given + link.taken + from) * chunks + chunk : CHAIN_GROUPS;
+    }
+
+    template <u32 MOST, u32 AHEAD>
+    __device__ void multiply(const Link& link) const;
+    __device__ void correct(const Link& link, u32 begin) const;
+    template <class End>
+    __device__ void end(const Link& link, u32 begin) const;
+    __device__ void rows_as_they_are(const Link& link) const;
+    __device__ void inner_products(const Link& link, u32 begin) const;
+
+    // Terms of a block in all, from `begin` on, and how many rows they have.
+    __device__ u32 first_term(const Link& link, u32 begin, u32 block) const { return block == 0 ? begin : link.end[block - 1]; }
+    __device__ u32 correction_rows(const Link& link, u32 begin, u32 block) const {
+        u32 first = first_term(link, begin, block), end = link.end[block];
+        return first < end ? op.terms[end - 1].column + op.terms[end - 1].count : 0;
+    }
+
+    // How many warps share a group's strip of columns, each with its part of the correction rows.
+    __device__ u32 shares(const Product& product) const { return CHAIN_WARPS / (groups(product) * strips(product)); }
+    __device__ static u32 strips(const Product& product) { return (product.width + CHAIN_STRIP - 1) / CHAIN_STRIP; }
+
+    __device__ void leave(u32 row, u32 column, const float (&values)[4]) const {
+        const Split split(values[0], values[1], values[2], values[3]);
+        u32 at = row * made_pitch + column / 2;
+        *(u64*)&made[at] = split.rounded[0] | (u64)split.rounded[1] << 32;
+        *(u64*)&left[at] = split.left[0] | (u64)split.left[1] << 32;
+    }
+};
+
+// The products of the rows that the link before has made, to `sums`. A warp has 16 columns of all groups, MOST of them, and so many
+// of the inner dimension's pieces on their way.
+template <u32 MOST, u32 AHEAD>
+__device__ inline void ChainRun::multiply(const Link& link) const {
+    u32 g = lane() / 4, t = lane() % 4, count = groups(link.product), tiles_across = link.product.width / 16, steps = link.inner / 16;
+    u32 from[MOST];
+    bool there[MOST];
+#pragma unroll
+    for (u32 n = 0; n < MOST; ++n) {
+        u32 source = n < count ? this->source(link, n) : CHAIN_GROUPS;
+        there[n] = source < CHAIN_GROUPS;
+        from[n] = ((there[n] ? source : 0) * GROUP + g) * made_pitch + t;
+    }
+    const uint4* weights = (const uint4*)(arena + link.weights);
+    for (u32 tile = warp(); tile < tiles_across; tile += CHAIN_WARPS) {
+        const uint4* fragment = weights + (u64)tile * steps * 32 + lane();
+        float sum[MOST][4] = {};
+        for (u32 start = 0; start < steps; start += AHEAD) {
+            uint4 weight[AHEAD];
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; ++i) {
+                if (start + i < steps) weight[i] = fragment[(start + i) * 32];
+            }
+#pragma unroll
+            for (u32 i = 0; i < AHEAD; ++i) {
+                if (start + i >= steps) break;
+                u32 columns[4] = {weight[i].x, weight[i].y, weight[i].z, weight[i].w};
+#pragma unroll
+                for (u32 n = 0; n < MOST; ++n) {
+                    if (!there[n]) continue;
+                    u32 rows[2] = {made[from[n] + (start + i) * 8], made[from[n] + (start + i) * 8 + 4]};
+                    mma_bf16(sum[n], columns, rows);
+                }
+            }
+        }
+#pragma unroll
+        for (u32 n = 0; n < MOST; ++n) {
+            if (n >= count) break;
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) sums[(n * GROUP + 2 * t + i % 2) * sums_pitch + tile * 16 + g + i / 2 * 8] = sum[n][i];
+        }
+    }
+}
+
+// The corrections, to `tiles`: each warp its part of them, of 128 columns of a group.
+__device__ inline void ChainRun::correct(const Link& link, u32 begin) const {
+    const Product& product = link.product;
+    u32 g = lane() / 4, t = lane() % 4, count = groups(product), strips = this->strips(product), shares = this->shares(product);
+    u32 slot = warp() / shares, part = warp() % shares, own = slot / strips, column = slot % strips * CHAIN_STRIP + 8 * g;
+    bool active = slot < count * strips, inside = column < product.width, inside_right = column + 64 < product.width;
+    u32 own_rows = active ? correction_rows(link, begin, group(product, own).block) : 0, most = 0;
+    for (u32 block = 0; block < product.blocks; ++block) {
+        u32 rows = correction_rows(link, begin, block);
+        if (rows > most) most = rows;
+    }
+    float sum[8][4] = {};
+    for (u32 start = 0; start < most; start += CHAIN_ROWS) {
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < count * CHAIN_ROWS; i += CHAIN_THREADS) {
+            u32 index = i / CHAIN_ROWS, j = i % CHAIN_ROWS, n = start + j;
+            const ChainGroup of = group(product, index);
+            if (n >= correction_rows(link, begin, of.block)) continue;
+            // No term before this one can hold it, and it is this one where all are of one length.
+            u32 f = first_term(link, begin, of.block) + n / link.most;
+            while (n >= op.terms[f].column + op.terms[f].count) ++f;
+            const Term& term = op.terms[f];
+            u32 within = n - term.column;
+            row[index][j] = copied_row(term.rows, (u64)of.task * term.count + within, product.width);
+            const float* gram = arena + term.gram + (u64)of.task * term.task_stride + (u64)within * term.column_stride +
+                                (u64)of.first * term.row_stride;
+            float inner[GROUP] = {};
+#pragma unroll
+            for (u32 r = 0; r < GROUP; ++r) {
+                if (r < of.rows) inner[r] = gram[(u64)r * term.row_stride];
+            }
+#pragma unroll
+            for (u32 r = 0; r < GROUP; ++r) factor[index][j][r] = r < of.rows ? term.scale * (inner[r] + term.shift) : 0.0f;
+        }
+        __syncthreads();
+        u32 here = start < own_rows ? min(own_rows - start, CHAIN_ROWS) : 0;
+        for (u32 step = part; step * 16 < here; step += shares) {
+            uint4 lower[4], upper[4];
+            float coefficient[4];
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) {
+                u32 j = step * 16 + 2 * t + i / 2 * 8 + i % 2;
+                bool there = j < here;
+                u64 at = there ? row[own][j] + column : 0;
+                lower[i] = load_eight(arena, at, there && inside);
+                upper[i] = load_eight(arena, at + 64, there && inside_right);
+                coefficient[i] = there ? factor[own][j][g] : 0.0f;
+            }
+            multiply_strip(sum, lower, upper, Split(coefficient[0], coefficient[1], coefficient[2], coefficient[3]));
+        }
+        __syncthreads();
+    }
+    if (most > 0) leave_strip(tiles + warp() * GROUP * CHAIN_PITCH, CHAIN_PITCH, sum);
+}
+
+// Ends every row, and leaves it for the link to come.
+template <class End>
+__device__ inline void ChainRun::end(const Link& link, u32 begin) const {
+    constexpr bool FORWARD = std::is_same_v<End, Forward>, ADJOINT = std::is_same_v<End, Adjoint>;
+    const Product& product = link.product;
+    const Source& bias = product.sources[0];
+    bool gated = ADJOINT ? product.delta != NOWHERE : !FORWARD && product.gated, curved = ADJOINT && gated && product.z != NOWHERE;
+    u32 pieces = product.width / 4, shares = this->shares(product), strips = this->strips(product);
+    u64 part = (u64)product.group_rows * product.blocks * product.width;
+    choose(activation_of(product, (End*)nullptr), [&](auto chosen) {
+#pragma unroll 1
+        for (u32 i = threadIdx.x; i < groups(product) * GROUP * pieces; i += CHAIN_THREADS) {
+            u32 local = i / pieces, column = i % pieces * 4, index = local / GROUP, within = local % GROUP;
+            const ChainGroup of = group(product, index);
+            if (within >= of.rows) continue;
+            u32 row = (of.block * op.tasks + of.task) * op.rows + of.first + within;
+            u64 at = (u64)row * product.width + column, gate_at = gated ? product.gate.row(row) * product.width + column : 0;
+            Outputs<1, 4> all = {};
+            // All that comes from far is on its way first.
+            all.biased[0] = FORWARD && bias.bias != NOWHERE && row - bias.first < bias.rows;
+            load_piece_or_zero(all.bias, arena + bias.bias + column, all.biased[0]);
+            load_piece_or_zero(all.gate[0], arena + product.gate.values + gate_at, gated);
+            load_piece_or_zero(all.delta[0], arena + product.delta + at, curved);
+            load_piece_or_zero(all.output[0], arena + product.output + at, product.begun);
+#pragma unroll 4
+            for (u32 p = 0; p < link.parts; ++p) {
+                float more[4];
+                load_piece(more, arena + link.raw + p * part + at);
+                all.each([&](int i, int c) { all.sums[i][c] += more[c]; });
+            }
+            if (link.weights != NOWHERE) load_piece(all.sums[0], &sums[local * sums_pitch + column]);
+            u32 count = min(correction_rows(link, begin, of.block), CHAIN_ROWS), parts = min(shares, (count + 15) / 16);
+            const float* tile = tiles + ((index * strips + column / CHAIN_STRIP) * shares * GROUP + within) * CHAIN_PITCH + column % CHAIN_STRIP;
+            for (u32 p = 0; p < parts; ++p) {
+                float more[4];
+                load_piece(more, tile + p * GROUP * CHAIN_PITCH);
+                all.each([&](int i, int c) { all.added[i][c] += more[c]; });
+            }
+            // What a forward or an adjoint output holds already goes into the activation too.
+            if (product.begun && (FORWARD || ADJOINT)) all.each([&](int i, int c) { all.added[i][c] += all.output[i][c]; });
+            all.template end_by<decltype(chosen)::activation>(product, (End*)nullptr);
+            if (curved) store_piece(arena + product.z + gate_at, all.delta[0]);
+            store_piece(arena + product.output + at, all.output[0]);
+            store_copy(arena, link.packed, at, AS_BF16, all.output[0]);
+            leave(local, column, all.output[0]);
+        }
+    });
+}
+
+// Takes rows from where they lie.
+__device__ inline void ChainRun::rows_as_they_are(const Link& link) const {
+    const Product& product = link.product;
+    u32 pieces = product.width / 4;
+    for (u32 i = threadIdx.x; i < groups(product) * GROUP * pieces; i += CHAIN_THREADS) {
+        u32 local = i / pieces, column = i % pieces * 4, within = local % GROUP;
+        const ChainGroup of = group(product, local / GROUP);
+        if (within >= of.rows) continue;
+        u64 row = (u64)(of.block * op.tasks + of.task) * op.rows + of.first + within;
+        float values[4];
+        load_piece(values, arena + link.raw + row * product.width + column);
+        leave(local, column, values);
+    }
+}
+
+// The inner products of what was made with the task's rows of each factor. A warp computes 16 x 8 of them over a strip, and strips
+// are added in their order.
+__device__ inline void ChainRun::inner_products(const Link& link, u32 begin) const {
+    const Product& product = link.product;
+    u32 g = lane() / 4, t = lane() % 4, count = groups(product), strips = this->strips(product);
+    float* output = arena + link.gram;
+    for (u32 start = 0; start < link.columns; start += CHAIN_ROWS) {
+        u32 here = min(link.columns - start, CHAIN_ROWS), across = (here + 15) / 16;
+        for (u32 i = threadIdx.x; i < count * CHAIN_ROWS; i += CHAIN_THREADS) {
+            u32 index = i / CHAIN_ROWS, j = i % CHAIN_ROWS, n = start + j;
+            if (j >= here) continue;
+            u32 f = begin + n / link.most_factor;
+            while (n >= op.factors[f].column + op.factors[f].count) ++f;
+            const Factor& of = op.factors[f];
+            row[index][j] = copied_row(of.rows, (u64)group(product, index).task * of.count + n - of.column, product.width);
+        }
+        __syncthreads();
+        for (u32 unit = warp(); unit < count * across * strips; unit += CHAIN_WARPS) {
+            u32 strip = unit % strips, rest = unit / strips, tile = rest % across, index = rest / across, n = tile * 16 + g;
+            u64 lower_row = n < here ? row[index][n] : 0, upper_row = n + 8 < here ? row[index][n + 8] : 0;
+            u32 mine = (index * GROUP + g) * made_pitch;
+            float sum[4] = {};
+#pragma unroll
+            for (u32 k = 0; k < CHAIN_STRIP; k += 32) {
+                u32 column = strip * CHAIN_STRIP + k + 8 * t;
+                bool inside = column < product.width;
+                uint4 lower = load_eight(arena, lower_row + column, inside && n < here);
+                uint4 upper = load_eight(arena, upper_row + column, inside && n + 8 < here);
+                uint4 rounded = {}, rest = {};
+                if (inside) {
+                    rounded = *(const uint4*)&made[mine + column / 2];
+                    rest = *(const uint4*)&left[mine + column / 2];
+                }
+                multiply_rows(sum, lower, upper, rounded, rest);
+            }
+#pragma unroll
+            for (u32 i = 0; i < 4; ++i) tiles[unit * 16 * GROUP + (g + i / 2 * 8) * GROUP + 2 * t + i % 2] = sum[i];
+        }
+        __syncthreads();
+        for (u32 i = threadIdx.x; i < count * here * GROUP; i += CHAIN_THREADS) {
+            u32 r = i / here % GROUP, n = i % here, index = i / here / GROUP;
+            const ChainGroup of = group(product, index);
+            if (r >= of.rows) continue;
+            const float* from = tiles + (index * across + n / 16) * strips * 16 * GROUP + n % 16 * GROUP + r;
+            float sum = 0.0f;
+            for (u32 strip = 0; strip < strips; ++strip) sum += from[strip * 16 * GROUP];
+            u64 row = (u64)(of.block * op.tasks + of.task) * op.rows + of.first + r;
+            output[row * link.columns + start + n] = sum;
+        }
+        __syncthreads();
+    }
+}
