@@ -219,7 +219,7 @@ fn failures_are_told() {
 /// Whichever kernel fails, the error says which, over which grid and shapes, and the meta-step returns it.
 fn every_kernel_is_named() {
     // What no single meta-step over all rows has a use for, the discriminators of the problems, whose activations are not
-    // curved, and their tasks, which have few rows.
+    // curved, their tasks, which have few rows, and their layers, which are narrower than a tensor core's product.
     let outside = [
         Kernel::CheckGradient,
         Kernel::Sgd,
@@ -231,6 +231,7 @@ fn every_kernel_is_named() {
         Kernel::InnerUpdate,
         Kernel::SumTallRows,
         Kernel::NarrowMany,
+        Kernel::PackFragments,
     ];
     // Nor are the problems large enough for large tiles of tensor cores.
     let large = |kernel: &Kernel| {

@@ -131,14 +131,23 @@ impl<T: Scalar> GanLoop<T> {
             device.fill(arena, self.upstream, T::ZERO);
             device.fill(arena, self.clip_cotangent, T::ZERO);
         }
+        let steps = self.spec.config.inner.steps;
         if self.spec.config.inner.minibatch.is_some() {
             LoopRows::load(device, arena, rows.support[1], self.support_x);
+        } else {
+            let latents_of = |step| self.generator.tape.values(0, Slot::Step(step));
+            if rows.steps_apart == 0 && steps > 0 {
+                // There are other lanes' behind.
+                let latents = &rows.support[0][..latents_of(0).len().min(rows.support[0].len())];
+                LoopRows::load_steps(device, arena, latents, latents_of, steps);
+            }
+            LoopRows::load_steps(device, arena, rows.support[1], |step| self.clip(Slot::Step(step)), steps);
         }
         for query in self.generator.spec.queries() {
             LoopRows::load(device, arena, rows.query[0], self.generator.tape.values(0, query));
             LoopRows::load(device, arena, rows.query[1], self.clip(query));
         }
-        for step in 0..self.spec.config.inner.steps {
+        for step in 0..steps {
             self.trace(device, arena, step);
             let slot = Slot::Step(step);
             self.load(device, arena, step, rows);
@@ -148,14 +157,14 @@ impl<T: Scalar> GanLoop<T> {
                 net.update(device, arena, step);
             }
         }
-        self.trace(device, arena, self.spec.config.inner.steps);
+        self.trace(device, arena, steps);
         if self.spec.trace {
             return;
         }
         if self.spec.config.inner.algorithm.differentiates_query() {
             self.pull_back(device, arena);
         } else {
-            let query = Slot::Query { after: self.spec.config.inner.steps };
+            let query = Slot::Query { after: steps };
             self.forward(device, arena, query, Some((self.generator_loss, self.discriminator_loss)));
             device.pixel_loss(arena, &self.pixel(query, self.upstream, Some(self.generator_loss)));
             for net in self.players() {
@@ -164,7 +173,7 @@ impl<T: Scalar> GanLoop<T> {
         }
     }
 
-    /// The support rows of a step.
+    /// A step's own rows: with minibatches its share of them, with fresh noise its latents.
     fn load<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize, rows: &LoopRows<'_, T>) {
         let slot = Slot::Step(step);
         let (z, clip) = (self.generator.tape.values(0, slot), self.clip(slot));
@@ -179,14 +188,8 @@ impl<T: Scalar> GanLoop<T> {
             }
             device.gather(arena, self.support_z, indices, z);
             device.gather(arena, self.support_x, indices, clip);
-        } else {
-            let latents_of = |step| self.generator.tape.values(0, Slot::Step(step));
-            if rows.steps_apart > 0 {
-                LoopRows::load(device, arena, latents(z.len()), z);
-            } else {
-                LoopRows::load_step(device, arena, latents(z.len()), latents_of, step);
-            }
-            LoopRows::load_step(device, arena, rows.support[1], |step| self.clip(Slot::Step(step)), step);
+        } else if rows.steps_apart > 0 {
+            LoopRows::load(device, arena, latents(z.len()), z);
         }
     }
 

@@ -49,19 +49,20 @@ impl<T: Scalar> LoopRows<'_, T> {
 
     /// Uploads `from` for the first step, from whose rows the others copy it: all steps descend on the same rows. Nothing is
     /// done where they are on the device from the last run.
-    pub(super) fn load_step<D: Device<T>>(
+    pub(super) fn load_steps<D: Device<T>>(
         device: &D,
         arena: &mut D::Arena,
         from: &[T],
         region_of: impl Fn(usize) -> Region,
-        step: usize,
+        steps: usize,
     ) {
-        match step {
-            _ if from.is_empty() => {}
-            0 => device.upload(arena, region_of(0), from),
-            // Steps that nothing goes back through share their rows.
-            _ if region_of(step) == region_of(0) => {}
-            _ => device.copy(arena, region_of(0), region_of(step)),
+        if from.is_empty() || steps == 0 {
+            return;
+        }
+        device.upload(arena, region_of(0), from);
+        // Steps that nothing goes back through share their rows.
+        for to in (1..steps).map(&region_of).filter(|to| *to != region_of(0)) {
+            device.copy(arena, region_of(0), to);
         }
     }
 

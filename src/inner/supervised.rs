@@ -91,6 +91,9 @@ impl<T: Scalar> SupervisedLoop<T> {
         LoopRows::load(device, arena, rows.support[1], self.support_y);
         if self.spec.inner.minibatch.is_some() {
             LoopRows::load(device, arena, rows.support[0], self.support_x);
+        } else {
+            let input_of = |step| self.net.tape.values(0, Slot::Step(step));
+            LoopRows::load_steps(device, arena, rows.support[0], input_of, self.spec.inner.steps);
         }
         for query in self.net.spec.queries() {
             LoopRows::load(device, arena, rows.query[0], self.net.tape.values(0, query));
@@ -99,7 +102,7 @@ impl<T: Scalar> SupervisedLoop<T> {
         for step in 0..self.spec.inner.steps {
             self.trace(device, arena, step);
             let slot = Slot::Step(step);
-            self.load(device, arena, step, rows);
+            self.draw(device, arena, step, rows);
             self.net.forward(device, arena, slot);
             device.supervised_loss(arena, &self.loss_at(slot, true, None));
             self.net.backward(device, arena, slot);
@@ -141,17 +144,13 @@ impl<T: Scalar> SupervisedLoop<T> {
         self.net.begin_adjoint(device, arena, after);
     }
 
-    /// The support rows of a step.
-    fn load<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize, rows: &LoopRows<'_, T>) {
-        let input_of = |step| self.net.tape.values(0, Slot::Step(step));
-        match self.spec.inner.minibatch {
-            None => LoopRows::load_step(device, arena, rows.support[0], input_of, step),
-            Some(_) => {
-                let input = input_of(step);
-                let indices = &rows.indices[step * input.rows..][..input.rows];
-                device.gather(arena, self.support_x, indices, input);
-                device.gather(arena, self.support_y, indices, self.target(Slot::Step(step)));
-            }
+    /// A step's own share of the support rows, with minibatches.
+    fn draw<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize, rows: &LoopRows<'_, T>) {
+        if self.spec.inner.minibatch.is_some() {
+            let input = self.net.tape.values(0, Slot::Step(step));
+            let indices = &rows.indices[step * input.rows..][..input.rows];
+            device.gather(arena, self.support_x, indices, input);
+            device.gather(arena, self.support_y, indices, self.target(Slot::Step(step)));
         }
     }
 

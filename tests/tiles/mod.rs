@@ -161,5 +161,14 @@ pub fn narrow_layers_are_one_launch() {
         learner.run(rows, &mut ChaCha8Rng::seed_from_u64(2)).unwrap();
     }
     let launched = recorder.launched.lock().unwrap();
-    println!("{launched:?}");
+    let count = |kernel: Kernel| launched.iter().filter(|launch| **launch == kernel).count();
+    // On the way up and down of every step, and of the query rows; on the way back of every step, and before the first.
+    assert_eq!(count(Kernel::Chain), 8, "{launched:?}");
+    // The wide layer's: up, down, and the adjoint pass; each but the first, which nothing comes before, and those that go down.
+    assert_eq!(count(Kernel::HopperForward64x64), 4, "{launched:?}");
+    assert_eq!(count(Kernel::HopperBackward64x64), 7, "{launched:?}");
+    assert_eq!(count(Kernel::HopperAdjoint64x64), 3, "{launched:?}");
+    assert_eq!(count(Kernel::FinishForward) + count(Kernel::FinishAdjoint), 6, "{launched:?}");
+    // Two copies of the support inputs and three in 16 bits, the two losses, and three for each layer's gradient.
+    assert_eq!(launched.len(), 28 + 5 + 2 + 9, "{launched:?}");
 }

@@ -107,7 +107,7 @@ pub(super) struct Layer<'a> {
 fn fits<D: Driver>(device: &CudaDevice<D>, (tasks, rows): (usize, usize), blocks: usize, width: usize) -> bool {
     let groups = blocks * rows.div_ceil(GROUP);
     let on = device.warpgroups().is_some() && device.precision == MatrixPrecision::Bf16;
-    on && device.chains && std::env::var_os("CHAIN_OFF").is_none()
+    on && device.chains
         && groups > 0
         && groups <= GROUPS
         && tasks.div_ceil(GROUPS / groups) <= BLOCKS_OF_TASKS
