@@ -164,7 +164,7 @@ fn lanes_of_small_networks() {
 
 /// Large enough for all threads to share each operation.
 fn operations_of_a_large_network() {
-    let mlp = Mlp::with_hidden(200, &[500], 600, Activation::Tanh, Activation::Linear).unwrap();
+    let mlp = Mlp::with_hidden(100, &[250], 300, Activation::Tanh, Activation::Linear).unwrap();
     for strategy in [Strategy::Dual, Strategy::Materialised] {
         let inner = InnerConfig {
             rates: RateKind::Shared,

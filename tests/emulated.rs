@@ -50,7 +50,7 @@ fn main() {
             Ok(())
         })
     }));
-    let own: [(&str, fn()); 12] = [
+    let own: [(&str, fn()); 13] = [
         ("measured_tiles_are_taken", tiles::measured_tiles_are_taken),
         ("packed_weights_are_kept_until_written", packed_weights_are_kept_until_written),
         ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
@@ -60,6 +60,7 @@ fn main() {
         ("refused_graphs_are_told", graphs::refused_graphs_are_told),
         ("tiles_fit_the_shape", tiles::tiles_fit_the_shape),
         ("narrow_layers_are_one_launch", tiles::narrow_layers_are_one_launch),
+        ("small_networks_settle_in_one_launch", tiles::small_networks_settle_in_one_launch),
         ("failures_are_told", failures_are_told),
         ("every_kernel_is_named", every_kernel_is_named),
         ("meta_steps_allocate_nothing", meta_steps_allocate_nothing),
@@ -224,12 +225,13 @@ fn every_kernel_is_named() {
         Kernel::CheckGradient,
         Kernel::Sgd,
         Kernel::Adam,
+        Kernel::Settle,
         Kernel::Copy,
         Kernel::Gather,
         Kernel::AddScaled,
         Kernel::AdjointGate,
         Kernel::InnerUpdate,
-        Kernel::SumTallRows,
+        Kernel::SumRows,
         Kernel::NarrowMany,
         Kernel::PackFragments,
     ];

@@ -118,7 +118,10 @@ struct alignas(16) uint4 {
 
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline void __stcs(float4* to, float4 value) { *to = value; }
-inline float __ldcg(const float* from) { return *from; }
+template <class T>
+T __ldcg(const T* from) {
+    return *from;
+}
 inline void __threadfence() { __atomic_thread_fence(__ATOMIC_SEQ_CST); }
 inline unsigned atomicAdd(unsigned* to, unsigned value) { return __atomic_fetch_add(to, value, __ATOMIC_SEQ_CST); }
 inline unsigned min(unsigned a, unsigned b) { return a < b ? a : b; }

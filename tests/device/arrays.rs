@@ -45,9 +45,9 @@ pub fn gather<D: Device<f32>>(make: Make<'_, D>) {
 }
 
 pub fn sum_rows<D: Device<f32>>(make: Make<'_, D>) {
-    for (case, (rows, width, accumulate)) in
-        [(1, 1, false), (5, 129, true), (40, 7, false), (3, 257, false), (300, 67, true)].into_iter().enumerate()
-    {
+    let few = [(1, 1, false), (5, 129, true), (40, 7, false), (3, 257, false), (300, 67, true)];
+    let wide = [(3, 8300, true), (33, 8195, false), (11, 8194, false)];
+    for (case, (rows, width, accumulate)) in few.into_iter().chain(wide).enumerate() {
         let scene = &mut Scene::new(1100 + case as u64);
         let from = scene.random(rows, width);
         let to = scene.changed(1, width, accumulate);

@@ -3,7 +3,8 @@
 use innerloop::Scalar;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::device::{
-    AdjointBackward, AdjointForward, Corrections, Device, Gate, Gram, Linear, LinearBackward, LinearForward, MatrixPrecision, Region,
+    AdjointBackward, AdjointForward, Corrections, Device, Gate, Gram, Linear, LinearBackward, LinearForward,
+    MatrixPrecision, Region,
 };
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{FrameShape, Loss, VideoWeights};
@@ -119,7 +120,8 @@ pub fn forward<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
                 let scales = scales!(layer.terms, T);
                 let corrections = corrections!(layer.terms, scales);
                 let (activation, output) = (ACTIVATIONS[(i + n) % 5], layer.output);
-                let operation = LinearForward { tasks, rows, input, layer: layer.layer, corrections, activation, output };
+                let operation =
+                    LinearForward { tasks, rows, input, layer: layer.layer, corrections, activation, output };
                 device.linear_forward(arena, &operation);
                 products::<T, _>(device, arena, (tasks, rows), layer);
                 input = taken::<T, _>(device, arena, layer);
@@ -131,8 +133,11 @@ pub fn forward<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
 pub fn backward<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
     layers(false, |i, case| {
         let (tasks, rows, blocks) = (case.tasks, case.rows, case.blocks);
-        let gates: Vec<Region> =
-            case.layers.iter().map(|layer| case.scene.random((blocks + 1) * tasks * rows, layer.output.width)).collect();
+        let gates: Vec<Region> = case
+            .layers
+            .iter()
+            .map(|layer| case.scene.random((blocks + 1) * tasks * rows, layer.output.width))
+            .collect();
         let order: Vec<usize> = (1..blocks).chain([0]).collect();
         compare!(case.scene, make, case.what, |device, arena, T| {
             let mut delta = case.input;
@@ -269,8 +274,12 @@ pub fn meta_steps<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
             gradients::<T, D, _>(device, config, shape, std::slice::from_ref(&config.mlp), |learner, rng| {
                 let [support_x, query_x] = [(); 2].map(|()| numbers::<T>(rows * inputs, rng));
                 let [support_y, query_y] = [(); 2].map(|()| numbers::<T>(rows * outputs, rng));
-                let rows =
-                    SupervisedRows { support_x: &support_x, support_y: &support_y, query_x: &query_x, query_y: &query_y };
+                let rows = SupervisedRows {
+                    support_x: &support_x,
+                    support_y: &support_y,
+                    query_x: &query_x,
+                    query_y: &query_y,
+                };
                 learner.run(rows, rng).unwrap();
             })
         }
@@ -295,12 +304,7 @@ pub fn meta_steps<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
             let [support_z, query_z] = [(); 2].map(|()| numbers::<T>(5 * 3 * 16, rng));
             learner
                 .run(
-                    VideoRows {
-                        support_x: &support_x,
-                        support_z: &support_z,
-                        query_x: &query_x,
-                        query_z: &query_z,
-                    },
+                    VideoRows { support_x: &support_x, support_z: &support_z, query_x: &query_x, query_z: &query_z },
                     rng,
                 )
                 .unwrap();

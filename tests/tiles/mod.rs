@@ -6,7 +6,9 @@ use innerloop::device::{
 };
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::Loss;
-use innerloop::{Algorithm, InnerConfig, MetaLearner, MetaOptimizer, Shape, Strategy, SupervisedConfig, SupervisedRows};
+use innerloop::{
+    Algorithm, InnerConfig, MetaLearner, MetaOptimizer, OuterConfig, Shape, Strategy, SupervisedConfig, SupervisedRows,
+};
 use rand::SeedableRng;
 use rand_chacha::ChaCha8Rng;
 
@@ -171,4 +173,45 @@ pub fn narrow_layers_are_one_launch() {
     assert_eq!(count(Kernel::FinishForward) + count(Kernel::FinishAdjoint), 6, "{launched:?}");
     // Two copies of the support inputs and three in 16 bits, the two losses, and three for each layer's gradient.
     assert_eq!(launched.len(), 28 + 5 + 2 + 9, "{launched:?}");
+}
+
+/// After the inner loops of a small network the rest of a meta-step is one launch, with the same result as one by one, and
+/// without any where it diverges.
+pub fn small_networks_settle_in_one_launch() {
+    let (recorder, shape) = (Refusing::new(None), Shape { tasks: 3, shots: 4, queries: 5 });
+    let mlp = Mlp::with_hidden(1, &[40, 40], 1, Activation::Relu, Activation::Linear).unwrap();
+    let inner = InnerConfig { strategy: Some(Strategy::Resident), ..InnerConfig::new(Algorithm::Maml, 2) };
+    let parameters = Parameters::initialise(&mlp, &mut ChaCha8Rng::seed_from_u64(1));
+    let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+    let learner = || {
+        let phi = vec![MetaOptimizer::uniform(config.inner.rates, &mlp, 2, 0.05).unwrap()];
+        let device = CudaDevice::with_driver(recorder.clone());
+        let mut learner = MetaLearner::new(device, config.clone(), shape, phi).unwrap();
+        learner.set_parameters(0, &parameters).unwrap();
+        learner
+    };
+    let (mut together, mut apart) = (learner(), learner());
+    let outer = OuterConfig { clip: Some(0.1), ..OuterConfig::adam(1e-2) };
+    let numbers = |count: usize, from: f32| (0..count).map(|i| (from + i as f32).sin()).collect::<Vec<f32>>();
+    let rng = &mut ChaCha8Rng::seed_from_u64(2);
+    for (step, wrong) in [false, false, true, false].into_iter().enumerate() {
+        let [x, query_x] = [(12, 0.5), (15, 2.5)].map(|(count, from)| numbers(count, from + step as f32));
+        let [y, mut query_y] = [(12, 1.5), (15, 3.5)].map(|(count, from)| numbers(count, from));
+        query_y[7] = if wrong { f32::NAN } else { query_y[7] };
+        let rows = SupervisedRows { support_x: &x, support_y: &y, query_x: &query_x, query_y: &query_y };
+        recorder.launched.lock().unwrap().clear();
+        together.submit(rows, &outer, rng).unwrap();
+        assert_eq!(together.wait().is_err(), wrong);
+        let launched: Vec<Kernel> = recorder.launched.lock().unwrap().drain(..).collect();
+        let replayed = step % 2 == 1;
+        let expected = [Kernel::NarrowFew, Kernel::Settle];
+        // What was found is forgotten by another.
+        let others = launched.len() - if wrong { 1 } else { 0 };
+        assert!(launched[..others] == expected || (replayed && launched.is_empty()), "{step}: {launched:?}");
+        apart.run(rows, rng).unwrap();
+        assert_eq!(apart.update(&outer).is_err(), wrong);
+        assert!(together.parameters(0) == apart.parameters(0), "step {step}");
+        assert!(together.optimizer_state() == apart.optimizer_state(), "step {step}");
+    }
+    assert!(together.parameters(0) != parameters);
 }

@@ -1,7 +1,7 @@
 //! Plain loops over regions.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, spans_of, wide};
+use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, settle, spans_of, wide};
 use crate::device::Region;
 
 #[repr(C)]
@@ -46,7 +46,7 @@ struct AddScaled {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct SumRows {
+pub(super) struct SumRows {
     from: u64,
     to: u64,
     width: u64,
@@ -54,6 +54,21 @@ struct SumRows {
     scale: f32,
     begun: u32,
     unused: u32,
+}
+
+impl SumRows {
+    /// `to (+)= scale * the sum of the rows of from`
+    pub fn new(from: Region, scale: f32, to: Region, accumulate: bool) -> Self {
+        Self {
+            from: wide(from.offset),
+            to: wide(to.offset),
+            width: wide(from.width),
+            rows: narrow(from.rows),
+            scale,
+            begun: accumulate.into(),
+            unused: 0,
+        }
+    }
 }
 
 super::arguments! {
@@ -101,15 +116,16 @@ pub(super) fn gather<D: Driver>(
 }
 
 /// Columns a block of `sum_tall_rows` sums: `TALL_COLUMNS` in `kernels/array.cu`.
-const TALL_COLUMNS: usize = 32;
+pub(super) const TALL_COLUMNS: usize = 32;
 
-/// Rows from which on, and columns up to which, threads share the rows of a column: beyond, the columns fill a GPU.
+/// Rows from which on, and columns up to which, threads share the rows of a column: beyond, the columns fill a GPU. With fewer
+/// columns they always do, as in `settle.rs`, so that the sums are the same.
 const TALL: [usize; 2] = [32, 1 << 15];
 
 /// See [`crate::device::Device::sum_rows`].
 pub(super) fn sum_rows<D: Driver>(
     device: &CudaDevice<D>,
-    arena: &mut CudaArena<D>,
+    arena: &CudaArena<D>,
     from: Region,
     scale: f32,
     to: Region,
@@ -117,16 +133,9 @@ pub(super) fn sum_rows<D: Driver>(
 ) {
     assert_eq!(from.width, to.len());
     arena.check(&[from], &[to]);
-    let call = SumRows {
-        from: wide(from.offset),
-        to: wide(to.offset),
-        width: wide(from.width),
-        rows: narrow(from.rows),
-        scale,
-        begun: accumulate.into(),
-        unused: 0,
-    };
-    let (kernel, blocks) = if from.rows >= TALL[0] && from.width <= TALL[1] {
+    let call = SumRows::new(from, scale, to, accumulate);
+    let tall = from.width <= settle::MOST || (from.rows >= TALL[0] && from.width <= TALL[1]);
+    let (kernel, blocks) = if tall {
         (Kernel::SumTallRows, from.width.div_ceil(TALL_COLUMNS))
     } else {
         (Kernel::SumRows, blocks_of(from.width))

@@ -12,7 +12,7 @@ use super::hopper::{Raw, Warpgroups};
 use super::linear::Product;
 use super::low_rank::{BLOCKS, Factor, GROUP, Term, check_corrections, extent, in_one_launch};
 use super::outer_product::MULTIPROCESSORS;
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, pack, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, pack, settle, wide};
 use crate::device::{self, Corrections, Gram, MatrixPrecision, Region};
 
 /// As in `kernels/chain.cuh`: links of a chain, their terms and factors in all, groups of rows of a block.
@@ -139,6 +139,7 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     if !may {
         return false;
     }
+    settle::flush(arena);
     let backward = kernel == Kernel::FinishBackward;
     let placed = !multiplies || pack::has_fragments(device, arena, weight, backward);
     let mut pending = arena.pending();
@@ -187,6 +188,7 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
 /// Puts rows off as they are, of which inner products are asked for, unless they were made last.
 pub(super) fn with_rows<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &Gram<'_>) {
     let shape = (op.tasks, op.rows);
+    settle::flush(arena);
     let mut pending = arena.pending();
     if pending.ends.last().is_some_and(|end| end.made == op.x && end.shape == shape) {
         return;
@@ -239,7 +241,9 @@ impl<D: Driver> Pending<D> {
 
     /// Whether another link may read and write these: of what was put off, only the same tasks' rows.
     fn leaves_alone(&self, shape: (usize, usize), reads: &[Region], writes: &[Region]) -> bool {
-        let apart = |of: &[Region], others: &[Region]| of.iter().all(|one| others.iter().all(|other| alike(*one, *other, shape)));
+        let apart = |of: &[Region], others: &[Region]| {
+            of.iter().all(|one| others.iter().all(|other| alike(*one, *other, shape)))
+        };
         apart(reads, &self.writes) && apart(writes, &self.writes) && apart(writes, &self.reads)
     }
 
@@ -341,6 +345,7 @@ pub(super) fn launch<D: Driver>(arena: &CudaArena<D>, ends: &[End<D>]) {
     [call.share, call.groups] = [share, groups].map(narrow);
     [call.widest, call.numbers] = [widest, numbers].map(narrow);
     let bytes = narrow(numbers * size_of::<f32>());
-    let shapes = format_args!("{} layers of {tasks} tasks x {rows} rows, up to {widest} wide, {terms} terms", ends.len());
+    let shapes =
+        format_args!("{} layers of {tasks} tasks x {rows} rows, up to {widest} wide, {terms} terms", ends.len());
     device.launch_with(arena, Kernel::Chain, [tasks.div_ceil(share), 1, 1], bytes, &call, shapes);
 }

@@ -257,7 +257,7 @@ pub(super) fn threads_of(kernel: Kernel) -> u32 {
         Kernel::NarrowFew => 192,
         Kernel::Resident => 256,
         Kernel::Chain => 512,
-        Kernel::SumTallRows => 1024,
+        Kernel::SumTallRows | Kernel::Settle => 1024,
         _ => THREADS,
     }
 }
@@ -376,6 +376,7 @@ kernels! {
     CheckGradient check_gradient emulate_check_gradient,
     Sgd sgd emulate_sgd,
     Adam adam emulate_adam,
+    Settle settle emulate_settle,
     Fill fill emulate_fill,
     Copy copy emulate_copy,
     Gather gather emulate_gather,

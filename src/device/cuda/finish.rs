@@ -226,7 +226,12 @@ impl<D: Driver> End<D> {
 
 impl<D: Driver> Pending<D> {
     /// Puts an end off as well.
-    pub fn append(&mut self, end: End<D>, corrections: &device::Corrections<'_, f32>, (reads, writes): (&[Region], &[Region])) {
+    pub fn append(
+        &mut self,
+        end: End<D>,
+        corrections: &device::Corrections<'_, f32>,
+        (reads, writes): (&[Region], &[Region]),
+    ) {
         self.reads.extend_from_slice(reads);
         self.writes.extend_from_slice(writes);
         check_corrections(corrections, end.shape, |_, coefficients| self.reads.push(coefficients));

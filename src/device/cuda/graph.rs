@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 use bytemuck::Zeroable;
 
 use super::driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel};
-use super::{CudaArena, CudaDevice, finish};
+use super::{CudaArena, CudaDevice};
 use crate::device::{Region, Submitted};
 
 /// Work that was submitted to a [`CudaDevice`]; see [`crate::device::Device::submit`].
@@ -232,11 +232,11 @@ pub(super) fn submit<D: Driver>(
     }
     graph.results.make_room(results);
     // What was put off is no part of the work; what the work puts off is.
-    finish::flush(arena);
+    arena.flush();
     let nested = arena.recording().replace(Recording::new(std::mem::take(graph)));
     assert!(nested.is_none(), "work is submitted within submitted work");
     work(device, arena);
-    finish::flush(arena);
+    arena.flush();
     let Some(mut recording) = arena.recording().take() else { return };
     let steps = recording.position;
     let mut done = false;

@@ -1,7 +1,7 @@
 //! The four products with a layer's weights.
 
-use super::driver::{Driver, Kernel};
 use super::chain::{self, Layer};
+use super::driver::{Driver, Kernel};
 use super::finish;
 use super::hopper::{self, Raw};
 use super::low_rank::{self, Gate, apply_corrections};

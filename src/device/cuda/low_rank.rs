@@ -271,7 +271,11 @@ pub(super) fn check_corrections(
     let blocks = corrections.blocks.len();
     assert!(blocks <= BLOCKS, "{blocks} blocks of rows; kernels take {BLOCKS}");
     for term in corrections.blocks.iter().flatten() {
-        let gram = Region { offset: term.gram.offset, rows: 1, width: (tasks - 1) * term.gram.task_stride + extent(term, (tasks, rows)) };
+        let gram = Region {
+            offset: term.gram.offset,
+            rows: 1,
+            width: (tasks - 1) * term.gram.task_stride + extent(term, (tasks, rows)),
+        };
         regions(term.rows, gram);
     }
 }

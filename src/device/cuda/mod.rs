@@ -33,6 +33,7 @@ mod outer_product;
 mod pack;
 mod reduction;
 mod resident;
+mod settle;
 mod tensor;
 mod thin;
 mod tiles;
@@ -86,6 +87,8 @@ pub struct CudaArena<D: Driver> {
     pool: Mutex<pack::Pool>,
     /// The end of a product that waits for what comes next.
     pending: Mutex<finish::Pending<D>>,
+    /// A sum of gradients that does so too.
+    settling: Mutex<Option<settle::Pending<D>>>,
     /// Work that is being submitted; what is asked for goes there instead.
     recording: Mutex<Option<graph::Recording<D>>>,
 }
@@ -114,7 +117,8 @@ impl<D: Driver> CudaDevice<D> {
     pub fn with_driver(driver: D) -> Self {
         let tiles = Tiles::kept(&driver.model());
         let (precision, warpgroups) = (MatrixPrecision::F32, Warpgroups::default());
-        Self { driver, precision, tiles: None, warpgroups, chains: true, failure: Arc::default() }.with_tiles(tiles.as_ref())
+        Self { driver, precision, tiles: None, warpgroups, chains: true, failure: Arc::default() }
+            .with_tiles(tiles.as_ref())
     }
 
     /// The same device with large matrix products in another precision; [`MatrixPrecision::F32`] at first.
@@ -235,9 +239,15 @@ use arguments;
 impl<D: Driver> CudaArena<D> {
     /// Checks an operation's regions, see [`check_access`], and tells the driver of them. What was put off goes first.
     fn check(&self, reads: &[Region], writes: &[Region]) {
-        finish::flush(self);
+        self.flush();
         self.admit(reads, writes);
         self.keep_to(reads.iter().chain(writes));
+    }
+
+    /// Launches what was put off.
+    fn flush(&self) {
+        finish::flush(self);
+        settle::flush(self);
     }
 
     /// Checks regions of an operation that is a part of the one that was put off.
@@ -343,7 +353,8 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
             self.driver.write(&mut memory, sums.0 - COUNTERS, &vec![0.0; COUNTERS])
         });
         let pool = Mutex::new(pack::Pool::new(start, room, self.room_for_kept(elements)));
-        Ok(CudaArena { memory, elements, sums, pool, pending: Mutex::default(), recording: Mutex::default() })
+        let (pending, settling, recording) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(CudaArena { memory, elements, sums, pool, pending, settling, recording })
     }
 
     fn check(&self) -> Result<()> {

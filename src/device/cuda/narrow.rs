@@ -2,7 +2,7 @@
 
 use super::driver::{Driver, Kernel};
 use super::outer_product::MULTIPROCESSORS;
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, array, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, settle, wide};
 use crate::device::{Region, Resident, ResidentGradient};
 use crate::model::Activation;
 use crate::objective::Loss;
@@ -158,7 +158,7 @@ pub(super) fn narrow_loop<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAre
         let Resident { tasks, steps, shots, queries, .. } = op;
         let shapes = format_args!("{tasks} tasks, {steps} steps, {shots} and {queries} rows, {bytes} bytes a block");
         device.launch_with(arena, kernel, [blocks, 1, 1], narrow(bytes), &call, shapes);
-        array::sum_rows(device, arena, gradients.rows(0, blocks), op.scale, to, false);
+        settle::sum_rows(device, arena, gradients.rows(0, blocks), op.scale, to);
         return true;
     }
     false

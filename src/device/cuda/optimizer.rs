@@ -1,12 +1,12 @@
 //! The outer optimizer.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOTHING, narrow, reduction, spans_of, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, narrow, reduction, settle, spans_of, wide};
 use crate::device::{Finding, GradientCheck, OuterStep, Region};
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct CheckGradient {
+pub(super) struct CheckGradient {
     partials: u64,
     losses: [u64; 2],
     flag: u64,
@@ -31,7 +31,7 @@ struct Sgd {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct Adam {
+pub(super) struct Adam {
     parameters: u64,
     gradient: u64,
     first: u64,
@@ -55,17 +55,12 @@ super::arguments! {
     Adam, 88 => Adam;
 }
 
-/// See [`GradientCheck`].
-pub(super) fn gradient_check<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &GradientCheck) {
-    let [first, second] = op.losses.map(|losses| losses.unwrap_or(NOTHING));
-    let [a, b, c, d] = op.gradients.map(|gradient| gradient.unwrap_or(NOTHING));
-    arena.check(&[first, second, a, b, c, d], &[op.findings]);
-    let losses = [first, second];
-    let check = |place: usize, gradient: Region| {
-        let at = (gradient.offset, 0);
-        let count = if gradient.is_empty() { 0 } else { reduction::dot(device, arena, at, at, gradient.len(), 1) };
+impl CheckGradient {
+    /// With `count` partial sums of the squares of a gradient, and its place among those that are checked.
+    pub fn new<D: Driver>(arena: &CudaArena<D>, op: &GradientCheck, place: usize, count: usize) -> Self {
+        let losses = op.losses.map(|losses| losses.unwrap_or(NOTHING));
         let finding = Finding { findings: op.findings, gradient: place };
-        let call = CheckGradient {
+        Self {
             partials: wide(arena.partials()),
             losses: losses.map(|losses| wide(losses.offset)),
             flag: wide(finding.flag()),
@@ -74,7 +69,49 @@ pub(super) fn gradient_check<D: Driver>(device: &CudaDevice<D>, arena: &mut Cuda
             loss_count: losses.map(|losses| narrow(losses.len())),
             count: narrow(count),
             unused: 0,
+        }
+    }
+}
+
+impl Adam {
+    /// That step, if it is one of Adam.
+    pub fn new(op: &OuterStep) -> Option<Self> {
+        let OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step } = *op else {
+            return None;
         };
+        let correction = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u64) as i32);
+        Some(Self {
+            parameters: wide(parameters.offset),
+            gradient: wide(gradient.offset),
+            first: wide(first.offset),
+            second: wide(second.offset),
+            length: wide(parameters.len()),
+            flag: wide(finding.flag()),
+            factor: wide(finding.factor()),
+            rate: (rate / correction(betas.0)) as f32,
+            second_scale: (1.0 / correction(betas.1)) as f32,
+            epsilon: epsilon as f32,
+            beta1: betas.0 as f32,
+            beta2: betas.1 as f32,
+            rest1: (1.0 - betas.0) as f32,
+            rest2: (1.0 - betas.1) as f32,
+            unused: 0,
+        })
+    }
+}
+
+/// See [`GradientCheck`].
+pub(super) fn gradient_check<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &GradientCheck) {
+    if settle::with_check(arena, op) {
+        return;
+    }
+    let [first, second] = op.losses.map(|losses| losses.unwrap_or(NOTHING));
+    let [a, b, c, d] = op.gradients.map(|gradient| gradient.unwrap_or(NOTHING));
+    arena.check(&[first, second, a, b, c, d], &[op.findings]);
+    let check = |place: usize, gradient: Region| {
+        let at = (gradient.offset, 0);
+        let count = if gradient.is_empty() { 0 } else { reduction::dot(device, arena, at, at, gradient.len(), 1) };
+        let call = CheckGradient::new(arena, op, place, count);
         let shapes = format_args!("{} numbers", gradient.len());
         device.launch(arena, Kernel::CheckGradient, [1, 1, 1], &call, shapes);
     };
@@ -91,6 +128,9 @@ pub(super) fn gradient_check<D: Driver>(device: &CudaDevice<D>, arena: &mut Cuda
 
 /// See [`OuterStep`].
 pub(super) fn outer_step<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &OuterStep) {
+    if settle::with_step(arena, op) {
+        return;
+    }
     match *op {
         OuterStep::Sgd { parameters, gradient, rate, finding } => {
             arena.check(&[gradient, finding.findings], &[parameters]);
@@ -106,26 +146,9 @@ pub(super) fn outer_step<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
             let shapes = format_args!("{} parameters", parameters.len());
             device.launch(arena, Kernel::Sgd, [spans_of(parameters.len()), 1, 1], &call, shapes);
         }
-        OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step } => {
+        OuterStep::Adam { parameters, gradient, first, second, finding, .. } => {
             arena.check(&[gradient, finding.findings], &[parameters, first, second]);
-            let correction = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u64) as i32);
-            let call = Adam {
-                parameters: wide(parameters.offset),
-                gradient: wide(gradient.offset),
-                first: wide(first.offset),
-                second: wide(second.offset),
-                length: wide(parameters.len()),
-                flag: wide(finding.flag()),
-                factor: wide(finding.factor()),
-                rate: (rate / correction(betas.0)) as f32,
-                second_scale: (1.0 / correction(betas.1)) as f32,
-                epsilon: epsilon as f32,
-                beta1: betas.0 as f32,
-                beta2: betas.1 as f32,
-                rest1: (1.0 - betas.0) as f32,
-                rest2: (1.0 - betas.1) as f32,
-                unused: 0,
-            };
+            let Some(call) = Adam::new(op) else { return };
             let shapes = format_args!("{} parameters", parameters.len());
             device.launch(arena, Kernel::Adam, [spans_of(parameters.len()), 1, 1], &call, shapes);
         }

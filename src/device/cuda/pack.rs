@@ -356,7 +356,12 @@ pub(super) fn is_kept<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, r
 }
 
 /// Whether a layer's weights have a place for that layout already.
-pub(super) fn has_fragments<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, weight: Region, backward: bool) -> bool {
+pub(super) fn has_fragments<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    weight: Region,
+    backward: bool,
+) -> bool {
     let pool = &*arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
     pool.laid(weight, device.precision, Layout::Fragments { backward }).is_some()
 }

@@ -5,7 +5,7 @@ use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, wide};
 use crate::device::{Linear, Region};
 
 /// Partial sums at most.
-const SUMS: usize = 256;
+pub(super) const SUMS: usize = 256;
 /// The room they take in the arena, in elements.
 pub(super) const PARTIALS: usize = SUMS * size_of::<f64>() / size_of::<f32>();
 

@@ -5,7 +5,7 @@ use bytemuck::Zeroable;
 use super::driver::{Driver, Kernel};
 use super::loss::loss_code;
 use super::narrow::narrow_loop;
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, settle, wide};
 use crate::device::resident::{Pass, Places, padded};
 use crate::device::{Region, Resident as Operation, ResidentGradient};
 use crate::inner::LAYERS;
@@ -198,7 +198,7 @@ pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
     device.launch_with(arena, Kernel::Resident, [op.tasks, 1, 1], bytes, &call, shapes);
     let displacement = op.kind == ResidentGradient::Displacement;
     if let Some([to, from]) = op.gradient {
-        array::sum_rows(device, arena, from, if displacement { -op.scale } else { op.scale }, to, false);
+        settle::sum_rows(device, arena, from, if displacement { -op.scale } else { op.scale }, to);
     }
     if let Some([to, from]) = op.rate_gradient.filter(|_| op.goes_back()) {
         array::sum_rows(device, arena, from, -op.scale, to, false);
