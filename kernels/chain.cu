@@ -10,6 +10,7 @@ KERNEL_OF(chain, Chain, CHAIN_THREADS, 1) {
 #pragma unroll 1
     for (u32 l = 0; l < op.count; ++l) {
         const Link& link = op.links[l];
+        run.begin(link, terms);
         if (link.weights != NOWHERE) {
             if (run.groups(link.product) <= 2) {
                 run.multiply<2, 8>(link);
@@ -17,20 +18,20 @@ KERNEL_OF(chain, Chain, CHAIN_THREADS, 1) {
                 run.multiply<CHAIN_GROUPS, 4>(link);
             }
         }
-        run.correct(link, terms);
+        run.correct(link);
         __syncthreads();
         switch (link.kind) {
         case LINK_ROWS:
             run.rows_as_they_are(link);
             break;
         case LINK_FORWARD:
-            run.end<Forward>(link, terms);
+            run.end<Forward>(link);
             break;
         case LINK_BACKWARD:
-            run.end<Backward>(link, terms);
+            run.end<Backward>(link);
             break;
         default:
-            run.end<Adjoint>(link, terms);
+            run.end<Adjoint>(link);
         }
         __syncthreads();
         run.inner_products(link, factors);

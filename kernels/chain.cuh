@@ -76,9 +76,10 @@ struct Chain {
 };
 static_assert(sizeof(Chain) == 7968, "mirrored in Rust");
 
-// A group: the rows `first..first + rows` of a task's, in one block of rows.
-struct ChainGroup {
-    u32 task, block, first, rows;
+// A group, the rows `first..first + rows` of a task's in one block of rows: the first of them in the output, the group of the link
+// before whose rows are multiplied into it, CHAIN_GROUPS where there is none, and its terms, from which on and how many rows they have.
+struct alignas(16) ChainGroup {
+    u32 task, block, first, rows, output_row, source, term, corrected;
 };
 
 struct ChainRun {
@@ -86,6 +87,8 @@ struct ChainRun {
     const Chain& op;
     // The block's tasks.
     u32 first_task, tasks, chunks;
+    // Of the link that is made.
+    ChainGroup* group;
     // Room for what was made, rounded, and what rounding has left of it, by groups of 8 rows; from row to row.
     u32 *made, *left, made_pitch;
     // For the sums of products.
@@ -116,6 +119,7 @@ struct ChainRun {
         sums = take(rows * sums_pitch);
         factor = (float (*)[CHAIN_ROWS][GROUP])take(op.groups * CHAIN_ROWS * GROUP);
         row = (u64(*)[CHAIN_ROWS])take(op.groups * CHAIN_ROWS * 2);
+        group = (ChainGroup*)take(op.groups * sizeof(ChainGroup) / sizeof(float));
     }
 
     __device__ u32 warp() const { return threadIdx.x / 32; }
@@ -123,36 +127,51 @@ struct ChainRun {
 
     __device__ u32 groups(const Product& product) const { return tasks * product.blocks * chunks; }
 
-    __device__ ChainGroup group(const Product& product, u32 index) const {
-        u32 chunk = index % chunks, rest = index / chunks, first = chunk * GROUP;
-        return {first_task + rest / product.blocks, rest % product.blocks, first, min(op.rows - first, GROUP)};
-    }
-
-    // The group of the link before whose rows are multiplied into group `index`, or CHAIN_GROUPS where there is none.
-    __device__ u32 source(const Link& link, u32 index) const {
-        u32 chunk = index % chunks, rest = index / chunks, task = rest / link.product.blocks, block = rest % link.product.blocks;
-        u32 from = block - link.first;
-        return block >= link.first && from < link.used ? (task * link.given + link.taken + from) * chunks + chunk : CHAIN_GROUPS;
+    // Looks the link's groups up, whose terms begin at `begin`: there are divisions in it.
+    __device__ void begin(const Link& link, u32 begin) const {
+        u32 index = threadIdx.x;
+        if (index < groups(link.product)) {
+            u32 chunk = index % chunks, rest = index / chunks, first = chunk * GROUP;
+            u32 task = rest / link.product.blocks, block = rest % link.product.blocks, from = block - link.first;
+            bool taken = link.weights != NOWHERE && block >= link.first && from < link.used;
+            u32 term = block == 0 ? begin : link.end[block - 1], end = link.end[block];
+            group[index] = {
+                first_task + task,
+                block,
+                first,
+                min(op.rows - first, GROUP),
+                (block * op.tasks + first_task + task) * op.rows + first,
+                taken ? (task * link.given + link.taken + from) * chunks + chunk : CHAIN_GROUPS,
+                term,
+                term < end ? op.terms[end - 1].column + op.terms[end - 1].count : 0,
+            };
+        }
+        __syncthreads();
     }
 
     template <u32 MOST, u32 AHEAD>
     __device__ void multiply(const Link& link) const;
-    __device__ void correct(const Link& link, u32 begin) const;
+    __device__ void correct(const Link& link) const;
     template <class End>
-    __device__ void end(const Link& link, u32 begin) const;
+    __device__ void end(const Link& link) const;
     __device__ void rows_as_they_are(const Link& link) const;
     __device__ void inner_products(const Link& link, u32 begin) const;
-
-    // Terms of a block in all, from `begin` on, and how many rows they have.
-    __device__ u32 first_term(const Link& link, u32 begin, u32 block) const { return block == 0 ? begin : link.end[block - 1]; }
-    __device__ u32 correction_rows(const Link& link, u32 begin, u32 block) const {
-        u32 first = first_term(link, begin, block), end = link.end[block];
-        return first < end ? op.terms[end - 1].column + op.terms[end - 1].count : 0;
-    }
 
     // How many warps share a group's strip of columns, each with its part of the correction rows.
     __device__ u32 shares(const Product& product) const { return CHAIN_WARPS / (groups(product) * strips(product)); }
     __device__ static u32 strips(const Product& product) { return (product.width + CHAIN_STRIP - 1) / CHAIN_STRIP; }
+
+    // Calls `work` with the warp's rows, by strips: the row among all groups', its group, its place in that, and the lane's column.
+    template <class Work>
+    __device__ void each_row(const Product& product, Work work) const {
+        u32 strips = this->strips(product);
+#pragma unroll 1
+        for (u32 unit = warp(); unit < groups(product) * GROUP * strips; unit += CHAIN_WARPS) {
+            u32 local = unit / strips, column = (unit - local * strips) * CHAIN_STRIP + lane() * 4, index = local / GROUP;
+            u32 within = local % GROUP;
+            if (within < group[index].rows && column < product.width) work(local, index, within, column);
+        }
+    }
 
     __device__ void leave(u32 row, u32 column, const float (&values)[4]) const {
         const Split split(values[0], values[1], values[2], values[3]);
@@ -171,7 +190,7 @@ __device__ inline void ChainRun::multiply(const Link& link) const {
     bool there[MOST];
 #pragma unroll
     for (u32 n = 0; n < MOST; ++n) {
-        u32 source = n < count ? this->source(link, n) : CHAIN_GROUPS;
+        u32 source = n < count ? group[n].source : CHAIN_GROUPS;
         there[n] = source < CHAIN_GROUPS;
         from[n] = ((there[n] ? source : 0) * GROUP + g) * made_pitch + t;
     }
@@ -207,25 +226,24 @@ __device__ inline void ChainRun::multiply(const Link& link) const {
 }
 
 // The corrections, to `tiles`: each warp its part of them, of 128 columns of a group.
-__device__ inline void ChainRun::correct(const Link& link, u32 begin) const {
+__device__ inline void ChainRun::correct(const Link& link) const {
     const Product& product = link.product;
     u32 g = lane() / 4, t = lane() % 4, count = groups(product), strips = this->strips(product), shares = this->shares(product);
     u32 slot = warp() / shares, part = warp() % shares, own = slot / strips, column = slot % strips * CHAIN_STRIP + 8 * g;
     bool active = slot < count * strips, inside = column < product.width, inside_right = column + 64 < product.width;
-    u32 own_rows = active ? correction_rows(link, begin, group(product, own).block) : 0, most = 0;
-    for (u32 block = 0; block < product.blocks; ++block) {
-        u32 rows = correction_rows(link, begin, block);
-        if (rows > most) most = rows;
+    u32 own_rows = active ? group[own].corrected : 0, most = 0;
+    for (u32 n = 0; n < count; ++n) {
+        if (group[n].corrected > most) most = group[n].corrected;
     }
     float sum[8][4] = {};
     for (u32 start = 0; start < most; start += CHAIN_ROWS) {
 #pragma unroll 1
         for (u32 i = threadIdx.x; i < count * CHAIN_ROWS; i += CHAIN_THREADS) {
             u32 index = i / CHAIN_ROWS, j = i % CHAIN_ROWS, n = start + j;
-            const ChainGroup of = group(product, index);
-            if (n >= correction_rows(link, begin, of.block)) continue;
+            const ChainGroup& of = group[index];
+            if (n >= of.corrected) continue;
             // No term before this one can hold it, and it is this one where all are of one length.
-            u32 f = first_term(link, begin, of.block) + n / link.most;
+            u32 f = of.term + n / link.most;
             while (n >= op.terms[f].column + op.terms[f].count) ++f;
             const Term& term = op.terms[f];
             u32 within = n - term.column;
@@ -263,26 +281,26 @@ __device__ inline void ChainRun::correct(const Link& link, u32 begin) const {
 
 // Ends every row, and leaves it for the link to come.
 template <class End>
-__device__ inline void ChainRun::end(const Link& link, u32 begin) const {
+__device__ inline void ChainRun::end(const Link& link) const {
     constexpr bool FORWARD = std::is_same_v<End, Forward>, ADJOINT = std::is_same_v<End, Adjoint>;
     const Product& product = link.product;
     const Source& bias = product.sources[0];
+    const Gate& gate = product.gate;
     bool gated = ADJOINT ? product.delta != NOWHERE : !FORWARD && product.gated, curved = ADJOINT && gated && product.z != NOWHERE;
-    u32 pieces = product.width / 4, shares = this->shares(product), strips = this->strips(product);
+    u32 shares = this->shares(product), strips = this->strips(product), block_rows = op.tasks * op.rows;
     u64 part = (u64)product.group_rows * product.blocks * product.width;
     choose(activation_of(product, (End*)nullptr), [&](auto chosen) {
-#pragma unroll 1
-        for (u32 i = threadIdx.x; i < groups(product) * GROUP * pieces; i += CHAIN_THREADS) {
-            u32 local = i / pieces, column = i % pieces * 4, index = local / GROUP, within = local % GROUP;
-            const ChainGroup of = group(product, index);
-            if (within >= of.rows) continue;
-            u32 row = (of.block * op.tasks + of.task) * op.rows + of.first + within;
-            u64 at = (u64)row * product.width + column, gate_at = gated ? product.gate.row(row) * product.width + column : 0;
+        each_row(product, [&](u32 local, u32 index, u32 within, u32 column) {
+            const ChainGroup& of = group[index];
+            u32 row = of.output_row + within;
+            u64 gate_row = row - of.block * block_rows + gate.block[of.block] * block_rows;
+            if (gate.block_rows != block_rows && gated) gate_row = gate.row(row);
+            u64 at = (u64)row * product.width + column, gate_at = gate_row * product.width + column;
             Outputs<1, 4> all = {};
             // All that comes from far is on its way first.
             all.biased[0] = FORWARD && bias.bias != NOWHERE && row - bias.first < bias.rows;
             load_piece_or_zero(all.bias, arena + bias.bias + column, all.biased[0]);
-            load_piece_or_zero(all.gate[0], arena + product.gate.values + gate_at, gated);
+            load_piece_or_zero(all.gate[0], arena + gate.values + gate_at, gated);
             load_piece_or_zero(all.delta[0], arena + product.delta + at, curved);
             load_piece_or_zero(all.output[0], arena + product.output + at, product.begun);
 #pragma unroll 4
@@ -292,7 +310,7 @@ __device__ inline void ChainRun::end(const Link& link, u32 begin) const {
                 all.each([&](int i, int c) { all.sums[i][c] += more[c]; });
             }
             if (link.weights != NOWHERE) load_piece(all.sums[0], &sums[local * sums_pitch + column]);
-            u32 count = min(correction_rows(link, begin, of.block), CHAIN_ROWS), parts = min(shares, (count + 15) / 16);
+            u32 parts = min(shares, (min(of.corrected, CHAIN_ROWS) + 15) / 16);
             const float* tile = tiles + ((index * strips + column / CHAIN_STRIP) * shares * GROUP + within) * CHAIN_PITCH + column % CHAIN_STRIP;
             for (u32 p = 0; p < parts; ++p) {
                 float more[4];
@@ -306,23 +324,17 @@ __device__ inline void ChainRun::end(const Link& link, u32 begin) const {
             store_piece(arena + product.output + at, all.output[0]);
             store_copy(arena, link.packed, at, AS_BF16, all.output[0]);
             leave(local, column, all.output[0]);
-        }
+        });
     });
 }
 
 // Takes rows from where they lie.
 __device__ inline void ChainRun::rows_as_they_are(const Link& link) const {
-    const Product& product = link.product;
-    u32 pieces = product.width / 4;
-    for (u32 i = threadIdx.x; i < groups(product) * GROUP * pieces; i += CHAIN_THREADS) {
-        u32 local = i / pieces, column = i % pieces * 4, within = local % GROUP;
-        const ChainGroup of = group(product, local / GROUP);
-        if (within >= of.rows) continue;
-        u64 row = (u64)(of.block * op.tasks + of.task) * op.rows + of.first + within;
+    each_row(link.product, [&](u32 local, u32 index, u32 within, u32 column) {
         float values[4];
-        load_piece(values, arena + link.raw + row * product.width + column);
+        load_piece(values, arena + link.raw + (u64)(group[index].output_row + within) * link.product.width + column);
         leave(local, column, values);
-    }
+    });
 }
 
 // The inner products of what was made with the task's rows of each factor. A warp computes 16 x 8 of them over a strip, and strips
@@ -339,7 +351,7 @@ __device__ inline void ChainRun::inner_products(const Link& link, u32 begin) con
             u32 f = begin + n / link.most_factor;
             while (n >= op.factors[f].column + op.factors[f].count) ++f;
             const Factor& of = op.factors[f];
-            row[index][j] = copied_row(of.rows, (u64)group(product, index).task * of.count + n - of.column, product.width);
+            row[index][j] = copied_row(of.rows, (u64)group[index].task * of.count + n - of.column, product.width);
         }
         __syncthreads();
         for (u32 unit = warp(); unit < count * across * strips; unit += CHAIN_WARPS) {
@@ -366,13 +378,11 @@ __device__ inline void ChainRun::inner_products(const Link& link, u32 begin) con
         __syncthreads();
         for (u32 i = threadIdx.x; i < count * here * GROUP; i += CHAIN_THREADS) {
             u32 r = i / here % GROUP, n = i % here, index = i / here / GROUP;
-            const ChainGroup of = group(product, index);
-            if (r >= of.rows) continue;
+            if (r >= group[index].rows) continue;
             const float* from = tiles + (index * across + n / 16) * strips * 16 * GROUP + n % 16 * GROUP + r;
             float sum = 0.0f;
             for (u32 strip = 0; strip < strips; ++strip) sum += from[strip * 16 * GROUP];
-            u64 row = (u64)(of.block * op.tasks + of.task) * op.rows + of.first + r;
-            output[row * link.columns + start + n] = sum;
+            output[(u64)(group[index].output_row + r) * link.columns + start + n] = sum;
         }
         __syncthreads();
     }

@@ -1,4 +1,4 @@
-// Ends what Hopper's products have left as sums: adds the parts of the inner dimension and the corrections, and does what their own
+// Ends what Hopper's products have left as sums, or takes rows as they are: adds the parts of the inner dimension and the corrections, and does what their own
 // ends would. It leaves a copy in 16 bits where the outputs are rows of a product to come, and goes on with the loss and the inner
 // products that are asked for next, while the rows are at hand.
 
@@ -128,7 +128,7 @@ struct Ending {
             }
             all.template end_by<ACTIVATION>(product, (End*)nullptr);
             if (curved) store_piece(arena + product.z + gate_at, all.delta[0]);
-            store_piece(output, all.output[0]);
+            if (product.output != NOWHERE) store_piece(output, all.output[0]);
             if constexpr (PIECE == 4) {
                 store_copy(arena, op.packed, at, product.operands, all.output[0]);
                 if ((FORWARD || ADJOINT) && follows) {

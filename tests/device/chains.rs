@@ -20,17 +20,20 @@ use super::corrections::{Terms, corrections, scales};
 use super::products::ACTIVATIONS;
 use super::scene::{Scene, compare, rounded, tolerance};
 
-/// Tasks, rows a task and blocks of rows; the widths of three levels; and rows a task of earlier steps. One group of rows and
+/// Tasks, rows a task, blocks of rows, and the widths of three levels.
+type Dimensions = (usize, usize, usize, [usize; 3]);
+
+/// With rows a task of earlier steps. One group of rows and
 /// several, of tasks, rows and blocks; a strip of columns and several; more earlier rows than are taken at once; none. Of the last two one layer is no link, and leaves sums.
-const SHAPES: [(usize, usize, usize, [usize; 3], &[usize]); 8] = [
-    (3, 5, 1, [16, 48, 32], &[5]),
-    (7, 2, 1, [64, 16, 160], &[2, 2, 2]),
-    (2, 9, 1, [32, 144, 16], &[9, 9]),
-    (2, 3, 3, [48, 32, 64], &[3]),
-    (1, 8, 4, [16, 512, 272], &[9; 16]),
-    (5, 4, 2, [32, 16, 16], &[]),
-    (3, 5, 1, [20, 48, 32], &[5, 5]),
-    (2, 5, 2, [32, 48, 20], &[5]),
+const SHAPES: [(Dimensions, &[usize]); 8] = [
+    ((3, 5, 1, [16, 48, 32]), &[5]),
+    ((7, 2, 1, [64, 16, 160]), &[2, 2, 2]),
+    ((2, 9, 1, [32, 144, 16]), &[9, 9]),
+    ((2, 3, 3, [48, 32, 64]), &[3]),
+    ((1, 8, 4, [16, 512, 272]), &[9; 16]),
+    ((5, 4, 2, [32, 16, 16]), &[]),
+    ((3, 5, 1, [20, 48, 32]), &[5, 5]),
+    ((2, 5, 2, [32, 48, 20]), &[5]),
 ];
 
 /// How far what is made of numbers with 16 bits may be off; and what is made of that, once it was rounded to 8.
@@ -60,7 +63,7 @@ struct Layers {
 }
 
 fn layers(upwards: bool, mut check: impl FnMut(usize, &mut Layers)) {
-    for (i, (tasks, rows, blocks, widths, steps)) in SHAPES.into_iter().enumerate() {
+    for (i, ((tasks, rows, blocks, widths), steps)) in SHAPES.into_iter().enumerate() {
         let mut scene = Scene::new(2000 + i as u64);
         scene.align(4);
         let count = blocks * tasks * rows;

@@ -24,6 +24,8 @@ const GROUPS: usize = 4;
 const ROWS: usize = 128;
 const WARPS: usize = 16;
 const STRIP_PITCH: usize = 132;
+/// Numbers that are known of a group.
+const OF_GROUP: usize = 8;
 /// Columns of a layer at most, and what their number is a multiple of.
 const WIDEST: usize = 512;
 const SIDE: usize = 16;
@@ -119,7 +121,7 @@ fn fits<D: Driver>(device: &CudaDevice<D>, (tasks, rows): (usize, usize), blocks
 /// Numbers of shared memory that a block takes: as `ChainRun` lays them out.
 fn numbers(groups: usize, widest: usize) -> usize {
     let row = 2 * (widest / 2 + 4) + widest + 4;
-    WARPS * GROUP * STRIP_PITCH + groups * (GROUP * row + ROWS * (GROUP + 2))
+    WARPS * GROUP * STRIP_PITCH + groups * (GROUP * row + ROWS * (GROUP + 2) + OF_GROUP)
 }
 
 /// Puts a layer off, behind what was put off before if that fits; says whether it did.
@@ -185,28 +187,18 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     true
 }
 
-/// Puts rows off as they are, of which inner products are asked for, unless they were made last.
-pub(super) fn with_rows<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &Gram<'_>) {
+/// Whether rows of which inner products are asked for can be taken behind what was put off.
+pub(super) fn may_take_rows<D: Driver>(device: &CudaDevice<D>, pending: &Pending<D>, op: &Gram<'_>) -> bool {
     let shape = (op.tasks, op.rows);
-    settle::flush(arena);
-    let mut pending = arena.pending();
-    if pending.ends.last().is_some_and(|end| end.made == op.x && end.shape == shape) {
-        return;
-    }
-    let fours = op.y.iter().chain([&op.x]).all(|rows| rows.offset.is_multiple_of(4));
-    if !fours || op.y.len() > FACTORS || !fits(device, shape, op.x.rows / (op.tasks * op.rows), op.x.width) {
-        return;
-    }
-    let goes_on = pending.is_chain(shape, 1, 0, op.y.len())
+    fits(device, shape, op.x.rows / (op.tasks * op.rows), op.x.width)
+        && pending.is_chain(shape, 1, 0, op.y.len())
         && pending.leaves_alone(shape, &[op.x], &[op.output])
-        && op.y.iter().all(|y| pending.is_apart(*y));
-    if !goes_on {
-        pending.launch(arena);
-    }
-    let mut copies = [0; FACTORS];
-    if pack::kept(device, arena, op.y.iter().copied(), &mut copies) {
-        pending.take_rows(device, arena, op.x, shape);
-    }
+}
+
+/// Whether an end that nothing comes before or after is a chain all the same: narrow rows as they are.
+pub(super) fn is_alone<D: Driver>(end: &End<D>) -> bool {
+    let (tasks, rows) = end.shape;
+    matches!(end.given, Source::Rows) && fits(&end.device, end.shape, end.made.rows / (tasks * rows), end.made.width)
 }
 
 /// Whether `rows` are whole blocks of `made`, each of so many rows.
@@ -256,7 +248,10 @@ impl<D: Driver> Pending<D> {
         shape: (usize, usize),
     ) -> bool {
         let made = |region: Region| self.writes.iter().filter(move |write| write.overlaps(&region));
-        let rows = rows_of(corrections).all(|rows| made(rows).next().is_none() || pack::is_kept(device, arena, rows));
+        let rows = rows_of(corrections).all(|rows| {
+            let whole = pack::copied_with(device, arena, rows);
+            made(whole).next().is_none() || pack::is_kept(device, arena, rows)
+        });
         let own = |term: &device::Term, write: &Region| {
             let stride = write.len() / (write.rows / shape.1).max(1);
             let within = term.gram.offset.checked_sub(write.offset).map(|from| from % (shape.0 * stride));
@@ -266,16 +261,6 @@ impl<D: Driver> Pending<D> {
             let width = (shape.0 - 1) * term.gram.task_stride + extent(term, shape);
             made(Region { offset: term.gram.offset, rows: 1, width }).all(|write| own(term, write))
         })
-    }
-
-    /// Rows that lie there, as they are, for what comes next.
-    fn take_rows(&mut self, device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region, shape: (usize, usize)) {
-        let blocks = rows.rows / (shape.0 * shape.1);
-        let (product, raw) = (Product::of_rows(rows, blocks), Raw { offset: rows.offset, parts: 0 });
-        let kernel = Kernel::FinishForward;
-        let none = &Corrections::NONE;
-        let end = End::new(device, arena, kernel, product, none, shape, (raw, rows), Source::Rows);
-        self.append(end, none, (&[rows], &[]));
     }
 
     /// Links before leave no copy where this one leaves its own: theirs are not asked for any more.

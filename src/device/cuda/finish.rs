@@ -12,7 +12,7 @@ use super::driver::{Driver, Kernel};
 use super::hopper::Raw;
 use super::linear::Product;
 use super::low_rank::{self, Applied, Corrections, Factor, GROUP, check_corrections};
-use super::{Arguments, COUNTERS, CudaArena, CudaDevice, NOWHERE, activation_code, chain, loss, narrow, pack, wide};
+use super::{Arguments, COUNTERS, CudaArena, CudaDevice, NOWHERE, activation_code, chain, loss, narrow, pack, settle, wide};
 use crate::device::{self, Gram, Region, SupervisedCurvature, SupervisedLoss};
 use crate::objective::Loss;
 
@@ -242,16 +242,15 @@ impl<D: Driver> Pending<D> {
     }
 
     pub fn launch(&mut self, arena: &CudaArena<D>) {
+        if self.ends.is_empty() {
+            return;
+        }
+        arena.keep_to(self.reads.iter().chain(&self.writes));
         match self.ends.as_slice() {
-            [] => return,
-            [end] if !matches!(end.given, Given::Rows) => {
-                arena.keep_to(self.reads.iter().chain(&self.writes));
-                end.launch(arena);
-            }
-            chain => {
-                arena.keep_to(self.reads.iter().chain(&self.writes));
-                chain::launch(arena, chain);
-            }
+            // Nothing was asked of them.
+            [end] if matches!(end.given, Given::Rows) && end.call.gram.columns == 0 => {}
+            [end] if !chain::is_alone(end) => end.launch(arena),
+            chain => chain::launch(arena, chain),
         }
         if let Some(op) = self.losses.take() {
             arena.keep_to([op.prediction, op.target].iter().chain(&op.task_loss));
@@ -346,7 +345,7 @@ pub(super) fn with_curvature<D: Driver>(arena: &CudaArena<D>, op: &SupervisedCur
 
 /// Has the end that was put off, or a link of a chain, go on with inner products of the rows it makes; says whether.
 pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &Gram<'_>) -> bool {
-    chain::with_rows(device, arena, op);
+    with_rows(device, arena, op);
     let pending = &mut *arena.pending();
     let columns: usize = op.y.iter().map(|y| y.rows / op.tasks).sum();
     let fours = pending.takes(op.y) && pending.is_apart(op.output);
@@ -362,8 +361,7 @@ pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>,
     let len = if down == 1 { 0 } else { items * down * GROUP * columns };
     let (sums, room) = arena.sums;
     let taken = if end.raw.offset < sums { 0 } else { (end.raw.parts * end.output.len()).next_multiple_of(4) };
-    let alone = !linked && matches!(end.given, Given::Sums);
-    if alone && (items > COUNTERS || taken + len > room) {
+    if !linked && !chain::is_alone(end) && (items > COUNTERS || taken + len > room) {
         return false;
     }
     // They are taken from copies, and so are those of the corrections, if there are any.
@@ -389,6 +387,37 @@ pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>,
     end.factors = op.y.len();
     pending.writes.push(op.output);
     true
+}
+
+/// Puts rows off as they are, of which inner products are asked for, unless they were made last.
+fn with_rows<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &Gram<'_>) {
+    let (shape, x) = ((op.tasks, op.rows), op.x);
+    settle::flush(arena);
+    let mut pending = arena.pending();
+    let fours = op.y.iter().chain([&x]).all(|rows| rows.offset.is_multiple_of(4));
+    if pending.ends.last().is_some_and(|end| end.made == x && end.shape == shape) || !fours || op.y.len() > LIST {
+        return;
+    }
+    // Copies that are made on the way come before what was put off.
+    let apart = op.y.iter().all(|y| pending.is_apart(pack::copied_with(device, arena, *y)));
+    if !apart || !chain::may_take_rows(device, &pending, op) {
+        pending.launch(arena);
+    }
+    let mut copies = [0; LIST];
+    if pack::kept(device, arena, op.y.iter().copied(), &mut copies) {
+        pending.take_rows(device, arena, x, shape);
+    }
+}
+
+impl<D: Driver> Pending<D> {
+    /// Rows that lie there, as they are, for what comes next.
+    pub fn take_rows(&mut self, device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region, shape: (usize, usize)) {
+        let blocks = rows.rows / (shape.0 * shape.1);
+        let (product, raw) = (Product::of_rows(rows, blocks), Raw { offset: rows.offset, parts: 1 });
+        let (kernel, none) = (Kernel::FinishForward, &device::Corrections::NONE);
+        let end = End::new(device, arena, kernel, product, none, shape, (raw, rows), Given::Rows);
+        self.append(end, none, (&[rows], &[]));
+    }
 }
 
 impl Finish {

@@ -93,10 +93,10 @@ super::arguments! {
 }
 
 impl Product {
-    /// So many blocks of rows as they are.
+    /// So many blocks of rows as they are, which go nowhere.
     pub fn of_rows(rows: Region, blocks: usize) -> Self {
         let shape = Shape { tasks: 1, rows: rows.rows / blocks, output: rows, shared: true, share: 1.0 };
-        shape.product([Source::NONE; 2])
+        Self { output: NOWHERE, ..shape.product([Source::NONE; 2]) }
     }
 
     /// Whether all that an end touches beside sums lies at multiples of 16 bytes.

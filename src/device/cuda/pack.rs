@@ -70,13 +70,23 @@ impl Packed {
         self.offset + packed_len(self.region)
     }
 
-    /// Where the copy of `rows` begins, if they are some of the region's and it is fresh.
-    fn holds(&self, rows: Region, precision: MatrixPrecision) -> Option<usize> {
-        let Region { offset, width, .. } = self.region;
-        let inside = rows.width == width && rows.offset >= offset && (rows.offset - offset).is_multiple_of(width);
-        let within = inside && rows.offset + rows.len() <= offset + self.region.len();
-        (within && self.fresh && self.precision == precision).then(|| self.offset + (rows.offset - offset) / 2)
+    /// Where the copy of `rows` begins, if they are some of the region's.
+    fn covers(&self, rows: Region, precision: MatrixPrecision) -> Option<usize> {
+        let within = contains(self.region, rows) && self.precision == precision;
+        within.then(|| self.offset + (rows.offset - self.region.offset) / 2)
     }
+
+    /// The same, if it is fresh.
+    fn holds(&self, rows: Region, precision: MatrixPrecision) -> Option<usize> {
+        self.covers(rows, precision).filter(|_| self.fresh)
+    }
+}
+
+/// Whether `rows` are some of a region's rows.
+fn contains(region: Region, rows: Region) -> bool {
+    let inside = rows.width == region.width && rows.offset >= region.offset;
+    let end = region.offset + region.len();
+    inside && rows.offset + rows.len() <= end && (rows.offset - region.offset).is_multiple_of(region.width)
 }
 
 /// Rows at least that wide are kept in 16 bits for corrections and inner products.
@@ -98,6 +108,8 @@ pub(super) struct Pool {
     produced: [Option<Packed>; 2],
     /// Rows that were copied for a product, so that whoever makes them the next time copies them too.
     wanted: Vec<Region>,
+    /// What kernels have made as a whole that can leave a copy.
+    made: Vec<Region>,
 }
 
 /// What a region takes when it is copied, in numbers of 32 bits.
@@ -278,6 +290,9 @@ pub(super) fn produced_beside<D: Driver>(
     read: (usize, usize),
 ) -> Option<usize> {
     let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    if !pool.made.contains(&region) {
+        pool.made.push(region);
+    }
     if let Some(kept) = pool.kept.iter_mut().find(|kept| kept.region == region && kept.precision == device.precision) {
         kept.fresh = true;
         return Some(kept.offset);
@@ -332,19 +347,31 @@ pub(super) fn kept<D: Driver>(
     any
 }
 
+/// What is copied where a copy of the steps' rows is asked for.
+pub(super) fn copied_with<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> Region {
+    let pool = &*arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    let kept = pool.kept.iter().find(|kept| kept.covers(rows, device.precision).is_some()).map(|kept| kept.region);
+    kept.or_else(|| pool.made.iter().copied().find(|made| contains(*made, rows))).unwrap_or(rows)
+}
+
 fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> Option<usize> {
     let precision = device.precision;
-    let (offset, fresh) = {
+    let (offset, stale) = {
         let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = pool.kept.iter_mut().find(|kept| kept.region == rows && kept.precision == precision);
-        match known {
-            Some(kept) => (kept.offset, std::mem::replace(&mut kept.fresh, true)),
-            None => (pool.keep(rows, precision)?.offset, false),
+        if !pool.kept.iter().any(|kept| kept.covers(rows, precision).is_some()) {
+            // All of what is made at once, if there is room, so that whoever makes it the next time leaves the copy.
+            let whole = pool.made.iter().copied().find(|made| contains(*made, rows)).filter(|made| *made != rows);
+            let new = whole.and_then(|whole| pool.keep(whole, precision)).is_some() || pool.keep(rows, precision).is_some();
+            let kept = pool.kept.last_mut().filter(|_| new)?;
+            kept.fresh = false;
         }
+        let kept = pool.kept.iter_mut().find(|kept| kept.covers(rows, precision).is_some())?;
+        let stale = (!std::mem::replace(&mut kept.fresh, true)).then_some((kept.region, kept.offset));
+        (kept.covers(rows, precision)?, stale)
     };
-    if !fresh {
-        arena.keep_to([rows].iter());
-        pack(device, arena, rows, offset);
+    if let Some((region, to)) = stale {
+        arena.keep_to([region].iter());
+        pack(device, arena, region, to);
     }
     Some(offset)
 }
@@ -352,7 +379,7 @@ fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -
 /// Whether the steps' rows have a copy that is as they are, or will be when what was put off is done.
 pub(super) fn is_kept<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> bool {
     let pool = &*arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
-    pool.kept.iter().any(|kept| kept.region == rows && kept.precision == device.precision && kept.fresh)
+    pool.kept.iter().any(|kept| kept.holds(rows, device.precision).is_some())
 }
 
 /// Whether a layer's weights have a place for that layout already.
