@@ -23,8 +23,8 @@ use super::scene::{Scene, compare, rounded, tolerance};
 /// Tasks, rows a task, blocks of rows, and the widths of three levels.
 type Dimensions = (usize, usize, usize, [usize; 3]);
 
-/// With rows a task of earlier steps. One group of rows and
-/// several, of tasks, rows and blocks; a strip of columns and several; more earlier rows than are taken at once; none. Of the last two one layer is no link, and leaves sums.
+/// With rows a task of earlier steps. One group of rows and several, of tasks, rows and blocks; a strip of columns and several; more
+/// earlier rows than are taken at once; none. Of the last two one layer is no link, and leaves sums.
 const SHAPES: [(Dimensions, &[usize]); 8] = [
     ((3, 5, 1, [16, 48, 32]), &[5]),
     ((7, 2, 1, [64, 16, 160]), &[2, 2, 2]),
@@ -216,6 +216,32 @@ pub fn adjoint<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
             device.adjoint_backward(arena, &operation);
         });
     });
+}
+
+/// Inner products of rows that nothing has made: narrow ones, and wide ones, that end as sums do.
+pub fn gram<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
+    for (i, ((tasks, rows, blocks, width), counts)) in [
+        ((3, 5, 1, 48), vec![5, 5]),
+        ((2, 9, 2, 512), vec![9; 16]),
+        ((2, 5, 2, 520), vec![5, 5, 2]),
+        ((1, 17, 1, 1160), vec![3; 11]),
+        ((5, 3, 3, 72), vec![3]),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let scene = &mut Scene::new(2100 + i as u64);
+        scene.align(4);
+        let x = scene.random(blocks * tasks * rows, width);
+        let y: Vec<Region> = counts.iter().map(|count| scene.random(tasks * count, width)).collect();
+        let output = scene.written(x.rows, counts.iter().sum());
+        scene.rounds(precision, &y);
+        scene.loosens(output, EXACT);
+        scene.magnifies(4.0);
+        compare!(scene, make, format!("gram {counts:?} of width {width}"), |device, arena, _T| {
+            device.gram(arena, &Gram { tasks, rows, x, y: &y, output });
+        });
+    }
 }
 
 /// Both networks' gradients of one meta-batch, in double precision.

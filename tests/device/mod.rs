@@ -62,7 +62,8 @@ pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixP
     let precisions = [MatrixPrecision::Bf16, MatrixPrecision::F16];
     let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
     // In the precision that has corrections and inner products on tensor cores too.
-    let alone: [(&str, TensorCheck<D>); 5] = [
+    let alone: [(&str, TensorCheck<D>); 6] = [
+        ("gram", chains::gram),
         ("chain_forward", chains::forward),
         ("chain_backward", chains::backward),
         ("chain_adjoint", chains::adjoint),
