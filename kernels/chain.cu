@@ -1,6 +1,6 @@
 // Layers one after the other in one launch, see chain.cuh; and the order in which that takes weights.
 
-#include "chain.cuh"
+#include "chain_thin.cuh"
 
 // A block has `share` tasks.
 KERNEL_OF(chain, Chain, CHAIN_THREADS, 1) {
@@ -11,8 +11,13 @@ KERNEL_OF(chain, Chain, CHAIN_THREADS, 1) {
     for (u32 l = 0; l < op.count; ++l) {
         const Link& link = op.links[l];
         run.begin(link, terms);
+        bool few = link.product.width <= THIN;
         if (link.weights != NOWHERE) {
-            if (run.groups(link.product) <= 2) {
+            if (few) {
+                run.multiply_to_few(link);
+            } else if (link.inner <= THIN) {
+                run.multiply_few(link);
+            } else if (run.groups(link.product) <= 2) {
                 run.multiply<2, 8>(link);
             } else {
                 run.multiply<CHAIN_GROUPS, 4>(link);
@@ -22,19 +27,19 @@ KERNEL_OF(chain, Chain, CHAIN_THREADS, 1) {
         __syncthreads();
         switch (link.kind) {
         case LINK_ROWS:
-            run.rows_as_they_are(link);
+            few ? run.few_as_they_are(link) : run.rows_as_they_are(link);
             break;
         case LINK_FORWARD:
-            run.end<Forward>(link);
+            few ? run.end_few<Forward>(link) : run.end<Forward>(link);
             break;
         case LINK_BACKWARD:
-            run.end<Backward>(link);
+            few ? run.end_few<Backward>(link) : run.end<Backward>(link);
             break;
         default:
-            run.end<Adjoint>(link);
+            few ? run.end_few<Adjoint>(link) : run.end<Adjoint>(link);
         }
         __syncthreads();
-        run.inner_products(link, factors);
+        if (link.columns > 0) few ? run.inner_products_of_few(link, factors) : run.inner_products(link, factors);
         terms = link.end[BLOCKS - 1];
         factors = link.factors;
     }

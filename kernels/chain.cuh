@@ -20,6 +20,8 @@ constexpr int CHAIN_FACTORS = 64;
 constexpr u32 CHAIN_GROUPS = 4;
 // Rows of earlier steps that are taken at once.
 constexpr u32 CHAIN_ROWS = 128;
+// Columns of rows that are kept as they are, at most, see chain_thin.cuh.
+constexpr u32 THIN = 8;
 // Columns that a warp corrects, and from one row of those to the next: rows lie in different banks.
 constexpr u32 CHAIN_STRIP = 128;
 constexpr u32 CHAIN_PITCH = CHAIN_STRIP + 4;
@@ -27,9 +29,9 @@ constexpr u32 CHAIN_PITCH = CHAIN_STRIP + 4;
 enum LinkKind : u32 { LINK_ROWS, LINK_FORWARD, LINK_BACKWARD, LINK_ADJOINT };
 
 struct Link {
-    // One group; of the source only the bias, and the rows that it reaches.
+    // One group; of the source only the bias, and the rows that it reaches, and where either side is thin the weights.
     Product product;
-    // Fragments, in numbers of 32 bits; NOWHERE without a product.
+    // Fragments, in numbers of 32 bits, where neither side is thin; NOWHERE without a product.
     u64 weights;
     // Sums that are there already, [parts, rows, width], or the rows themselves.
     u64 raw;
@@ -91,6 +93,8 @@ struct ChainRun {
     ChainGroup* group;
     // Room for what was made, rounded, and what rounding has left of it, by groups of 8 rows; from row to row.
     u32 *made, *left, made_pitch;
+    // And for what is thin.
+    float* thin;
     // For the sums of products.
     float* sums;
     u32 sums_pitch;
@@ -119,6 +123,7 @@ struct ChainRun {
         sums = take(rows * sums_pitch);
         factor = (float (*)[CHAIN_ROWS][GROUP])take(op.groups * CHAIN_ROWS * GROUP);
         row = (u64(*)[CHAIN_ROWS])take(op.groups * CHAIN_ROWS * 2);
+        thin = take(rows * THIN);
         group = (ChainGroup*)take(op.groups * sizeof(ChainGroup) / sizeof(float));
     }
 
@@ -156,6 +161,21 @@ struct ChainRun {
     __device__ void end(const Link& link) const;
     __device__ void rows_as_they_are(const Link& link) const;
     __device__ void inner_products(const Link& link, u32 begin) const;
+    // The same where rows are thin: chain_thin.cuh.
+    __device__ void multiply_to_few(const Link& link) const;
+    __device__ void multiply_few(const Link& link) const;
+    __device__ void correct_few(const Link& link, u32 start) const;
+    template <class End>
+    __device__ void end_few(const Link& link) const;
+    __device__ void few_as_they_are(const Link& link) const;
+    __device__ void inner_products_of_few(const Link& link, u32 begin) const;
+
+    // The factor that column `n` of the inner products is of.
+    __device__ const Factor& factor_of(const Link& link, u32 begin, u32 n) const {
+        u32 f = begin + n / link.most_factor;
+        while (n >= op.factors[f].column + op.factors[f].count) ++f;
+        return op.factors[f];
+    }
 
     // How many warps share a group's strip of columns, each with its part of the correction rows.
     __device__ u32 shares(const Product& product) const { return CHAIN_WARPS / (groups(product) * strips(product)); }
@@ -229,6 +249,7 @@ __device__ inline void ChainRun::multiply(const Link& link) const {
 __device__ inline void ChainRun::correct(const Link& link) const {
     const Product& product = link.product;
     u32 g = lane() / 4, t = lane() % 4, count = groups(product), strips = this->strips(product), shares = this->shares(product);
+    bool few = product.width <= THIN;
     u32 slot = warp() / shares, part = warp() % shares, own = slot / strips, column = slot % strips * CHAIN_STRIP + 8 * g;
     bool active = slot < count * strips, inside = column < product.width, inside_right = column + 64 < product.width;
     u32 own_rows = active ? group[own].corrected : 0, most = 0;
@@ -247,7 +268,8 @@ __device__ inline void ChainRun::correct(const Link& link) const {
             while (n >= op.terms[f].column + op.terms[f].count) ++f;
             const Term& term = op.terms[f];
             u32 within = n - term.column;
-            row[index][j] = copied_row(term.rows, (u64)of.task * term.count + within, product.width);
+            u64 number = (u64)of.task * term.count + within;
+            row[index][j] = few ? term.rows + number * product.width : copied_row(term.rows, number, product.width);
             const float* gram = arena + term.gram + (u64)of.task * term.task_stride + (u64)within * term.column_stride +
                                 (u64)of.first * term.row_stride;
             float inner[GROUP] = {};
@@ -259,7 +281,8 @@ __device__ inline void ChainRun::correct(const Link& link) const {
             for (u32 r = 0; r < GROUP; ++r) factor[index][j][r] = r < of.rows ? term.scale * (inner[r] + term.shift) : 0.0f;
         }
         __syncthreads();
-        u32 here = start < own_rows ? min(own_rows - start, CHAIN_ROWS) : 0;
+        if (few) correct_few(link, start);
+        u32 here = start < own_rows && !few ? min(own_rows - start, CHAIN_ROWS) : 0;
         for (u32 step = part; step * 16 < here; step += shares) {
             uint4 lower[4], upper[4];
             float coefficient[4];
@@ -276,7 +299,7 @@ __device__ inline void ChainRun::correct(const Link& link) const {
         }
         __syncthreads();
     }
-    if (most > 0) leave_strip(tiles + warp() * GROUP * CHAIN_PITCH, CHAIN_PITCH, sum);
+    if (most > 0 && !few) leave_strip(tiles + warp() * GROUP * CHAIN_PITCH, CHAIN_PITCH, sum);
 }
 
 // Ends every row, and leaves it for the link to come.
@@ -348,9 +371,7 @@ __device__ inline void ChainRun::inner_products(const Link& link, u32 begin) con
         for (u32 i = threadIdx.x; i < count * CHAIN_ROWS; i += CHAIN_THREADS) {
             u32 index = i / CHAIN_ROWS, j = i % CHAIN_ROWS, n = start + j;
             if (j >= here) continue;
-            u32 f = begin + n / link.most_factor;
-            while (n >= op.factors[f].column + op.factors[f].count) ++f;
-            const Factor& of = op.factors[f];
+            const Factor& of = factor_of(link, begin, n);
             row[index][j] = copied_row(of.rows, (u64)group[index].task * of.count + n - of.column, product.width);
         }
         __syncthreads();

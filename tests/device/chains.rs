@@ -24,8 +24,8 @@ use super::scene::{Scene, compare, rounded, tolerance};
 type Dimensions = (usize, usize, usize, [usize; 3]);
 
 /// With rows a task of earlier steps. One group of rows and several, of tasks, rows and blocks; a strip of columns and several; more
-/// earlier rows than are taken at once; none. Of the last two one layer is no link, and leaves sums.
-const SHAPES: [(Dimensions, &[usize]); 8] = [
+/// earlier rows than are taken at once; none. Of two cases one layer is no link, and leaves sums; then levels of few columns.
+const SHAPES: [(Dimensions, &[usize]); 11] = [
     ((3, 5, 1, [16, 48, 32]), &[5]),
     ((7, 2, 1, [64, 16, 160]), &[2, 2, 2]),
     ((2, 9, 1, [32, 144, 16]), &[9, 9]),
@@ -34,6 +34,9 @@ const SHAPES: [(Dimensions, &[usize]); 8] = [
     ((5, 4, 2, [32, 16, 16]), &[]),
     ((3, 5, 1, [20, 48, 32]), &[5, 5]),
     ((2, 5, 2, [32, 48, 20]), &[5]),
+    ((3, 5, 2, [48, 32, 1]), &[5, 5]),
+    ((2, 9, 1, [3, 16, 8]), &[9; 16]),
+    ((5, 4, 3, [16, 160, 2]), &[]),
 ];
 
 /// How far what is made of numbers with 16 bits may be off; and what is made of that, once it was rounded to 8.

@@ -26,9 +26,10 @@ const WARPS: usize = 16;
 const STRIP_PITCH: usize = 132;
 /// Numbers that are known of a group.
 const OF_GROUP: usize = 8;
-/// Columns of a layer at most, and what their number is a multiple of.
+/// Columns of a layer at most, and what their number is a multiple of; or so few that they are kept as they are.
 const WIDEST: usize = 512;
 const SIDE: usize = 16;
+const THIN: usize = 8;
 /// Blocks at most: every one reads all weights.
 const BLOCKS_OF_TASKS: usize = 2 * MULTIPROCESSORS;
 
@@ -113,15 +114,19 @@ fn fits<D: Driver>(device: &CudaDevice<D>, (tasks, rows): (usize, usize), blocks
         && groups > 0
         && groups <= GROUPS
         && tasks.div_ceil(GROUPS / groups) <= BLOCKS_OF_TASKS
-        && (SIDE..=WIDEST).contains(&width)
-        && width.is_multiple_of(SIDE)
+        && (is_thin(width) || ((SIDE..=WIDEST).contains(&width) && width.is_multiple_of(SIDE)))
         && numbers(GROUPS, WIDEST) * size_of::<f32>() <= device.driver.shared_bytes()
+}
+
+/// Whether rows are so narrow that links keep them as they are.
+pub(super) fn is_thin(width: usize) -> bool {
+    (1..=THIN).contains(&width)
 }
 
 /// Numbers of shared memory that a block takes: as `ChainRun` lays them out.
 fn numbers(groups: usize, widest: usize) -> usize {
     let row = 2 * (widest / 2 + 4) + widest + 4;
-    WARPS * GROUP * STRIP_PITCH + groups * (GROUP * row + ROWS * (GROUP + 2) + OF_GROUP)
+    WARPS * GROUP * STRIP_PITCH + groups * (GROUP * (row + THIN) + ROWS * (GROUP + 2) + OF_GROUP)
 }
 
 /// Puts a layer off, behind what was put off before if that fits; says whether it did.
@@ -130,20 +135,26 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     let (tasks, rows) = shape;
     let blocks = |region: Region| region.rows / (tasks * rows);
     let multiplies = !input.is_empty();
-    let aligned = [weight.offset, input.offset, output.offset].iter().all(|offset| offset.is_multiple_of(4));
+    let backward = kernel == Kernel::FinishBackward;
+    let (to_few, of_few) = (is_thin(output.width), multiplies && is_thin(input.width));
+    // What is thin lies anywhere.
+    let wide = [weight, input, output].into_iter().filter(|region| !is_thin(region.width));
+    let aligned = wide.map(|region| region.offset).all(|offset| offset.is_multiple_of(4));
+    let sides = !(to_few && (of_few || (multiplies && backward)));
     let terms: usize = corrections.blocks.iter().map(Vec::len).sum();
     let may = fits(device, shape, blocks(output), output.width)
         && (!multiplies || fits(device, shape, blocks(input), input.width))
         && aligned
-        && product.in_fours()
+        && sides
+        && (to_few || product.in_fours())
         && terms <= TERMS
         && in_one_launch(corrections);
     if !may {
         return false;
     }
     settle::flush(arena);
-    let backward = kernel == Kernel::FinishBackward;
-    let placed = !multiplies || pack::has_fragments(device, arena, weight, backward);
+    let in_fragments = multiplies && !to_few && !of_few;
+    let placed = !in_fragments || pack::has_fragments(device, arena, weight, backward);
     let mut pending = arena.pending();
     let goes_on = placed
         && pending.is_chain(shape, 2, terms, 0)
@@ -157,7 +168,8 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     check_corrections(corrections, shape, |rows, coefficients| arena.admit(&[rows, coefficients], &[output]));
     let mut given = Source::Sums;
     if multiplies {
-        let Some(weights) = pack::fragments(device, arena, weight, backward) else { return false };
+        let weights = if in_fragments { pack::fragments(device, arena, weight, backward) } else { Some(0) };
+        let Some(weights) = weights else { return false };
         let mut pending = arena.pending();
         let made = match pending.ends.last().map(|end| end.made).filter(|made| holds(*made, input, tasks * rows)) {
             Some(made) => made,
@@ -249,6 +261,9 @@ impl<D: Driver> Pending<D> {
     ) -> bool {
         let made = |region: Region| self.writes.iter().filter(move |write| write.overlaps(&region));
         let rows = rows_of(corrections).all(|rows| {
+            if is_thin(rows.width) {
+                return made(rows).all(|write| alike(rows, *write, shape));
+            }
             let whole = pack::copied_with(device, arena, rows);
             made(whole).next().is_none() || pack::is_kept(device, arena, rows)
         });

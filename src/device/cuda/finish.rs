@@ -173,13 +173,14 @@ impl<D: Driver> End<D> {
         let mut applied = Applied::new(corrections, shape, output, 0, pieces);
         // All of the steps' rows as they are, or all as copies.
         let mut copies = [0; low_rank::LIST];
-        let copied = applied.call.in_fours() && pack::kept(device, arena, rows_of(corrections), &mut copies);
+        let thin = chain::is_thin(output.width);
+        let copied = !thin && applied.call.in_fours() && pack::kept(device, arena, rows_of(corrections), &mut copies);
         if copied {
             applied.take_copies(&copies);
         }
         let Applied { call, grid, most } = applied;
         // Rows as they are are not made.
-        let makes = call.in_fours() && !matches!(given, Given::Rows);
+        let makes = call.in_fours() && !thin && !matches!(given, Given::Rows);
         let packed = if makes { pack::produced(device, arena, output) } else { None };
         let call = Finish {
             corrections: call,
@@ -220,7 +221,8 @@ impl<D: Driver> End<D> {
     /// Whether it can be a link of a chain: all that it reads of earlier steps is copied, and no loss follows.
     pub fn is_link(&self) -> bool {
         let copied = self.call.copied != 0 || (self.most == 0 && self.call.gram.columns == 0);
-        copied && self.call.corrections.in_fours() && self.call.loss.kind == 0
+        let thin = chain::is_thin(self.made.width);
+        (thin || (copied && self.call.corrections.in_fours())) && self.call.loss.kind == 0
     }
 }
 
@@ -274,13 +276,13 @@ impl<D: Driver> Pending<D> {
             let alike = end.call.product.activation_of(kernel == Kernel::FinishAdjoint) == Some(activation);
             alone && alike && end.kernel == kernel && end.made == rows && end.call.corrections.in_fours()
         };
-        self.ends.len() == 1 && self.ends.iter().all(fits) && self.takes(others)
+        self.ends.len() == 1 && self.ends.iter().all(fits) && self.takes(others, false)
     }
 
-    /// Whether it can read these, by fours.
-    pub fn takes(&self, regions: &[Region]) -> bool {
+    /// Whether it can read these, by fours or one by one.
+    fn takes(&self, regions: &[Region], by_ones: bool) -> bool {
         let made = |region: &Region| self.writes.iter().any(|write| write.overlaps(region));
-        regions.iter().all(|region| region.offset.is_multiple_of(4) && !made(region))
+        regions.iter().all(|region| (by_ones || region.offset.is_multiple_of(4)) && !made(region))
     }
 
     fn follow(&mut self, arena: &CudaArena<D>, loss: EndedLoss, read: Region, made: Region) {
@@ -348,10 +350,11 @@ pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>,
     with_rows(device, arena, op);
     let pending = &mut *arena.pending();
     let columns: usize = op.y.iter().map(|y| y.rows / op.tasks).sum();
-    let fours = pending.takes(op.y) && pending.is_apart(op.output);
+    let thin = chain::is_thin(op.x.width);
+    let fours = pending.takes(op.y, thin) && pending.is_apart(op.output);
     let linked = pending.ends.len() > 1;
     let Some(end) = pending.ends.last_mut() else { return false };
-    let fits = end.made == op.x && end.shape == (op.tasks, op.rows) && end.call.corrections.in_fours();
+    let fits = end.made == op.x && end.shape == (op.tasks, op.rows) && (thin || end.call.corrections.in_fours());
     if !fours || !fits || columns == 0 || op.y.len() > LIST || end.call.gram.columns != 0 {
         return false;
     }
@@ -361,14 +364,21 @@ pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>,
     let len = if down == 1 { 0 } else { items * down * GROUP * columns };
     let (sums, room) = arena.sums;
     let taken = if end.raw.offset < sums { 0 } else { (end.raw.parts * end.output.len()).next_multiple_of(4) };
-    if !linked && !chain::is_alone(end) && (items > COUNTERS || taken + len > room) {
+    let alone = !linked && !chain::is_alone(end);
+    // A thin end that is alone does not go on; one of a chain takes the other rows as they are.
+    if alone && (thin || items > COUNTERS || taken + len > room) {
         return false;
     }
     // They are taken from copies, and so are those of the corrections, if there are any.
     let mut copies = [0; LIST];
-    let may = end.call.copied != 0 || end.most == 0;
-    if !may || !pack::kept(&end.device, arena, op.y.iter().copied(), &mut copies) {
-        return false;
+    if thin {
+        copies.iter_mut().zip(op.y).for_each(|(copy, y)| *copy = y.offset);
+    } else {
+        let may = end.call.copied != 0 || end.most == 0;
+        if !may || !pack::kept(&end.device, arena, op.y.iter().copied(), &mut copies) {
+            return false;
+        }
+        end.call.copied = 1;
     }
     arena.admit(&[op.x], &[op.output]);
     let gram = &mut end.call.gram;
@@ -383,8 +393,10 @@ pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>,
     gram.parts = wide(sums + taken);
     gram.counters = wide(arena.counters());
     gram.columns = narrow(columns);
-    end.call.copied = 1;
     end.factors = op.y.len();
+    if thin {
+        pending.reads.extend_from_slice(op.y);
+    }
     pending.writes.push(op.output);
     true
 }
@@ -394,7 +406,8 @@ fn with_rows<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &Gram<
     let (shape, x) = ((op.tasks, op.rows), op.x);
     settle::flush(arena);
     let mut pending = arena.pending();
-    let fours = op.y.iter().chain([&x]).all(|rows| rows.offset.is_multiple_of(4));
+    let thin = chain::is_thin(x.width);
+    let fours = thin || op.y.iter().chain([&x]).all(|rows| rows.offset.is_multiple_of(4));
     if pending.ends.last().is_some_and(|end| end.made == x && end.shape == shape) || !fours || op.y.len() > LIST {
         return;
     }
@@ -404,7 +417,12 @@ fn with_rows<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &Gram<
         pending.launch(arena);
     }
     let mut copies = [0; LIST];
-    if pack::kept(device, arena, op.y.iter().copied(), &mut copies) {
+    let takes = if thin {
+        chain::may_take_rows(device, &pending, op)
+    } else {
+        pack::kept(device, arena, op.y.iter().copied(), &mut copies)
+    };
+    if takes {
         pending.take_rows(device, arena, x, shape);
     }
 }
