@@ -3,8 +3,7 @@
 use super::driver::{Driver, Kernel};
 use super::tensor::operands;
 use super::{
-    Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, finish, narrow, pack, spans_of,
-    wide,
+    Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, ended, narrow, pack, spans_of, wide,
 };
 use crate::device::operation;
 use crate::device::{
@@ -160,14 +159,14 @@ impl Supervised {
 pub(super) fn supervised<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &SupervisedLoss) {
     let call = Supervised::new(op);
     if let Some(delta) = op.delta
-        && !finish::with_delta(arena, op, delta)
+        && !ended::with_delta(arena, op, delta)
     {
         arena.check(&[op.prediction, op.target], &[delta]);
         let call = Supervised { output: wide(delta.offset), ..call }.copied(device, arena, op, delta);
         call.launch(device, arena, op, [Kernel::ElementwiseDelta, Kernel::CrossEntropyDelta]);
     }
     if let Some(task_loss) = op.task_loss
-        && !finish::with_task_losses(arena, op, task_loss)
+        && !ended::with_task_losses(arena, op, task_loss)
     {
         arena.check(&[op.prediction, op.target], &[task_loss]);
         task_losses(device, arena, op);
@@ -187,7 +186,7 @@ pub(super) fn supervised_curvature<D: Driver>(
     arena: &mut CudaArena<D>,
     op: &SupervisedCurvature,
 ) {
-    if finish::with_curvature(arena, op) {
+    if ended::with_curvature(arena, op) {
         return;
     }
     arena.check(&[op.at.prediction, op.at.target, op.e_cotangent], &[op.z_cotangent]);

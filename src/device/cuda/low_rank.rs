@@ -1,7 +1,7 @@
 //! The dual form's per-task parts: Gram matrices, the corrections made of them, and the sums over them.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, finish, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, ended, narrow, wide};
 use crate::device::{self, Region};
 
 /// Blocks an operation may have: `BLOCKS` in `kernels/kernel.cuh`.
@@ -331,7 +331,7 @@ pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
 
 /// See [`device::Gram`].
 pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::Gram<'_>) {
-    if finish::with_gram(device, arena, op) {
+    if ended::with_gram(device, arena, op) {
         return;
     }
     let (tasks, rows, width) = (op.tasks, op.rows, op.x.width);

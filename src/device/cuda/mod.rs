@@ -13,6 +13,7 @@ mod column_scale;
 mod driver;
 #[cfg(feature = "emulate")]
 mod emulated;
+mod ended;
 mod finish;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -31,6 +32,7 @@ mod normalise;
 mod optimizer;
 mod outer_product;
 mod pack;
+mod pool;
 mod reduction;
 mod resident;
 mod settle;
@@ -84,7 +86,7 @@ pub struct CudaArena<D: Driver> {
     elements: usize,
     /// Where the room for the parts of large sums is, offset and length.
     sums: (usize, usize),
-    pool: Mutex<pack::Pool>,
+    pool: Mutex<pool::Pool>,
     /// The end of a product that waits for what comes next.
     pending: Mutex<finish::Pending<D>>,
     /// A sum of gradients that does so too.
@@ -352,7 +354,7 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         self.attempt(format_args!("the counters behind an arena"), || {
             self.driver.write(&mut memory, sums.0 - COUNTERS, &vec![0.0; COUNTERS])
         });
-        let pool = Mutex::new(pack::Pool::new(start, room, self.room_for_kept(elements)));
+        let pool = Mutex::new(pool::Pool::new(start, room, self.room_for_kept(elements)));
         let (pending, settling, recording) = (Mutex::default(), Mutex::default(), Mutex::default());
         Ok(CudaArena { memory, elements, sums, pool, pending, settling, recording })
     }

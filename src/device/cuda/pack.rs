@@ -8,12 +8,10 @@
 use std::sync::PoisonError;
 
 use super::driver::{Driver, Kernel, PANEL, PackedMatrix, TensorMap};
+use super::pool::{Layout, PIECE, Packed, Pool, contains, packed_len};
 use super::tensor::operands;
 use super::{Arguments, CudaArena, CudaDevice, Warpgroups, blocks_of, narrow, wide};
 use crate::device::{MatrixPrecision, Region};
-
-/// Numbers of 16 bits that are written at once; rows begin at multiples of them.
-const PIECE: usize = 8;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -42,142 +40,8 @@ super::arguments! {
     PackFragments, 32 => PackFragments;
 }
 
-/// How a copy lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Layout {
-    /// By rows, for the copy engine.
-    Rows,
-    /// As the lanes of `kernels/chain.cu` take a layer's weights: for products with its inputs, or with what comes back from its
-    /// outputs.
-    Fragments { backward: bool },
-}
-
-/// A copy of a region.
-#[derive(Clone, Copy, Debug)]
-struct Packed {
-    region: Region,
-    /// Where the copy begins, in numbers of 32 bits.
-    offset: usize,
-    precision: MatrixPrecision,
-    layout: Layout,
-    map: TensorMap,
-    /// Nothing was written to the region since.
-    fresh: bool,
-}
-
-impl Packed {
-    fn end(&self) -> usize {
-        self.offset + packed_len(self.region)
-    }
-
-    /// Where the copy of `rows` begins, if they are some of the region's.
-    fn covers(&self, rows: Region, precision: MatrixPrecision) -> Option<usize> {
-        let within = contains(self.region, rows) && self.precision == precision;
-        within.then(|| self.offset + (rows.offset - self.region.offset) / 2)
-    }
-
-    /// The same, if it is fresh.
-    fn holds(&self, rows: Region, precision: MatrixPrecision) -> Option<usize> {
-        self.covers(rows, precision).filter(|_| self.fresh)
-    }
-}
-
-/// Whether `rows` are some of a region's rows.
-fn contains(region: Region, rows: Region) -> bool {
-    let inside = rows.width == region.width && rows.offset >= region.offset;
-    let end = region.offset + region.len();
-    inside && rows.offset + rows.len() <= end && (rows.offset - region.offset).is_multiple_of(region.width)
-}
-
 /// Rows at least that wide are kept in 16 bits for corrections and inner products.
 const WIDE: usize = 64;
-
-/// The room behind an arena, and what lies there: weights from its beginning on, behind them one product's rows, before its end rows
-/// that the kernel which made them has copied too, and at its end the steps' rows.
-#[derive(Debug, Default)]
-pub(super) struct Pool {
-    start: usize,
-    whole: usize,
-    /// Of that, what is not for the steps' rows.
-    room: usize,
-    kept: Vec<Packed>,
-    weights: Vec<Packed>,
-    /// The end of the weights.
-    end: usize,
-    /// The last two.
-    produced: [Option<Packed>; 2],
-    /// Rows that were copied for a product, so that whoever makes them the next time copies them too.
-    wanted: Vec<Region>,
-    /// What kernels have made as a whole that can leave a copy.
-    made: Vec<Region>,
-}
-
-/// What a region takes when it is copied, in numbers of 32 bits.
-fn packed_len(region: Region) -> usize {
-    region.rows * region.width.div_ceil(PIECE) * (PIECE / 2)
-}
-
-impl Pool {
-    /// Room for `whole` numbers of 32 bits from `start` on, a multiple of 4; `kept` of them for the steps' rows.
-    pub fn new(start: usize, whole: usize, kept: usize) -> Self {
-        Self { start, whole, room: (whole - kept) / 4 * 4, ..Self::default() }
-    }
-
-    /// Where it is, offset and length.
-    pub fn place(&self) -> (usize, usize) {
-        (self.start, self.whole)
-    }
-
-    /// Room that an operation may use for itself: all behind the weights.
-    pub fn rest(&mut self) -> (usize, usize) {
-        self.produced = [None; 2];
-        (self.start + self.end, self.room - self.end)
-    }
-
-    /// Copies of what is about to be written are of no use any more.
-    pub fn written(&mut self, writes: &[Region]) {
-        for packed in self.weights.iter_mut().chain(self.produced.iter_mut().flatten()).chain(&mut self.kept) {
-            packed.fresh &= !writes.iter().any(|write| write.overlaps(&packed.region));
-        }
-    }
-
-    /// A place of its own for a region's copy, if there is room.
-    fn keep(&mut self, region: Region, precision: MatrixPrecision) -> Option<&Packed> {
-        let offset = self.kept.last().map_or(self.start + self.room, Packed::end);
-        let new = Packed { region, offset, precision, layout: Layout::Rows, map: TensorMap::default(), fresh: true };
-        if new.end() > self.start + self.whole {
-            return None;
-        }
-        self.kept.push(new);
-        self.kept.last()
-    }
-
-    /// The copy of weights, or of what is treated as such.
-    fn weight(&self, region: Region, precision: MatrixPrecision) -> Option<usize> {
-        self.laid(region, precision, Layout::Rows)
-    }
-
-    fn laid(&self, region: Region, precision: MatrixPrecision, layout: Layout) -> Option<usize> {
-        let same = |kept: &Packed| kept.region == region && kept.precision == precision && kept.layout == layout;
-        self.weights.iter().position(same)
-    }
-
-    /// Gives a copy a place behind the weights, for which there is room.
-    fn append(&mut self, region: Region, precision: MatrixPrecision, layout: Layout, map: TensorMap) -> usize {
-        let offset = self.start + self.end;
-        self.weights.push(Packed { region, offset, precision, layout, map, fresh: false });
-        self.end += packed_len(region);
-        self.make_room(self.start + self.end);
-        self.weights.len() - 1
-    }
-
-    /// Forgets produced copies that lie before `end`.
-    fn make_room(&mut self, end: usize) {
-        for produced in &mut self.produced {
-            *produced = produced.take().filter(|packed| packed.offset >= end);
-        }
-    }
-}
 
 /// Copies of a product's operands.
 #[derive(Clone, Copy, Debug)]
@@ -361,7 +225,8 @@ fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -
         if !pool.kept.iter().any(|kept| kept.covers(rows, precision).is_some()) {
             // All of what is made at once, if there is room, so that whoever makes it the next time leaves the copy.
             let whole = pool.made.iter().copied().find(|made| contains(*made, rows)).filter(|made| *made != rows);
-            let new = whole.and_then(|whole| pool.keep(whole, precision)).is_some() || pool.keep(rows, precision).is_some();
+            let new =
+                whole.and_then(|whole| pool.keep(whole, precision)).is_some() || pool.keep(rows, precision).is_some();
             let kept = pool.kept.last_mut().filter(|_| new)?;
             kept.fresh = false;
         }
