@@ -52,7 +52,7 @@ unsafe impl GlobalAlloc for Counting {
 static ALLOCATOR: Counting = Counting;
 
 const SHAPE: Shape = Shape { tasks: 6, shots: 5, queries: 4 };
-const STEPS: usize = 126;
+const STEPS: usize = 64;
 
 fn wave(n: usize) -> Vec<f32> {
     (0..n).map(|i| (i as f32 * 0.37).sin()).collect()

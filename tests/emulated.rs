@@ -194,7 +194,7 @@ impl Driver for Refusing {
 
 /// The first failure names the device, the kernel, its grid and its shapes; nothing is tried after it until it was told.
 fn failures_are_told() {
-    let driver = Refusing::new(Some(Kernel::SumRows));
+    let driver = Refusing::new(Some(Kernel::SumTallRows));
     let calls = driver.calls.clone();
     let device = CudaDevice::with_driver(driver);
     let mut arena = device.arena(700).unwrap();
@@ -205,7 +205,7 @@ fn failures_are_told() {
     device.fill(&mut arena, to, 2.0);
     assert_eq!(calls.load(Ordering::Relaxed) - before, 2, "work went on after a failure");
     let message = device.check().unwrap_err().to_string();
-    for part in ["cuda:9", "kernel sum_rows", "grid of 2 x 1 x 1", "3 rows of 150", "CUDA_ERROR_LAUNCH_FAILED"] {
+    for part in ["cuda:9", "kernel sum_tall_rows", "grid of 5 x 1 x 1", "3 rows of 150", "CUDA_ERROR_LAUNCH_FAILED"] {
         assert!(message.contains(part), "{part:?} is not in {message:?}");
     }
     assert!(!message.contains('\n'), "{message}");

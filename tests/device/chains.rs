@@ -251,12 +251,12 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
 fn gradients<T: Scalar, D: Device<T>, O: Objective>(
     device: D,
     objective: &O,
-    shape: Shape,
+    (shape, steps): (Shape, usize),
     networks: &[Mlp],
     run: impl Fn(&mut MetaLearner<T, D, O>, &mut ChaCha8Rng),
 ) -> Vec<f64> {
     let mut rng = ChaCha8Rng::seed_from_u64(3);
-    let phi = networks.iter().map(|mlp| MetaOptimizer::uniform(RateKind::PerLayerPerStep, mlp, 3, 0.05).unwrap());
+    let phi = networks.iter().map(|mlp| MetaOptimizer::uniform(RateKind::PerLayerPerStep, mlp, steps, 0.05).unwrap());
     let mut learner = MetaLearner::new(device, objective.clone(), shape, phi.collect()).unwrap();
     for (network, mlp) in networks.iter().enumerate() {
         let parameters = Parameters::<f32>::initialise(mlp, &mut rng);
@@ -284,36 +284,44 @@ fn close(what: &str, got: &[f64], expected: &[f64]) {
 
 /// Whole meta-steps of networks that are narrow, and of such as are wide in one place.
 pub fn meta_steps<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
-    let inner = |algorithm| InnerConfig {
+    let inner = |algorithm, steps| InnerConfig {
         strategy: Some(Strategy::Dual),
         learn_rates: algorithm != Algorithm::Reptile,
-        ..InnerConfig::new(algorithm, 3)
+        ..InnerConfig::new(algorithm, steps)
     };
-    for (algorithm, widths, shots) in [
-        (Algorithm::Maml, [16, 32, 48, 544], 5),
-        (Algorithm::Maml, [32, 16, 64, 16], 9),
-        (Algorithm::Maml, [16, 544, 32, 16], 2),
-        (Algorithm::FirstOrderMaml, [16, 544, 32, 16], 3),
-        (Algorithm::Reptile, [16, 48, 32, 16], 4),
+    // The last have more earlier steps than one chain holds the terms and factors of.
+    for (algorithm, widths, shots, steps) in [
+        (Algorithm::Maml, [16, 32, 48, 544], 5, 3),
+        (Algorithm::Maml, [32, 16, 64, 16], 9, 3),
+        (Algorithm::Maml, [16, 544, 32, 16], 2, 3),
+        (Algorithm::FirstOrderMaml, [16, 544, 32, 16], 3, 3),
+        (Algorithm::Reptile, [16, 48, 32, 16], 4, 3),
+        (Algorithm::Maml, [16, 48, 32, 16], 1, 14),
     ] {
         let [inputs, hidden @ .., outputs] = widths;
         let activation = if shots == 9 { Activation::Tanh } else { Activation::Relu };
         let mlp = Mlp::with_hidden(inputs, &hidden, outputs, activation, Activation::Linear).unwrap();
-        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner: inner(algorithm) };
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner: inner(algorithm, steps) };
         let shape = Shape { tasks: 6, shots, queries: shots };
         fn run<T: Scalar, D: Device<T>>(device: D, config: &SupervisedConfig, shape: Shape) -> Vec<f64> {
             let (inputs, outputs, rows) = (config.mlp.inputs(), config.mlp.outputs(), shape.tasks * shape.shots);
-            gradients::<T, D, _>(device, config, shape, std::slice::from_ref(&config.mlp), |learner, rng| {
-                let [support_x, query_x] = [(); 2].map(|()| numbers::<T>(rows * inputs, rng));
-                let [support_y, query_y] = [(); 2].map(|()| numbers::<T>(rows * outputs, rng));
-                let rows = SupervisedRows {
-                    support_x: &support_x,
-                    support_y: &support_y,
-                    query_x: &query_x,
-                    query_y: &query_y,
-                };
-                learner.run(rows, rng).unwrap();
-            })
+            gradients::<T, D, _>(
+                device,
+                config,
+                (shape, config.inner.steps),
+                std::slice::from_ref(&config.mlp),
+                |learner, rng| {
+                    let [support_x, query_x] = [(); 2].map(|()| numbers::<T>(rows * inputs, rng));
+                    let [support_y, query_y] = [(); 2].map(|()| numbers::<T>(rows * outputs, rng));
+                    let rows = SupervisedRows {
+                        support_x: &support_x,
+                        support_y: &support_y,
+                        query_x: &query_x,
+                        query_y: &query_y,
+                    };
+                    learner.run(rows, rng).unwrap();
+                },
+            )
         }
         let expected = run::<f64, _>(CpuDevice::new(1).unwrap(), &config, shape);
         close(&format!("{algorithm} {widths:?}"), &run::<f32, _>(make(1), &config, shape), &expected);
@@ -326,12 +334,12 @@ pub fn meta_steps<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
         frame: Some(FrameShape { height: 4, width: 4, channels: 1 }),
         weights: VideoWeights { adversarial: 0.5, reconstruction: 2.0, motion: 0.5, texture: 0.4 },
         adversarial: true,
-        inner: inner(Algorithm::Maml),
+        inner: inner(Algorithm::Maml, 3),
     };
     fn run<T: Scalar, D: Device<T>>(device: D, config: &VideoConfig) -> Vec<f64> {
         let shape = Shape { tasks: 5, shots: 3, queries: 3 };
         let networks = [config.generator.clone(), config.discriminator.clone()];
-        gradients::<T, D, _>(device, config, shape, &networks, |learner, rng| {
+        gradients::<T, D, _>(device, config, (shape, config.inner.steps), &networks, |learner, rng| {
             let [support_x, query_x] = [(); 2].map(|()| numbers::<T>(5 * 3 * 64, rng));
             let [support_z, query_z] = [(); 2].map(|()| numbers::<T>(5 * 3 * 16, rng));
             learner

@@ -199,6 +199,12 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     true
 }
 
+/// Whether there is room for the factors of inner products of what was made last.
+pub(super) fn has_room<D: Driver>(pending: &Pending<D>, op: &Gram<'_>) -> bool {
+    let factors: usize = pending.ends.iter().map(|end| end.factors).sum();
+    factors + op.y.len() <= FACTORS
+}
+
 /// Whether rows of which inner products are asked for can be taken behind what was put off.
 pub(super) fn may_take_rows<D: Driver>(device: &CudaDevice<D>, pending: &Pending<D>, op: &Gram<'_>) -> bool {
     let shape = (op.tasks, op.rows);

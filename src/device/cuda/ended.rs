@@ -156,14 +156,15 @@ pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>,
     true
 }
 
-/// Puts rows off as they are, of which inner products are asked for, unless they were made last.
+/// Puts rows off as they are, of which inner products are asked for, unless they were made last and it can go on with them.
 fn with_rows<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &Gram<'_>) {
     let (shape, x) = ((op.tasks, op.rows), op.x);
     settle::flush(arena);
     let mut pending = arena.pending();
     let thin = chain::is_thin(x.width);
     let fours = thin || op.y.iter().chain([&x]).all(|rows| rows.offset.is_multiple_of(4));
-    if pending.ends.last().is_some_and(|end| end.made == x && end.shape == shape) || !fours || op.y.len() > LIST {
+    let follows = pending.ends.last().is_some_and(|end| end.made == x && end.shape == shape);
+    if (follows && chain::has_room(&pending, op)) || !fours || op.y.len() > LIST {
         return;
     }
     // Copies that are made on the way come before what was put off.
