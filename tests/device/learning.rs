@@ -62,9 +62,9 @@ fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy, precision: Matr
     }
 }
 
-/// Keeping account changes nothing, and waits for every operation without harm.
+/// Keeping account changes nothing, and waits for every operation without harm: of every third problem, each solved twice.
 pub fn golden_explained<D: Device<f32> + Clone>(make: Make<'_, D>) {
-    for path in golden::problems() {
+    for path in golden::problems().into_iter().step_by(3) {
         let problem = Problem::read(&path).unwrap();
         let explained = Explained::new(make(7));
         let answer = problem.solve::<f32>(explained.clone(), None).unwrap();

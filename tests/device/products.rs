@@ -101,6 +101,10 @@ fn cases(precision: MatrixPrecision, mut check: impl FnMut(Case)) {
         }
     }
     for (rows, width, inner) in TENSOR_LARGE {
+        // Copies one by one are the same in every precision, and of so many outputs they take long to emulate.
+        if precision != MatrixPrecision::Bf16 && width == 5377 {
+            continue;
+        }
         next((1, rows, width, inner), 1, (true, false), width % 4 == 0);
     }
 }
