@@ -247,7 +247,7 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
     }
 }
 
-/// Both networks' gradients of one meta-batch, in double precision.
+/// The networks' gradients of one meta-batch, three times, in double precision.
 fn gradients<T: Scalar, D: Device<T>, O: Objective>(
     device: D,
     objective: &O,
@@ -262,13 +262,17 @@ fn gradients<T: Scalar, D: Device<T>, O: Objective>(
         let parameters = Parameters::<f32>::initialise(mlp, &mut rng);
         learner.set_parameters(network, &parameters.cast()).unwrap();
     }
-    // The second time much is copied where it is made.
+    let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
+    let mut all = Vec::new();
+    // From the second time on much is copied where it is made.
     for _ in 0..3 {
         run(&mut learner, &mut ChaCha8Rng::seed_from_u64(4));
+        for network in 0..networks.len() {
+            all.extend(wide(learner.gradient(network).values()));
+            all.extend(wide(&learner.phi_gradient(network)));
+        }
     }
-    let wide = |values: &[T]| values.iter().map(|v| v.to_f64()).collect::<Vec<_>>();
-    let of = |n| [wide(learner.gradient(n).values()), wide(&learner.phi_gradient(n))].concat();
-    (0..networks.len()).flat_map(of).collect()
+    all
 }
 
 fn numbers<T: Scalar>(count: usize, rng: &mut ChaCha8Rng) -> Vec<T> {
