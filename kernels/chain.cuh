@@ -309,7 +309,7 @@ __device__ inline void ChainRun::end(const Link& link) const {
     const Product& product = link.product;
     const Source& bias = product.sources[0];
     const Gate& gate = product.gate;
-    bool gated = ADJOINT ? product.delta != NOWHERE : !FORWARD && product.gated, curved = ADJOINT && gated && product.z != NOWHERE;
+    bool gated = is_gated<End>(product), curved = is_curved<End>(product);
     u32 shares = this->shares(product), strips = this->strips(product), block_rows = op.tasks * op.rows;
     u64 part = (u64)product.group_rows * product.blocks * product.width;
     choose(activation_of(product, (End*)nullptr), [&](auto chosen) {

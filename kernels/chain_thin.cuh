@@ -66,7 +66,7 @@ __device__ inline void ChainRun::end_few(const Link& link) const {
     constexpr bool FORWARD = std::is_same_v<End, Forward>, ADJOINT = std::is_same_v<End, Adjoint>;
     const Product& product = link.product;
     const Source& bias = product.sources[0];
-    bool gated = ADJOINT ? product.delta != NOWHERE : !FORWARD && product.gated, curved = ADJOINT && gated && product.z != NOWHERE;
+    bool gated = is_gated<End>(product), curved = is_curved<End>(product);
     u64 part = (u64)product.group_rows * product.blocks * product.width;
     for (u32 i = threadIdx.x; i < groups(product) * GROUP * product.width; i += CHAIN_THREADS) {
         u32 local = i / product.width, n = i % product.width, index = local / GROUP, within = local % GROUP;

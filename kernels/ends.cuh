@@ -10,6 +10,17 @@ __device__ inline u32 activation_of(const Product& op, Forward*) { return op.act
 __device__ inline u32 activation_of(const Product& op, Backward*) { return op.gated ? op.gate.activation : (u32)LINEAR; }
 __device__ inline u32 activation_of(const Product& op, Adjoint*) { return op.delta != NOWHERE ? op.gate.activation : (u32)LINEAR; }
 
+// Whether an end reads a gate's values, and delta beside them.
+template <class End>
+__device__ inline bool is_gated(const Product& op) {
+    if (std::is_same_v<End, Adjoint>) return op.delta != NOWHERE;
+    return std::is_same_v<End, Backward> && op.gated;
+}
+template <class End>
+__device__ inline bool is_curved(const Product& op) {
+    return std::is_same_v<End, Adjoint> && op.delta != NOWHERE && op.z != NOWHERE;
+}
+
 // What goes into the outputs beside their sums, and what becomes of them.
 template <int N, int P>
 struct alignas(16) Outputs {
@@ -64,9 +75,9 @@ struct alignas(16) Outputs {
 template <class End, int N, int P, class Access>
 __device__ inline void end_outputs(float* arena, const Product& op, const int (&row)[N], u32 column, Outputs<N, P>& all,
                                    const Access& access) {
-    constexpr bool BACKWARD = std::is_same_v<End, Backward>, ADJOINT = std::is_same_v<End, Adjoint>;
+    constexpr bool BACKWARD = std::is_same_v<End, Backward>;
     const Source& source = op.sources[0];
-    bool gated = ADJOINT ? op.delta != NOWHERE : BACKWARD && op.gated, curved = ADJOINT && gated && op.z != NOWHERE;
+    bool gated = is_gated<End>(op), curved = is_curved<End>(op);
     bool biased = !BACKWARD && source.bias != NOWHERE;
     u32 gate_row[N];
     auto at = [&](int i) { return (u64)row[i] * op.width + column; };

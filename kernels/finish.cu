@@ -1,6 +1,6 @@
-// Ends what Hopper's products have left as sums, or takes rows as they are: adds the parts of the inner dimension and the corrections, and does what their own
-// ends would. It leaves a copy in 16 bits where the outputs are rows of a product to come, and goes on with the loss and the inner
-// products that are asked for next, while the rows are at hand.
+// Ends what Hopper's products have left as sums, or takes rows as they are: adds the parts of the inner dimension and the
+// corrections, and does what their own ends would. It leaves a copy in 16 bits where the outputs are rows of a product to come, and
+// goes on with the loss and the inner products that are asked for next, while the rows are at hand.
 
 #include "ended.cuh"
 #include "ends.cuh"
@@ -56,7 +56,7 @@ struct Ending {
 
     __device__ Ending(float* arena, const Finish& op, float* room)
         : arena(arena), op(op), of(op.corrections), product(op.product),
-          gated(ADJOINT ? op.product.delta != NOWHERE : !FORWARD && op.product.gated), curved(ADJOINT && gated && op.product.z != NOWHERE),
+          gated(is_gated<End>(op.product)), curved(is_curved<End>(op.product)),
           follows(op.loss.kind != NOTHING), part((u64)op.product.group_rows * op.product.blocks * op.product.width) {
         u32 columns = (WARPS >> of.spread) * 128;
         u32 gate = op.parts, delta = gate + gated;

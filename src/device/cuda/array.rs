@@ -115,7 +115,7 @@ pub(super) fn gather<D: Driver>(
     }
 }
 
-/// Columns a block of `sum_tall_rows` sums: `TALL_COLUMNS` in `kernels/array.cu`.
+/// Columns a block of `sum_tall_rows` sums: `TALL_COLUMNS` in `kernels/sums.cuh`.
 pub(super) const TALL_COLUMNS: usize = 32;
 
 /// Rows from which on, and columns up to which, threads share the rows of a column: beyond, the columns fill a GPU. With fewer

@@ -7,7 +7,7 @@
 use bytemuck::Zeroable;
 
 use super::driver::{Driver, Kernel};
-use super::finish::{End, Given as Source, Pending, rows_of};
+use super::finish::{End, Given, Pending, rows_of};
 use super::hopper::{Raw, Warpgroups};
 use super::linear::Product;
 use super::low_rank::{BLOCKS, Factor, GROUP, Term, check_corrections, extent, in_one_launch};
@@ -78,7 +78,7 @@ super::arguments! {
 
 /// What a product takes of the rows that the link before makes, in blocks of rows.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Given {
+pub(super) struct Taken {
     /// Where its weights lie.
     weights: usize,
     inner: usize,
@@ -166,7 +166,7 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     drop(pending);
     arena.admit(reads, writes);
     check_corrections(corrections, shape, |rows, coefficients| arena.admit(&[rows, coefficients], &[output]));
-    let mut given = Source::Sums;
+    let mut given = Given::Sums;
     if multiplies {
         let weights = if in_fragments { pack::fragments(device, arena, weight, backward) } else { Some(0) };
         let Some(weights) = weights else { return false };
@@ -179,7 +179,7 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
             }
         };
         let taken = (input.offset - made.offset) / (tasks * rows * input.width);
-        given = Source::Product(Given {
+        given = Given::Product(Taken {
             weights,
             inner: input.width,
             given: blocks(made),
@@ -216,7 +216,7 @@ pub(super) fn may_take_rows<D: Driver>(device: &CudaDevice<D>, pending: &Pending
 /// Whether an end that nothing comes before or after is a chain all the same: narrow rows as they are.
 pub(super) fn is_alone<D: Driver>(end: &End<D>) -> bool {
     let (tasks, rows) = end.shape;
-    matches!(end.given, Source::Rows) && fits(&end.device, end.shape, end.made.rows / (tasks * rows), end.made.width)
+    matches!(end.given, Given::Rows) && fits(&end.device, end.shape, end.made.rows / (tasks * rows), end.made.width)
 }
 
 /// Whether `rows` are whole blocks of `made`, each of so many rows.
@@ -238,8 +238,7 @@ impl<D: Driver> Pending<D> {
         let of = |end: &End<D>| {
             let blocks = end.made.rows / (shape.0 * shape.1);
             let fits = end.shape == shape && fits(&end.device, shape, blocks, end.made.width);
-            let terms = end.call.corrections.end.iter().max().map_or(0, |end| *end as usize);
-            (fits && end.is_link()).then_some([terms, end.factors])
+            (fits && end.is_link()).then_some([end.call.corrections.terms(), end.factors])
         };
         let all = self.ends.iter().map(of).try_fold([terms, factors], |[terms, factors], more| {
             let [t, f] = more?;
@@ -305,7 +304,7 @@ pub(super) fn launch<D: Driver>(arena: &CudaArena<D>, ends: &[End<D>]) {
     for (link, end) in call.links.iter_mut().zip(ends) {
         let finish = &end.call;
         let corrections = &finish.corrections;
-        let new = corrections.end.into_iter().max().unwrap_or(0) as usize;
+        let new = corrections.terms();
         let begin = terms;
         terms += new;
         call.terms[begin..terms].copy_from_slice(&corrections.terms[..new]);
@@ -323,7 +322,7 @@ pub(super) fn launch<D: Driver>(arena: &CudaArena<D>, ends: &[End<D>]) {
             gram: finish.gram.output,
             parts: finish.parts,
             kind: match (end.given, end.kernel) {
-                (Source::Rows, _) => 0,
+                (Given::Rows, _) => 0,
                 (_, Kernel::FinishForward) => 1,
                 (_, Kernel::FinishBackward) => 2,
                 _ => 3,
@@ -336,7 +335,7 @@ pub(super) fn launch<D: Driver>(arena: &CudaArena<D>, ends: &[End<D>]) {
             most_factor: finish.gram.most,
             ..Link::zeroed()
         };
-        if let Source::Product(Given { weights, inner, given, taken, used, first }) = end.given {
+        if let Given::Product(Taken { weights, inner, given, taken, used, first }) = end.given {
             link.weights = wide(weights);
             [link.inner, link.given, link.taken] = [inner, given, taken].map(narrow);
             [link.used, link.first] = [used, first].map(narrow);

@@ -76,7 +76,7 @@ pub(super) enum Given {
     /// Rows, as they are.
     Rows,
     /// The product of the rows that the end before makes.
-    Product(chain::Given),
+    Product(chain::Taken),
 }
 
 impl<D: Driver> Default for Pending<D> {

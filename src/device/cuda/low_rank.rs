@@ -251,6 +251,11 @@ impl Applied {
 }
 
 impl Corrections {
+    /// How many terms there are.
+    pub fn terms(&self) -> usize {
+        self.end.into_iter().max().unwrap_or(0) as usize
+    }
+
     /// Whether the kernel takes four columns at a time.
     pub fn in_fours(&self) -> bool {
         self.piece == 4

@@ -8,7 +8,7 @@
 use std::sync::PoisonError;
 
 use super::driver::{Driver, Kernel, PANEL, PackedMatrix, TensorMap};
-use super::pool::{Layout, PIECE, Packed, Pool, contains, packed_len};
+use super::pool::{Layout, PIECE, Packed, Pool, packed_len};
 use super::tensor::operands;
 use super::{Arguments, CudaArena, CudaDevice, Warpgroups, blocks_of, narrow, wide};
 use crate::device::{MatrixPrecision, Region};
@@ -214,8 +214,7 @@ pub(super) fn kept<D: Driver>(
 /// What is copied where a copy of the steps' rows is asked for.
 pub(super) fn copied_with<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> Region {
     let pool = &*arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
-    let kept = pool.kept.iter().find(|kept| kept.covers(rows, device.precision).is_some()).map(|kept| kept.region);
-    kept.or_else(|| pool.made.iter().copied().find(|made| contains(*made, rows))).unwrap_or(rows)
+    pool.whole(rows, device.precision)
 }
 
 fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> Option<usize> {
@@ -224,9 +223,8 @@ fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -
         let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
         if !pool.kept.iter().any(|kept| kept.covers(rows, precision).is_some()) {
             // All of what is made at once, if there is room, so that whoever makes it the next time leaves the copy.
-            let whole = pool.made.iter().copied().find(|made| contains(*made, rows)).filter(|made| *made != rows);
-            let new =
-                whole.and_then(|whole| pool.keep(whole, precision)).is_some() || pool.keep(rows, precision).is_some();
+            let whole = pool.whole(rows, precision);
+            let new = pool.keep(whole, precision).is_some() || pool.keep(rows, precision).is_some();
             let kept = pool.kept.last_mut().filter(|_| new)?;
             kept.fresh = false;
         }

@@ -102,6 +102,12 @@ impl Pool {
         }
     }
 
+    /// What is copied where a copy of the steps' rows is asked for: all that is kept with them, or made with them, or they alone.
+    pub fn whole(&self, rows: Region, precision: MatrixPrecision) -> Region {
+        let kept = self.kept.iter().find(|kept| kept.covers(rows, precision).is_some()).map(|kept| kept.region);
+        kept.or_else(|| self.made.iter().copied().find(|made| contains(*made, rows))).unwrap_or(rows)
+    }
+
     /// A place of its own for a region's copy, if there is room.
     pub fn keep(&mut self, region: Region, precision: MatrixPrecision) -> Option<&Packed> {
         let offset = self.kept.last().map_or(self.start + self.room, Packed::end);

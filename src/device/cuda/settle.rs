@@ -60,7 +60,10 @@ pub(super) fn with_check<D: Driver>(arena: &CudaArena<D>, op: &GradientCheck) ->
 
 /// Takes the step after both, and launches them; says whether it was a step with that gradient.
 pub(super) fn with_step<D: Driver>(arena: &CudaArena<D>, op: &OuterStep) -> bool {
-    let OuterStep::Adam { parameters, gradient, first, second, finding, .. } = *op else { return false };
+    let (Some(adam), OuterStep::Adam { parameters, gradient, first, second, finding, .. }) = (Adam::new(op), *op)
+    else {
+        return false;
+    };
     let mut settling = arena.settling();
     let fits = |pending: &mut Pending<D>| {
         let checked = pending.check.is_some_and(|check| check.findings == finding.findings && finding.gradient == 0);
@@ -73,7 +76,6 @@ pub(super) fn with_step<D: Driver>(arena: &CudaArena<D>, op: &OuterStep) -> bool
     arena.admit(&reads, &writes);
     arena.keep_to(reads.iter().chain(&writes));
     let blocks = to.len().div_ceil(TALL_COLUMNS);
-    let Some(adam) = Adam::new(op) else { return false };
     let call = Settle {
         sum: SumRows::new(from, scale, to, false),
         check: CheckGradient::new(arena, &check, 0, blocks),
