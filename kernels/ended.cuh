@@ -8,9 +8,10 @@ enum Following : u32 { NOTHING, MSE_DELTA, BCE_DELTA, MSE_CURVATURE, BCE_CURVATU
 
 // `elementwise_delta` or `elementwise_curvature` of loss.cu.
 struct EndedLoss {
-    // The curvature's; the delta's is the output itself.
+    // The curvature's, NOWHERE where that is the same everywhere; the delta's is the output itself.
     u64 prediction;
     u64 target;
+    // NOWHERE where only the copy is asked for.
     u64 output;
     // Of the copy in 16 bits, in numbers of 32 bits; NOWHERE without one.
     u64 packed;
@@ -22,12 +23,12 @@ struct EndedLoss {
 };
 static_assert(sizeof(EndedLoss) == 48, "mirrored in Rust");
 
-// A piece of what came out, at `at`, replaced by what the loss makes of it. `beside`: the target's, or the prediction's.
+// A piece of what came out, at `at`, replaced by what the loss makes of it. `beside`: the target's, or the prediction's, if any.
 template <u32 ACTIVATION>
 __device__ inline void follow(float* arena, const EndedLoss& op, u32 operands, u64 at, const float* beside, float (&values)[4]) {
     bool bends = op.kind >= MSE_CURVATURE, squares = op.kind == MSE_DELTA || op.kind == MSE_CURVATURE;
     float other[4], change[4];
-    load_piece(other, beside);
+    load_piece_or_zero(other, beside, beside != nullptr);
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
         float given = bends ? other[c] : values[c];
@@ -39,13 +40,12 @@ __device__ inline void follow(float* arena, const EndedLoss& op, u32 operands, u
         }
         values[c] = change[c] * act_derivative(ACTIVATION, given);
     }
-    float* to = arena + op.output + at;
     if (op.begun) {
         float begun[4];
-        load_piece(begun, to);
+        load_piece(begun, arena + op.output + at);
 #pragma unroll
         for (int c = 0; c < 4; ++c) values[c] += begun[c];
     }
-    store_piece(to, values);
+    if (op.output != NOWHERE) store_piece(arena + op.output + at, values);
     store_copy(arena, op.packed, at, operands, values);
 }

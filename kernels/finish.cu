@@ -50,14 +50,14 @@ struct Ending {
     const Corrections& of;
     const Product& product;
     Staged staged;
-    // Whether a gate's values and delta are read; whether a loss follows.
-    bool gated, curved, follows;
+    // Whether a gate's values and delta are read; whether a loss follows, and reads more than these.
+    bool gated, curved, follows, reads;
     u64 part;
 
     __device__ Ending(float* arena, const Finish& op, float* room)
         : arena(arena), op(op), of(op.corrections), product(op.product),
           gated(is_gated<End>(op.product)), curved(is_curved<End>(op.product)),
-          follows(op.loss.kind != NOTHING), part((u64)op.product.group_rows * op.product.blocks * op.product.width) {
+          follows(op.loss.kind != NOTHING), reads(follows && beside_loss() != NOWHERE), part((u64)op.product.group_rows * op.product.blocks * op.product.width) {
         u32 columns = (WARPS >> of.spread) * 128;
         u32 gate = op.parts, delta = gate + gated;
         staged = {room, columns, min(of.rows, GROUP) * columns, gate, delta, op.loss_of_gate ? gate : delta + curved};
@@ -83,7 +83,7 @@ struct Ending {
             for (u32 p = 0; p < op.parts; ++p) copy(p, op.raw + p * part + at);
             if (gated) copy(staged.gate, product.gate.values + gate_row(own, row) * of.width + own.column);
             if (curved) copy(staged.delta, product.delta + at);
-            if (follows && !op.loss_of_gate) copy(staged.loss, beside_loss() + at);
+            if (reads && !op.loss_of_gate) copy(staged.loss, beside_loss() + at);
         }
     }
 
@@ -132,7 +132,8 @@ struct Ending {
             if constexpr (PIECE == 4) {
                 store_copy(arena, op.packed, at, product.operands, all.output[0]);
                 if ((FORWARD || ADJOINT) && follows) {
-                    const float* beside = here ? staged.piece(of, staged.loss, within) : arena + beside_loss() + at;
+                    const float* beside = nullptr;
+                    if (reads) beside = here ? staged.piece(of, staged.loss, within) : arena + beside_loss() + at;
                     follow<ACTIVATION>(arena, op.loss, product.operands, at, beside, all.output[0]);
                 }
                 if constexpr (COPIED) leave_ended(piece, all.output[0]);

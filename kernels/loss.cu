@@ -13,6 +13,7 @@ struct Supervised {
     // Curvature only.
     u64 e;
     // delta or z's cotangent; the task losses.
+    // NOWHERE, in `elementwise_delta`, where only the copy is asked for.
     u64 output;
     // Rows of all tasks.
     u32 rows;
@@ -45,7 +46,8 @@ __device__ inline void through_activation(float (&value)[OWN], const float (&a)[
 
 // For losses that are a sum over the elements.
 KERNEL(elementwise_delta, Supervised) {
-    Span span((u64)op.rows * op.outputs, in_fours(op.prediction, op.target, op.output));
+    bool leaves = op.output != NOWHERE;
+    Span span((u64)op.rows * op.outputs, in_fours(op.prediction, op.target, leaves ? op.output : 0));
     float p[OWN], delta[OWN];
     span.load(p, arena + op.prediction);
     span.load(delta, arena + op.target);
@@ -57,7 +59,7 @@ KERNEL(elementwise_delta, Supervised) {
         for (u32 k = 0; k < OWN; ++k) delta[k] = loss_slope(BCE_WITH_LOGITS, op.scale, p[k], delta[k]);
     }
     through_activation(delta, p, op.activation);
-    span.store(arena + op.output, delta);
+    if (leaves) span.store(arena + op.output, delta);
     if (op.packed != NOWHERE) store_packed(span, arena + op.packed, op.operands, delta);
 }
 

@@ -50,11 +50,12 @@ fn main() {
             Ok(())
         })
     }));
-    let own: [(&str, fn()); 13] = [
+    let own: [(&str, fn()); 14] = [
         ("measured_tiles_are_taken", tiles::measured_tiles_are_taken),
         ("packed_weights_are_kept_until_written", packed_weights_are_kept_until_written),
         ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
         ("graphs_replay_meta_steps", graphs::replay_meta_steps),
+        ("only_what_nothing_reads_is_left_out", graphs::only_what_nothing_reads_is_left_out),
         ("a_fault_stops_what_follows", graphs::a_fault_stops_what_follows),
         ("rows_are_copied_where_they_are_made", graphs::rows_are_copied_where_they_are_made),
         ("refused_graphs_are_told", graphs::refused_graphs_are_told),

@@ -121,6 +121,9 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
         let work = Work::new::<T>(0, 3 * to.len());
         self.operate("add_host", work, arena, |inner, arena| inner.add_host(arena, to, from));
     }
+    fn discard(&self, arena: &mut Self::Arena, regions: &[Region]) {
+        self.inner.discard(arena, regions);
+    }
     fn fill(&self, arena: &mut Self::Arena, to: Region, value: T) {
         let work = Work::new::<T>(0, to.len());
         self.operate("fill", work, arena, |inner, arena| inner.fill(arena, to, value));

@@ -83,6 +83,9 @@ pub trait Device<T: Scalar>: Sync {
     fn download(&self, arena: &Self::Arena, from: Region, to: &mut [T]);
     /// Adds `from` to a region of the same size.
     fn add_host(&self, arena: &mut Self::Arena, to: Region, from: &[T]);
+    /// Gives up what is in some regions: until they are written to again, nothing may read them. A device need not have written
+    /// what nothing has read before.
+    fn discard(&self, _arena: &mut Self::Arena, _regions: &[Region]) {}
     /// Sets every element of a region.
     fn fill(&self, arena: &mut Self::Arena, to: Region, value: T);
     /// Copies one region to another of the same size.

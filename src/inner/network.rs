@@ -457,6 +457,11 @@ impl<T: Scalar> Network<T> {
         }
     }
 
+    /// Gives up the rows of all passes: nothing is asked of them any more.
+    pub fn discard_rows<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+        self.tape.discard(device, arena);
+    }
+
     /// The adapted parameters of one task after all steps, to `out` in the flat layout.
     pub fn adapted<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, task: usize, out: &mut [T]) {
         match &self.form {

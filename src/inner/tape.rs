@@ -1,7 +1,7 @@
 //! The rows of one network's passes: activations, deltas and their cotangents, for every inner step.
 
 use crate::Scalar;
-use crate::device::{ArenaPlan, Region};
+use crate::device::{ArenaPlan, Device, Region};
 use crate::meta::{Algorithm, InnerConfig, RateKind, Shape, Side};
 use crate::model::Mlp;
 use crate::objective::Loss;
@@ -338,6 +338,14 @@ impl Tape {
     /// Forward block `block` of [`Tape::z`].
     pub fn z_block(&self, layer: usize, slot: Slot, block: usize) -> Region {
         split(self.z(layer, slot), self.forward_blocks, block, 1)
+    }
+
+    /// Gives up all rows but the network's inputs.
+    pub fn discard<T: Scalar, D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+        let made = self.values[1..].iter().chain(&self.delta).chain(&self.e).chain(&self.z);
+        for store in made.chain(self.descended.iter().flatten()) {
+            device.discard(arena, &[store.steps, store.query]);
+        }
     }
 
     /// The rows of all inner steps at once: values, delta, e and z.

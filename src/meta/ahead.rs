@@ -44,7 +44,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     }
 
     /// A whole meta-step, [`MetaLearner::run`] and [`MetaLearner::update`]: on a device that goes on by itself it is one
-    /// piece of work, which nothing is waited for in. [`MetaLearner::wait`] tells how it went.
+    /// piece of work, which nothing is waited for in, and no task's adapted parameters are left of. [`MetaLearner::wait`] tells how
+    /// it went.
     ///
     /// # Errors
     /// As [`MetaLearner::run`] and [`MetaLearner::update`], where the device does not go on by itself; or
@@ -87,9 +88,13 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let results = [losses[0], losses[1], self.findings];
         self.device.submit(&mut first.arena, &mut graph, &results, |device, arena| {
             O::run(&mut first.inner, device, arena, &self.rates, rows, &first.shape, &first.indices);
+            for network in 0..self.phi.len() {
+                O::network(&first.inner, network).discard_rows(device, arena);
+            }
             work.carry_out::<T, D, O>(device, arena, &first.inner, checked);
         });
         self.lanes = lanes;
+        self.has_rows = false;
         self.ahead.graphs[submission.turn] = graph;
         self.ahead.turn = (submission.turn + 1) % AT_ONCE;
         self.ahead.submitted.push_back(submission);

@@ -114,6 +114,8 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     pub(super) ahead: Ahead<D::Graph>,
     /// Whether rows of a meta-batch are on the device.
     pub(super) loaded: bool,
+    /// Whether those that the last run has made are there.
+    pub(super) has_rows: bool,
 }
 
 impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
@@ -222,6 +224,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             update_graph: D::Graph::default(),
             ahead: Ahead::default(),
             loaded: false,
+            has_rows: false,
         };
         learner.upload_phi();
         Ok(learner)
@@ -373,6 +376,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
 
     pub(super) fn run_on(&mut self, rows: Option<O::Rows<'_, T>>, rng: &mut impl Rng) -> Result<&Losses<T>> {
         self.prepare(rows, rng)?;
+        self.has_rows = true;
         let learn = self.objective.inner().learn_rates;
         let rates = &self.rates;
         self.device.for_each_lane(&mut self.lanes, |device, lane| {
@@ -486,8 +490,11 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         Ok(trace)
     }
 
-    /// The lane that a task is in, and the task's number there.
+    /// The lane that a task of the last run is in, and the task's number there.
     fn lane_of(&self, task: usize) -> Result<(usize, usize)> {
+        if !self.has_rows {
+            return Err(Error::invalid("rows", "none of a run", "MetaLearner::run before"));
+        }
         let lane = self.lanes.iter().position(|lane| lane.shape.tasks.contains(&task));
         let expected = || format!("below {}", self.shape.tasks);
         let lane = lane.ok_or_else(|| Error::invalid("task", task.to_string(), expected()))?;
@@ -497,7 +504,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// What the last run has made of one task's parameters, in a few rows.
     ///
     /// # Errors
-    /// A task beyond the meta-batch, a form that does not hold such rows, or a device that failed.
+    /// A task beyond the meta-batch, no run since the last meta-step that was submitted ([`MetaLearner::submit`]), a form that does not
+    /// hold such rows, or a device that failed.
     pub fn change(&self, network: usize, task: usize) -> Result<LowRankChange<T>> {
         let (lane, local) = self.lane_of(task)?;
         let lane = &self.lanes[lane];
@@ -512,7 +520,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// One task's adapted parameters, after the last run. Uses the room of the meta-gradient.
     ///
     /// # Errors
-    /// A task beyond the meta-batch, or a device that failed.
+    /// A task beyond the meta-batch, no run since the last meta-step that was submitted ([`MetaLearner::submit`]), or a device that
+    /// failed.
     pub fn adapted(&mut self, network: usize, task: usize) -> Result<Parameters<T>> {
         let (lane, local) = self.lane_of(task)?;
         let lane = &mut self.lanes[lane];

@@ -3,8 +3,8 @@
 
 use std::sync::atomic::Ordering;
 
-use innerloop::device::MatrixPrecision;
 use innerloop::device::cuda::{CudaDevice, Kernel, Warpgroups};
+use innerloop::device::{ArenaPlan, Corrections, Device, Linear, LinearForward, MatrixPrecision, Region};
 use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::{
@@ -186,6 +186,11 @@ pub fn replay_meta_steps() {
     for precision in [MatrixPrecision::Bf16, MatrixPrecision::F16] {
         check("copies", &config, &[&wide], adam, precision, |step| supervised(&batches[step]));
     }
+    // So wide that its rows go through memory, where only the copies of them do.
+    let wider = Mlp::with_hidden(3, &[24], 520, Activation::Relu, Activation::Linear).unwrap();
+    let config = SupervisedConfig { mlp: wider.clone(), ..config };
+    let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 50, 3, 520)).collect();
+    check("left out", &config, &[&wider], adam, MatrixPrecision::Bf16, |step| supervised(&batches[step]));
     let generator = Mlp::with_hidden(3, &[5], 6, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(6, &[4], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
     let config = VideoConfig {
@@ -199,6 +204,66 @@ pub fn replay_meta_steps() {
     };
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 30, 3, 6)).collect();
     check("video", &config, &[&generator, &discriminator], adam, MatrixPrecision::Bf16, |step| video(&batches[step]));
+}
+
+/// What is discarded before anything reads it need not be written by a graph; all else is.
+pub fn only_what_nothing_reads_is_left_out() {
+    // Of two parts, which another kernel ends.
+    let (tasks, rows, inputs, width) = (2, 4, 128, 520);
+    let device = CudaDevice::emulated(3).with_precision(MatrixPrecision::Bf16).with_warpgroups(Warpgroups::Always);
+    let mut plan = ArenaPlan::default();
+    let [input, weight, bias] = [(tasks * rows, inputs), (width, inputs), (1, width)].map(|(r, w)| plan.take(r, w));
+    let [output, copy] = [0; 2].map(|_| plan.take(tasks * rows, width));
+    let mut arena = device.arena(4 * plan.elements()).unwrap();
+    let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs: width };
+    let numbers: Vec<f32> = (0..weight.len()).map(|i| (i as f32).sin()).collect();
+    for region in [input, weight, bias] {
+        device.upload(&mut arena, region, &numbers[..region.len()]);
+    }
+    let download = |arena: &_, region: Region| {
+        let mut numbers = vec![0.0; region.len()];
+        device.download(arena, region, &mut numbers);
+        numbers
+    };
+    let corrections = Corrections::NONE;
+    let operation = LinearForward { tasks, rows, input, layer, corrections, activation: Activation::Relu, output };
+    device.linear_forward(&mut arena, &operation);
+    let expected = download(&arena, output);
+    // Whether the output is copied before and after it is discarded, and whether it is a result.
+    for [discarded, read, late, result] in [
+        [false, false, false, false],
+        [true, false, false, false],
+        [true, true, false, false],
+        [true, false, true, false],
+        [true, false, false, true],
+        [false, true, false, true],
+    ] {
+        let mut graph = Default::default();
+        // The first time is no graph, the third one a replay; then what is read differs.
+        for time in 0..5 {
+            let read = read || time == 4;
+            device.fill(&mut arena, output, f32::NAN);
+            let results: &[Region] = if result { &[output] } else { &[] };
+            device.submit(&mut arena, &mut graph, results, |device, arena| {
+                device.linear_forward(arena, &operation);
+                if read {
+                    device.copy(arena, output, copy);
+                }
+                if discarded {
+                    device.discard(arena, &[output.rows(0, 3), output]);
+                }
+                if late {
+                    device.linear_forward(arena, &operation);
+                }
+            });
+            let left_out = discarded && !read && !late && time > 0;
+            let what = format!("discarded {discarded}, read {read}, written again {late}, time {time}");
+            assert_eq!(download(&arena, output) != expected, left_out, "{what}");
+            assert!(!read || download(&arena, copy) == expected, "{what}");
+            // The result is read after what it reads was given up; that is no concern of a device's.
+            assert!(!result || discarded || device.results(&mut graph) == expected, "{what}");
+        }
+    }
 }
 
 /// A meta-step that goes wrong changes nothing, and neither does the one that was already submitted after it; the next one

@@ -102,6 +102,8 @@ pub(super) struct Layer<'a> {
     /// The output block that the first of the rows' is for.
     pub first: usize,
     pub output: Region,
+    /// What is multiplied; what else is read, and written.
+    pub multiplied: &'a [Region],
     pub reads: &'a [Region],
     pub writes: &'a [Region],
 }
@@ -131,7 +133,18 @@ fn numbers(groups: usize, widest: usize) -> usize {
 
 /// Puts a layer off, behind what was put off before if that fits; says whether it did.
 pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, layer: &Layer<'_>) -> bool {
-    let &Layer { kernel, product, corrections, shape, operands: (weight, input), first, output, reads, writes } = layer;
+    let &Layer {
+        kernel,
+        product,
+        corrections,
+        shape,
+        operands: (weight, input),
+        first,
+        output,
+        multiplied,
+        reads,
+        writes,
+    } = layer;
     let (tasks, rows) = shape;
     let blocks = |region: Region| region.rows / (tasks * rows);
     let multiplies = !input.is_empty();
@@ -158,12 +171,14 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     let mut pending = arena.pending();
     let goes_on = placed
         && pending.is_chain(shape, 2, terms, 0)
+        && pending.leaves_alone(shape, multiplied, writes)
         && pending.leaves_alone(shape, reads, writes)
         && pending.has_made(device, arena, corrections, shape);
     if !goes_on {
         pending.launch(arena);
     }
     drop(pending);
+    arena.admit(multiplied, writes);
     arena.admit(reads, writes);
     check_corrections(corrections, shape, |rows, coefficients| arena.admit(&[rows, coefficients], &[output]));
     let mut given = Given::Sums;

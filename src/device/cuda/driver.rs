@@ -361,6 +361,8 @@ kernels! {
     HopperOuterPack hopper_outer_pack emulate_hopper_outer_pack,
     HopperOuter128x128 hopper_outer_128x128 emulate_hopper_outer_128x128,
     HopperOuter128x256 hopper_outer_128x256 emulate_hopper_outer_128x256,
+    HopperCopied128x128 hopper_copied_128x128 emulate_hopper_copied_128x128,
+    HopperCopied128x256 hopper_copied_128x256 emulate_hopper_copied_128x256,
     ThinOuterProduct thin_outer_product emulate_thin_outer_product,
     ThinOuterProduct16 thin_outer_product_16 emulate_thin_outer_product_16,
     InnerUpdate inner_update emulate_inner_update,

@@ -1,6 +1,8 @@
 //! What follows the end of a product in the same launch: a loss of what comes out or its curvature, and inner products of those rows
 //! with earlier ones (`kernels/ended.cuh`).
 
+use std::mem::offset_of;
+
 use bytemuck::Zeroable;
 
 use super::driver::{Driver, Kernel};
@@ -8,8 +10,11 @@ use super::finish::{End, Given, Pending};
 use super::hopper::Raw;
 use super::linear::Product;
 use super::low_rank::{Factor, GROUP};
-use super::{COUNTERS, CudaArena, CudaDevice, NOWHERE, activation_code, chain, loss, narrow, pack, settle, wide};
+use super::{
+    COUNTERS, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, chain, loss, narrow, pack, settle, wide,
+};
 use crate::device::{Corrections, Gram, Region, SupervisedCurvature, SupervisedLoss};
+use crate::model::Activation;
 use crate::objective::Loss;
 
 /// Factors of a Gram matrix at most: `ENDED_LIST` in `kernels/ended.cuh`.
@@ -91,9 +96,11 @@ pub(super) fn with_curvature<D: Driver>(arena: &CudaArena<D>, op: &SupervisedCur
         return false;
     }
     arena.admit(&[prediction, op.e_cotangent], &[z]);
-    let loss =
-        EndedLoss { prediction: wide(prediction.offset), begun: op.accumulate.into(), ..EndedLoss::new(&op.at, kind) };
-    pending.follow(arena, loss, prediction, z);
+    // That of a mean square is the same everywhere, and so is the derivative without an activation.
+    let reads = op.at.loss != Loss::Mse || op.at.activation != Activation::Linear;
+    let of = if reads { wide(prediction.offset) } else { NOWHERE };
+    let loss = EndedLoss { prediction: of, begun: op.accumulate.into(), ..EndedLoss::new(&op.at, kind) };
+    pending.follow(arena, loss, if reads { prediction } else { NOTHING }, z);
     if let Some(end) = pending.ends.last_mut() {
         end.call.loss_of_gate = end.call.product.is_gated_by(prediction).into();
     }
@@ -198,7 +205,7 @@ impl<D: Driver> Pending<D> {
         let activation = activation_code(op.activation);
         let fits = |end: &End<D>| {
             let alone = matches!(end.given, Given::Sums) && end.call.gram.columns == 0;
-            let alike = end.call.product.activation_of(kernel == Kernel::FinishAdjoint) == Some(activation);
+            let alike = end.call.product.activation_of(kernel == Kernel::FinishAdjoint) == activation;
             alone && alike && end.kernel == kernel && end.made == rows && end.call.corrections.in_fours()
         };
         self.ends.len() == 1 && self.ends.iter().all(fits) && self.takes(others, false)
@@ -221,6 +228,18 @@ impl<D: Driver> Pending<D> {
 }
 
 impl EndedLoss {
+    /// Where its output's offset lies, in bytes.
+    pub const OUTPUT: usize = offset_of!(Self, output);
+
+    /// Whether the output already holds a part of the result; whether it reads anything beside what comes out.
+    pub fn begun(&self) -> bool {
+        self.begun != 0
+    }
+
+    pub fn reads(&self) -> bool {
+        self.prediction != NOWHERE
+    }
+
     fn new(op: &SupervisedLoss, kind: u32) -> Self {
         let scale = loss::scale(op);
         Self { kind, scale, ..Self::zeroed() }

@@ -4,6 +4,7 @@
 //! and narrow layers that they go into (`chain.rs`) are the same launch's, while the rows are at hand. Whatever else comes next,
 //! the end goes first.
 
+use std::mem::offset_of;
 use std::sync::{MutexGuard, PoisonError};
 
 use bytemuck::Zeroable;
@@ -181,6 +182,17 @@ impl<D: Driver> End<D> {
         device.launch_with(arena, *kernel, grid, narrow(bytes), &call, shapes);
     }
 
+    /// Tells what of it may be left out: outputs that nothing was in.
+    fn may_leave_out(&self, arena: &CudaArena<D>) {
+        let Finish { product, loss, .. } = &self.call;
+        if self.made != self.output && !loss.begun() {
+            arena.may_leave_out(offset_of!(Finish, loss) + EndedLoss::OUTPUT, self.made);
+        }
+        if !product.begun() && product.writes() {
+            arena.may_leave_out(offset_of!(Finish, product) + Product::OUTPUT, self.output);
+        }
+    }
+
     /// Whether it can be a link of a chain: all that it reads of earlier steps is copied, and no loss follows.
     pub fn is_link(&self) -> bool {
         let copied = self.call.copied != 0 || (self.most == 0 && self.call.gram.columns == 0);
@@ -210,12 +222,20 @@ impl<D: Driver> Pending<D> {
         if self.ends.is_empty() {
             return;
         }
-        arena.keep_to(self.reads.iter().chain(&self.writes));
         match self.ends.as_slice() {
             // Nothing was asked of them.
             [end] if matches!(end.given, Given::Rows) && end.call.gram.columns == 0 => {}
-            [end] if !chain::is_alone(end) => end.launch(arena),
-            chain => chain::launch(arena, chain),
+            [end] if !chain::is_alone(end) => {
+                let begun = [(end.output, end.call.product.begun()), (end.made, end.call.loss.begun())];
+                arena.keep_to(begun.iter().filter(|(_, begun)| *begun).map(|(region, _)| region));
+                arena.keep_to_writing(&self.reads, &self.writes);
+                end.launch(arena);
+                end.may_leave_out(arena);
+            }
+            chain => {
+                arena.keep_to(self.reads.iter().chain(&self.writes));
+                chain::launch(arena, chain);
+            }
         }
         if let Some(op) = self.losses.take() {
             arena.keep_to([op.prediction, op.target].iter().chain(&op.task_loss));
@@ -236,7 +256,7 @@ impl Finish {
     /// Makes room in shared memory for what is read beside the sums, if there is enough; returns the bytes.
     fn stage(&mut self, kernel: Kernel, rows: usize) -> usize {
         let (gated, curved) = self.product.reads(kernel == Kernel::FinishAdjoint, kernel == Kernel::FinishBackward);
-        let losses = self.loss.kind != 0 && self.loss_of_gate == 0;
+        let losses = self.loss.kind != 0 && self.loss_of_gate == 0 && self.loss.reads();
         let things = self.parts as usize + usize::from(gated) + usize::from(curved) + usize::from(losses);
         let numbers = things * rows.min(GROUP) * self.corrections.strips() * STRIP;
         let bytes = numbers * size_of::<f32>();

@@ -4,13 +4,16 @@
 //! and a graph is made of it. From then on the launches are only held against those of the last time: the graph is told of
 //! arguments that differ (rates, the outer optimizer's step, minibatches), and made anew where other kernels, grids or copies
 //! are asked for.
+//!
+//! Only when all of it is known can be told which of the numbers that it writes nothing reads before they are discarded: kernels
+//! that may leave such out are told to.
 
 use std::sync::PoisonError;
 
 use bytemuck::Zeroable;
 
 use super::driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel};
-use super::{CudaArena, CudaDevice};
+use super::{CudaArena, CudaDevice, NOWHERE};
 use crate::device::{Region, Submitted};
 
 /// Work that was submitted to a [`CudaDevice`]; see [`crate::device::Device::submit`].
@@ -26,6 +29,28 @@ pub struct CudaGraph<D: Driver> {
     /// While work is recorded: the launches that have other arguments, and what the coming step keeps to.
     changed: Vec<usize>,
     regions: Vec<(usize, usize)>,
+    /// What steps may leave out, and what the record has them leave out.
+    outputs: Vec<Output>,
+    left_out: Vec<LeftOut>,
+}
+
+/// An output that a step may leave out.
+#[derive(Clone, Copy, Debug)]
+struct Output {
+    step: usize,
+    /// The byte of the arguments where its offset lies.
+    at: usize,
+    region: Region,
+    read: bool,
+    discarded: bool,
+}
+
+/// An output that a step leaves out, and what was there in its arguments.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct LeftOut {
+    step: usize,
+    at: usize,
+    offset: u64,
 }
 
 impl<D: Driver> Default for CudaGraph<D> {
@@ -38,6 +63,8 @@ impl<D: Driver> Default for CudaGraph<D> {
             results: Submitted::default(),
             changed: Vec::new(),
             regions: Vec::new(),
+            outputs: Vec::new(),
+            left_out: Vec::new(),
         }
     }
 }
@@ -74,6 +101,16 @@ impl Record {
         }
     }
 
+    /// Puts another offset at byte `at` of a step's arguments; returns what was there.
+    fn replace(&mut self, index: usize, at: usize, offset: u64) -> u64 {
+        let [first, _] = self.begin(index);
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut self.pieces[first..]);
+        let place = &mut bytes[at..at + size_of::<u64>()];
+        let before = bytemuck::pod_read_unaligned(place);
+        place.copy_from_slice(&offset.to_ne_bytes());
+        before
+    }
+
     /// Forgets the steps from `index` on.
     fn truncate(&mut self, index: usize) {
         let [pieces, regions] = self.begin(index);
@@ -106,11 +143,69 @@ impl<D: Driver> Recording<D> {
     fn new(of: CudaGraph<D>) -> Self {
         let same = of.graph.is_some();
         let mut this = Self { of, position: 0, staged: 0, results: 0, same };
-        this.of.changed.clear();
-        if !same {
-            this.of.record = Record::default();
+        let CudaGraph { record, changed, outputs, left_out, .. } = &mut this.of;
+        changed.clear();
+        outputs.clear();
+        if same {
+            // What is asked for is held against what was.
+            for LeftOut { step, at, offset } in left_out {
+                record.replace(*step, *at, *offset);
+            }
+        } else {
+            *record = Record::default();
+            left_out.clear();
         }
         this
+    }
+
+    /// Tells it that the coming step, or what is asked for beside steps, may read a region.
+    pub fn reads(&mut self, region: Region) {
+        self.outputs_in(region, |output| output.read = true);
+    }
+
+    /// See [`crate::device::Device::discard`].
+    pub fn discard(&mut self, region: Region) {
+        let end = region.offset + region.len();
+        self.outputs_in(region, |output| {
+            let inside = output.region.offset >= region.offset && output.region.offset + output.region.len() <= end;
+            output.discarded |= inside && !output.read;
+        });
+    }
+
+    fn outputs_in(&mut self, region: Region, mark: impl Fn(&mut Output)) {
+        let known = self.of.outputs.iter_mut().filter(|output| !output.discarded);
+        known.filter(|output| output.region.overlaps(&region)).for_each(mark);
+    }
+
+    /// Tells it that the last step may leave an output out, by the offset at byte `at` of its arguments.
+    pub fn may_leave_out(&mut self, at: usize, region: Region) {
+        let Some(step) = self.position.checked_sub(1).filter(|_| !region.is_empty()) else { return };
+        self.of.outputs.push(Output { step, at, region, read: false, discarded: false });
+    }
+
+    /// Has steps leave out what nothing reads; those that left out something else the last time have changed.
+    fn leave_out(&mut self) {
+        let CudaGraph { record, changed, outputs, left_out, .. } = &mut self.of;
+        let mut known = 0;
+        for Output { step, at, .. } in outputs.iter().filter(|output| output.discarded) {
+            let offset = record.replace(*step, *at, NOWHERE);
+            let new = LeftOut { step: *step, at: *at, offset };
+            // Both are in order.
+            while left_out.get(known).is_some_and(|old| (old.step, old.at) < (*step, *at)) {
+                changed.push(left_out.remove(known).step);
+            }
+            match left_out.get_mut(known) {
+                Some(old) if (old.step, old.at) == (*step, *at) => *old = new,
+                _ => {
+                    left_out.insert(known, new);
+                    changed.push(*step);
+                }
+            }
+            known += 1;
+        }
+        changed.extend(left_out.drain(known..).map(|old| old.step));
+        changed.sort_unstable();
+        changed.dedup();
     }
 
     /// Tells it what the coming step keeps to.
@@ -184,6 +279,7 @@ impl<D: Driver> Recording<D> {
         if region.is_empty() {
             return Ok(());
         }
+        self.reads(region);
         self.of.regions.push((region.offset, region.len()));
         let work = GraphWork::Read { offset: region.offset, to: self.results, len: region.len() };
         self.results += region.len();
@@ -199,6 +295,7 @@ impl<D: Driver> Recording<D> {
         if self.same && self.position < self.of.record.steps.len() {
             self.part_ways(driver)?;
         }
+        self.leave_out();
         let CudaGraph { record, graph, changed, .. } = &mut self.of;
         if let Some(graph) = graph.as_mut().filter(|_| self.same) {
             for index in changed.drain(..) {

@@ -138,7 +138,7 @@ pub(super) const ADJOINT: Kernels = [
 const BLOCKS: [(u32, u32); TILES.len()] =
     [(256, 99_408), (256, 214_112), (384, 230_480), (384, 218_192), (384, 230_464)];
 
-/// Those of a kernel of this file, or of `hopper_outer`.
+/// Those of a kernel of this file, or of one for sums over rows.
 #[cfg(feature = "cuda")]
 pub(super) fn block_of(kernel: Kernel) -> Option<(u32, u32)> {
     [FORWARD, BACKWARD, ADJOINT]
@@ -146,6 +146,7 @@ pub(super) fn block_of(kernel: Kernel) -> Option<(u32, u32)> {
         .find_map(|kernels| kernels.iter().position(|k| *k == kernel))
         .map(|tile| BLOCKS[tile])
         .or_else(|| super::hopper_outer::block_of(kernel))
+        .or_else(|| super::hopper_copied::block_of(kernel))
 }
 
 #[repr(C)]
@@ -211,7 +212,8 @@ pub(super) fn plan<D: Driver>(
     plans.filter(|plan| fits(plan.parts)).min_by_key(|plan| TILES[plan.tile].clocks(output, inner, plan.parts))
 }
 
-/// Multiplies `rows` with `weight` into `output`, or leaves the sums at `raw`; says whether there was room for the operands.
+/// Multiplies `rows` with `weight` into `output`, or leaves the sums at `raw`; says whether there was room for the operands. What it
+/// reads beside their copies, and writes, has been checked.
 #[allow(clippy::too_many_arguments)]
 pub(super) fn multiply<D: Driver>(
     device: &CudaDevice<D>,
@@ -221,6 +223,7 @@ pub(super) fn multiply<D: Driver>(
     call: &Product,
     (weight, rows): (Region, Region),
     (output, raw): (Region, Option<Raw>),
+    (reads, writes): (&[Region], &[Region]),
     shapes: std::fmt::Arguments<'_>,
 ) -> bool {
     if device.warpgroups().is_none() {
@@ -246,6 +249,7 @@ pub(super) fn multiply<D: Driver>(
         call.copy = written(device, arena, output, (offset, 1), device.precision);
         call.leaves |= LEAVES_COPY;
     }
+    arena.keep_to_writing(reads, writes);
     device.launch(arena, kernels[plan.tile], tile.grid(device, output, parts), &call, shapes);
     true
 }
@@ -256,7 +260,7 @@ pub(super) fn multiply_rounded<D: Driver>(
     arena: &CudaArena<D>,
     call: &Product,
     operands: (Region, Region),
-    output: Region,
+    (bias, output): (Region, Region),
 ) -> bool {
     let Some(plan) = plan(device, operands, output, 0) else { return false };
     let tile = &TILES[plan.tile];
@@ -264,6 +268,7 @@ pub(super) fn multiply_rounded<D: Driver>(
     let Some((maps, offset)) = pack::both_kept(device, arena, operands, tile.share(), room) else { return false };
     let copy = written(device, arena, output, (offset, 1), device.precision);
     let call = HopperProduct { copy, leaves: LEAVES_COPY, ..HopperProduct::new(maps, call) };
+    arena.keep_to([bias].iter());
     let shapes = format_args!("{} rows of {}, {}, and no more", output.rows, output.width, device.precision);
     device.launch(arena, FORWARD[plan.tile], tile.grid(device, output, 1), &call, shapes);
     true

@@ -8,11 +8,11 @@ use super::tensor::operands;
 use super::{Arguments, CudaArena, CudaDevice, Warpgroups, blocks_of, narrow, wide};
 use crate::device::{self, Linear, MatrixPrecision, OuterTerm};
 
-/// Terms of one launch: `HOPPER_TERMS` in `kernels/hopper_outer.cu`.
-const TERMS: usize = 24;
+/// Terms of one launch: `HOPPER_TERMS` in `kernels/hopper_outer.cuh`.
+pub(super) const TERMS: usize = 24;
 
 /// Rows of a stage: `PANEL` in `kernels/wgmma.cuh`.
-const STAGE: usize = 64;
+pub(super) const STAGE: usize = 64;
 
 /// Numbers of 16 bits that are packed at once; rows begin at multiples of them.
 const PIECE: usize = 8;
@@ -65,6 +65,35 @@ super::arguments! {
     HopperOuter, 3840 => HopperOuterPack HopperOuter128x128 HopperOuter128x256;
 }
 
+/// The terms that count.
+pub(super) fn used<'a>(op: &device::OuterProduct<'a, f32>) -> impl Iterator<Item = &'a OuterTerm<f32>> + use<'a> {
+    op.terms.iter().filter(|term| term.scale != 0.0 && term.p.rows > 0)
+}
+
+/// Whether the sum over a shared layer's rows is large, and one that warpgroups can form.
+pub(super) fn is_for_warpgroups<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    op: &device::OuterProduct<'_, f32>,
+) -> bool {
+    let Linear { inputs, outputs, .. } = op.layer;
+    let rows: usize = used(op).map(|term| term.p.rows).sum();
+    let large =
+        device.warpgroups == Warpgroups::Always || (outputs >= LARGE.1 && 2 * rows * inputs * outputs >= LARGE.0);
+    let scales = || used(op).map(|term| term.scale.abs());
+    let (least, most) = (scales().fold(f32::INFINITY, f32::min), scales().fold(0.0, f32::max));
+    // Scales that are no numbers are not less than anything either.
+    let scaled = scales().all(f32::is_finite) && most < APART * least;
+    let fits = (inputs + 1) * outputs <= arena.sums.1;
+    device.warpgroups().is_some() && rows > 0 && large && fits && scaled
+}
+
+/// Columns of a tile, and how many tiles there are of outputs and of inputs.
+pub(super) fn tiles(layer: &Linear) -> (usize, [usize; 2]) {
+    let columns = if layer.inputs > 128 { 256 } else { 128 };
+    (columns, [layer.outputs.div_ceil(128), layer.inputs.div_ceil(columns)])
+}
+
 /// Carries the operation out, of a layer with shared weights, if that is for warpgroups; says whether it was.
 pub(super) fn outer_product<D: Driver>(
     device: &CudaDevice<D>,
@@ -72,30 +101,17 @@ pub(super) fn outer_product<D: Driver>(
     op: &device::OuterProduct<'_, f32>,
 ) -> bool {
     let Linear { inputs, outputs, .. } = op.layer;
-    let used = || op.terms.iter().filter(|term| term.scale != 0.0 && term.p.rows > 0);
     let (packed, room) = arena.pool.lock().unwrap_or_else(PoisonError::into_inner).rest();
     let pitch = inputs.next_multiple_of(PIECE);
-    let (mut rows, mut stages, mut aligned) = (0, 0, outputs % 4 == 0);
-    let (mut least, mut most) = (f32::INFINITY, 0.0f32);
-    for term in used() {
-        rows += term.p.rows;
-        stages += term.p.rows.div_ceil(STAGE);
-        aligned &= term.p.offset % 4 == 0;
-        (least, most) = (least.min(term.scale.abs()), most.max(term.scale.abs()));
-    }
-    let large =
-        device.warpgroups == Warpgroups::Always || (outputs >= LARGE.1 && 2 * rows * inputs * outputs >= LARGE.0);
+    let stages: usize = used(op).map(|term| term.p.rows.div_ceil(STAGE)).sum();
+    let aligned = outputs % 4 == 0 && used(op).all(|term| term.p.offset % 4 == 0);
     let len = (inputs + 1) * outputs;
-    let fits = stages * STAGE * pitch / 2 <= room && len <= arena.sums.1;
-    // Scales that are no numbers are not less than anything either.
-    let scaled = used().all(|term| term.scale.is_finite()) && most < APART * least;
-    if device.warpgroups().is_none() || rows == 0 || !(large && aligned && fits && scaled) {
+    if !is_for_warpgroups(device, arena, op) || !aligned || stages * STAGE * pitch / 2 > room {
         return false;
     }
-    let (kernel, columns) =
-        if inputs > 128 { (Kernel::HopperOuter128x256, 256) } else { (Kernel::HopperOuter128x128, 128) };
-    let tiles = [outputs.div_ceil(128), inputs.div_ceil(columns)];
-    let mut terms = used().peekable();
+    let (columns, tiles) = tiles(&op.layer);
+    let kernel = if columns == 256 { Kernel::HopperOuter128x256 } else { Kernel::HopperOuter128x128 };
+    let mut terms = used(op).peekable();
     let mut begun = op.accumulate;
     while terms.peek().is_some() {
         let mut call = HopperOuter {

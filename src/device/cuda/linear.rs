@@ -1,5 +1,7 @@
 //! The four products with a layer's weights.
 
+use std::mem::offset_of;
+
 use super::chain::{self, Layer};
 use super::driver::{Driver, Kernel};
 use super::finish;
@@ -7,10 +9,11 @@ use super::hopper::{self, Raw};
 use super::low_rank::{self, Gate, apply_corrections};
 use super::tensor::{Choice, Kernels, operands};
 use super::thin;
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, blocks_of, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, wide};
 use crate::device::{
     self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, MatrixPrecision, Region,
 };
+use crate::model::Activation;
 
 /// Rows and columns of a block's tile in f32: `TILE` in `kernels/tile.cuh`.
 pub(super) const TILE: usize = 64;
@@ -93,6 +96,18 @@ super::arguments! {
 }
 
 impl Product {
+    /// Where its output's offset lies, in bytes.
+    pub const OUTPUT: usize = offset_of!(Self, output);
+
+    /// Whether the output already holds a part of the result; whether it goes anywhere.
+    pub fn begun(&self) -> bool {
+        self.begun != 0
+    }
+
+    pub fn writes(&self) -> bool {
+        self.output != NOWHERE
+    }
+
     /// So many blocks of rows as they are, which go nowhere.
     pub fn of_rows(rows: Region, blocks: usize) -> Self {
         let shape = Shape { tasks: 1, rows: rows.rows / blocks, output: rows, shared: true, share: 1.0 };
@@ -113,9 +128,9 @@ impl Product {
     }
 
     /// The activation that an end of the adjoint pass upwards, or of the forward pass, goes by.
-    pub fn activation_of(&self, adjoint: bool) -> Option<u32> {
+    pub fn activation_of(&self, adjoint: bool) -> u32 {
         let gated = self.delta != NOWHERE;
-        if adjoint { gated.then_some(self.gate.activation()) } else { Some(self.activation) }
+        if adjoint && gated { self.gate.activation() } else { self.activation }
     }
 
     /// Whether these are the gate's values, row by row, and are read.
@@ -159,9 +174,11 @@ impl Source {
     }
 }
 
-/// What an operation's kernels touch, but for corrections: the weights and rows of its product, and all that is read and written.
+/// What an operation's kernels touch, but for corrections: the weights and rows of its product; all that is multiplied, of which
+/// there may be copies; and what else is read, and written.
 struct Touched<'a> {
     operands: (Region, Region),
+    multiplied: &'a [Region],
     reads: &'a [Region],
     writes: &'a [Region],
 }
@@ -210,7 +227,7 @@ impl Shape {
         kernels: &All,
         call: Product,
         (corrections, gate): (&Corrections<'_, f32>, Option<&device::Gate<'_>>),
-        Touched { operands: operands_at, reads, writes }: Touched<'_>,
+        Touched { operands: operands_at, multiplied, reads, writes }: Touched<'_>,
     ) {
         // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
         let precision = if self.shared { device.precision } else { MatrixPrecision::F32 };
@@ -231,18 +248,33 @@ impl Shape {
             operands: operands_at,
             first: call.sources[0].first as usize / (tasks * task_rows),
             output: self.output,
+            multiplied,
             reads,
             writes,
         };
         if self.shared && call.sources[1].rows == 0 && chain::with_layer(device, arena, &narrow_layer) {
             return;
         }
-        arena.check(reads, writes);
+        arena.flush();
+        arena.admit(multiplied, writes);
+        arena.admit(reads, writes);
         // Before the first step there are none.
         let corrected = corrections.blocks.iter().any(|terms| !terms.is_empty());
         let plan = if self.shared { hopper::plan(device, operands_at, self.output, arena.sums.1) } else { None };
-        let multiply = |arena: &CudaArena<D>, call: &Product, plan, raw| {
-            hopper::multiply(device, arena, &kernels.warpgroups, plan, call, operands_at, (self.output, raw), shapes)
+        let multiply = |arena: &CudaArena<D>, call: &Product, plan, raw: Option<Raw>| {
+            // Sums are all that is written then, and operands all that is read.
+            let touched = (if raw.is_some() { &[] } else { reads }, writes);
+            hopper::multiply(
+                device,
+                arena,
+                &kernels.warpgroups,
+                plan,
+                call,
+                operands_at,
+                (self.output, raw),
+                touched,
+                shapes,
+            )
         };
         let shape = (self.tasks, self.rows);
         if self.shared && call.sources.iter().all(|source| source.rows == 0) && low_rank::in_one_launch(corrections) {
@@ -282,6 +314,7 @@ impl Shape {
                 return;
             }
         }
+        arena.keep_to(multiplied.iter().chain(reads).chain(writes));
         let begun = apply_corrections(device, arena, corrections, shape, self.output, gate, accumulate);
         let call = Product { begun: (begun || accumulate).into(), ..call };
         if let Some(plan) = plan
@@ -336,7 +369,7 @@ pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
     let (shape, call) = forward_of(op);
     let operands = (weight_rows(&op.layer), op.input);
-    let touched = Touched { operands, reads: &[op.input, weight, bias], writes: &[op.output] };
+    let touched = Touched { operands, multiplied: &[op.input, weight], reads: &[bias], writes: &[op.output] };
     shape.carry_out(device, arena, &ALL_FORWARD, call, (&op.corrections, None), touched);
 }
 
@@ -350,7 +383,8 @@ pub(super) fn forward_rounded<D: Driver>(
     let (shape, call) = forward_of(op);
     let call = Product { operands: operands(device.precision), ..call };
     arena.check(&[op.input, weight, bias], &[]);
-    shape.shared && hopper::multiply_rounded(device, arena, &call, (weight_rows(&op.layer), op.input), op.output)
+    let operands = (weight_rows(&op.layer), op.input);
+    shape.shared && hopper::multiply_rounded(device, arena, &call, operands, (bias, op.output))
 }
 
 /// See [`LinearBackward`].
@@ -381,7 +415,7 @@ pub(super) fn adjoint_backward<D: Driver>(
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let direction = op.direction.map_or(weight, |d| layer_regions(&d.layer, op.tasks)[0]);
     let direction_values = op.direction.map_or(op.z_cotangent, |d| d.values);
-    let gate_values = op.gate.map_or(op.z_cotangent, |g| g.values);
+    let gate_values = op.gate.map_or(NOTHING, |g| g.values);
     let shared = op.layer.is_shared() && op.direction.is_none();
     let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: op.corrections.share };
     // The gate multiplies corrections and product alike, so the one can be added to the other behind it.
@@ -394,8 +428,8 @@ pub(super) fn adjoint_backward<D: Driver>(
         ..shape.product([Source::new(op.z_cotangent, &op.layer, 0, false), second])
     };
     let operands = (weight_rows(&op.layer), op.z_cotangent);
-    let reads = [op.z_cotangent, weight, direction, direction_values, gate_values];
-    let touched = Touched { operands, reads: &reads, writes: &[op.output] };
+    let multiplied = [op.z_cotangent, weight, direction, direction_values];
+    let touched = Touched { operands, multiplied: &multiplied, reads: &[gate_values], writes: &[op.output] };
     shape.carry_out(device, arena, &ALL_BACKWARD, call, (&op.corrections, gate), touched);
 }
 
@@ -407,10 +441,12 @@ pub(super) fn adjoint_forward<D: Driver>(
 ) {
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let input = op.input.map_or(op.delta, |(region, _)| region);
-    let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
+    let direction = op.direction.map_or([weight, NOTHING], |d| layer_regions(&d.layer, op.tasks));
     let direction_values = op.direction.map_or(input, |d| d.values);
     let curved = op.gate.activation.is_curved();
-    let reads = [input, weight, direction[0], direction[1], direction_values, op.gate.values, op.delta];
+    let gated = op.gate.activation != Activation::Linear;
+    let multiplied = [op.input.map_or(NOTHING, |_| input), weight, direction[0], direction_values];
+    let reads = [direction[1], if gated { op.gate.values } else { NOTHING }, if curved { op.delta } else { NOTHING }];
     let shared = op.direction.is_none() && op.layer.is_shared();
     let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.e_cotangent, shared, share: op.corrections.share };
     let per_block = op.tasks * op.rows;
@@ -425,13 +461,14 @@ pub(super) fn adjoint_forward<D: Driver>(
     let (delta, z) = (wide(op.delta.offset), if curved { wide(op.z_cotangent.offset) } else { NOWHERE });
     let call = Product {
         gate,
-        delta: if together { NOWHERE } else { delta },
+        // Without an activation there is no gate.
+        delta: if together || !gated { NOWHERE } else { delta },
         z: if together { NOWHERE } else { z },
         ..shape.product(sources)
     };
     let rows = op.input.map_or(Region { rows: 0, ..input }, |(input, _)| input);
     let writes = &[op.e_cotangent, op.z_cotangent][..if curved { 2 } else { 1 }];
-    let touched = Touched { operands: (weight_rows(&op.layer), rows), reads: &reads, writes };
+    let touched = Touched { operands: (weight_rows(&op.layer), rows), multiplied: &multiplied, reads: &reads, writes };
     shape.carry_out(device, arena, &ALL_ADJOINT, call, (&op.corrections, None), touched);
     if together {
         arena.check(&reads, writes);

@@ -1,5 +1,7 @@
 //! Losses with their first and second derivatives.
 
+use std::mem::offset_of;
+
 use super::driver::{Driver, Kernel};
 use super::tensor::operands;
 use super::{
@@ -161,9 +163,14 @@ pub(super) fn supervised<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
     if let Some(delta) = op.delta
         && !ended::with_delta(arena, op, delta)
     {
-        arena.check(&[op.prediction, op.target], &[delta]);
+        arena.flush();
+        arena.admit(&[op.prediction, op.target], &[delta]);
+        arena.keep_to_writing(&[op.prediction, op.target], &[delta]);
         let call = Supervised { output: wide(delta.offset), ..call }.copied(device, arena, op, delta);
         call.launch(device, arena, op, [Kernel::ElementwiseDelta, Kernel::CrossEntropyDelta]);
+        if op.loss != Loss::CrossEntropy {
+            arena.may_leave_out(offset_of!(Supervised, output), delta);
+        }
     }
     if let Some(task_loss) = op.task_loss
         && !ended::with_task_losses(arena, op, task_loss)

@@ -21,6 +21,7 @@ mod gpu;
 mod gpu_graph;
 mod graph;
 mod hopper;
+mod hopper_copied;
 mod hopper_outer;
 mod inner_adam;
 mod inner_update;
@@ -86,6 +87,8 @@ pub struct CudaArena<D: Driver> {
     elements: usize,
     /// Where the room for the parts of large sums is, offset and length.
     sums: (usize, usize),
+    /// Where that for copies is.
+    copies: (usize, usize),
     pool: Mutex<pool::Pool>,
     /// The end of a product that waits for what comes next.
     pending: Mutex<finish::Pending<D>>,
@@ -258,14 +261,34 @@ impl<D: Driver> CudaArena<D> {
         self.pool.lock().unwrap_or_else(PoisonError::into_inner).written(writes);
     }
 
-    /// Tells the driver what the coming launch keeps to.
-    fn keep_to<'a>(&self, regions: impl Iterator<Item = &'a Region>) {
-        let pool = self.pool.lock().unwrap_or_else(PoisonError::into_inner).place();
-        let behind = [(self.partials(), reduction::PARTIALS), (self.counters(), COUNTERS), self.sums, pool];
+    /// Tells the driver what the coming launch keeps to; it may read all of it.
+    fn keep_to<'a>(&self, regions: impl Iterator<Item = &'a Region> + Clone) {
+        if let Some(recording) = self.recording().as_mut() {
+            regions.clone().for_each(|region| recording.reads(*region));
+        }
+        self.let_touch(regions);
+    }
+
+    /// The same of a launch that reads nothing of what it writes.
+    fn keep_to_writing(&self, reads: &[Region], writes: &[Region]) {
+        self.keep_to(reads.iter());
+        self.let_touch(writes.iter());
+    }
+
+    fn let_touch<'a>(&self, regions: impl Iterator<Item = &'a Region>) {
+        let behind = [(self.partials(), reduction::PARTIALS), (self.counters(), COUNTERS), self.sums, self.copies];
         let regions = regions.map(|region| (region.offset, region.len())).chain(behind);
         match self.recording().as_mut() {
             Some(recording) => recording.keep_to(regions),
             None => D::keep_to(&self.memory, regions),
+        }
+    }
+
+    /// Tells that the last launch writes a region that nothing may be going to read, by the offset that lies at byte `at` of its
+    /// arguments: where that is [`NOWHERE`] it leaves it out.
+    fn may_leave_out(&self, at: usize, region: Region) {
+        if let Some(recording) = self.recording().as_mut() {
+            recording.may_leave_out(at, region);
         }
     }
 
@@ -356,7 +379,8 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         });
         let pool = Mutex::new(pool::Pool::new(start, room, self.room_for_kept(elements)));
         let (pending, settling, recording) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(CudaArena { memory, elements, sums, pool, pending, settling, recording })
+        let copies = (start, room);
+        Ok(CudaArena { memory, elements, sums, copies, pool, pending, settling, recording })
     }
 
     fn check(&self) -> Result<()> {
@@ -386,6 +410,13 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         self.download(arena, to, &mut sum);
         sum.iter_mut().zip(from).for_each(|(s, f)| *s += *f);
         self.upload(arena, to, &sum);
+    }
+    fn discard(&self, arena: &mut CudaArena<D>, regions: &[Region]) {
+        // What was put off comes before; a sum of gradients is none of the rows' that may be left out.
+        finish::flush(arena);
+        if let Some(recording) = arena.recording().as_mut() {
+            regions.iter().for_each(|region| recording.discard(*region));
+        }
     }
     fn fill(&self, arena: &mut CudaArena<D>, to: Region, value: f32) {
         array::fill(self, arena, to, value);

@@ -1,9 +1,9 @@
 //! The weight gradient of many rows.
 
 use super::driver::{Driver, Kernel};
-use super::hopper_outer;
 use super::tensor::{Choice, Kernels, operands};
 use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, thin, wide};
+use super::{hopper_copied, hopper_outer};
 use crate::device::{self, Linear, MatrixPrecision, Region};
 
 /// Terms of one launch: `TERMS` in `kernels/outer_product.cu`.
@@ -128,10 +128,15 @@ pub(super) fn outer_product<D: Driver>(
     let precision = if shared { device.precision } else { MatrixPrecision::F32 };
     let Choice { kernel, down, across } = OUTER_PRODUCT.choose(device.tiles.as_deref(), precision, outputs, inputs);
     let whole = |offset, len| Region { offset, rows: 1, width: (groups - 1) * task_stride + len };
+    let written = [whole(weight, inputs * outputs), whole(bias, outputs)];
+    arena.flush();
     for term in op.terms {
-        arena.check(&[term.p, term.q], &[whole(weight, inputs * outputs)]);
-        arena.check(&[term.p, term.q], &[whole(bias, outputs)]);
+        written.iter().for_each(|region| arena.admit(&[term.p, term.q], &[*region]));
     }
+    if shared && hopper_copied::outer_product(device, arena, op) {
+        return;
+    }
+    arena.keep_to(op.terms.iter().flat_map(|term| [&term.p, &term.q]).chain(&written));
     if shared && hopper_outer::outer_product(device, arena, op) {
         return;
     }

@@ -188,6 +188,14 @@ pub(super) fn produced_beside<D: Driver>(
     Some(offset)
 }
 
+/// Whether the steps' rows that are as wide as these are kept.
+fn may_keep<D: Driver>(device: &CudaDevice<D>, rows: Region) -> bool {
+    let least = if device.warpgroups == Warpgroups::Always { PIECE } else { WIDE };
+    // Coefficients can be smaller than what f16 holds.
+    let on = device.warpgroups().is_some() && device.precision == MatrixPrecision::Bf16;
+    on && rows.width >= least && rows.width.is_multiple_of(PIECE)
+}
+
 /// Where copies of the steps' rows begin, all as wide, to `copies`; they are made if they are not there. Only in bf16, and where there
 /// is room for all; says whether. Each has its place from the first time on, so that it depends on the shapes and on the
 /// operations before alone.
@@ -197,13 +205,10 @@ pub(super) fn kept<D: Driver>(
     rows: impl Iterator<Item = Region>,
     copies: &mut [usize],
 ) -> bool {
-    let least = if device.warpgroups == Warpgroups::Always { PIECE } else { WIDE };
-    // Coefficients can be smaller than what f16 holds.
-    let on = device.warpgroups().is_some() && device.precision == MatrixPrecision::Bf16;
-    let kept = |rows: Region| on && rows.width >= least && rows.width.is_multiple_of(PIECE);
     let mut any = false;
     for (rows, copy) in rows.zip(copies) {
-        let Some(offset) = Some(rows).filter(|rows| kept(*rows)).and_then(|rows| keep(device, arena, rows)) else {
+        let Some(offset) = Some(rows).filter(|rows| may_keep(device, *rows)).and_then(|rows| keep(device, arena, rows))
+        else {
             return false;
         };
         (*copy, any) = (offset, true);
@@ -218,25 +223,48 @@ pub(super) fn copied_with<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D
 }
 
 fn keep<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> Option<usize> {
+    let count = place(device, arena, rows)?;
+    if count == rows.rows { first_copy(device, arena, rows).map(|(_, offset)| offset) } else { None }
+}
+
+/// Gives the first of some rows a place of their own to be copied to, if there is room, and returns how many of the rows have it
+/// together.
+fn place<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> Option<usize> {
     let precision = device.precision;
-    let (offset, stale) = {
+    let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((_, count)) = pool.first(rows, precision) {
+        return Some(count);
+    }
+    // All of what is made at once, if there is room, so that whoever makes it the next time leaves the copy.
+    let whole = pool.whole(rows.rows(0, 1), precision);
+    let whole = if whole.rows == 1 { rows } else { whole };
+    let new = pool.keep(whole, precision).is_some() || pool.keep(rows, precision).is_some();
+    pool.kept.last_mut().filter(|_| new)?.fresh = false;
+    pool.first(rows, precision).map(|(_, count)| count)
+}
+
+/// The same of rows that are kept as the steps' are.
+pub(super) fn keep_first<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, rows: Region) -> Option<usize> {
+    if may_keep(device, rows) { place(device, arena, rows) } else { None }
+}
+
+/// The copy that the first of some rows have, which is made if it is not there: how many of the rows it holds, and where they begin.
+pub(super) fn first_copy<D: Driver>(
+    device: &CudaDevice<D>,
+    arena: &CudaArena<D>,
+    rows: Region,
+) -> Option<(usize, usize)> {
+    let (count, offset, stale) = {
         let pool = &mut *arena.pool.lock().unwrap_or_else(PoisonError::into_inner);
-        if !pool.kept.iter().any(|kept| kept.covers(rows, precision).is_some()) {
-            // All of what is made at once, if there is room, so that whoever makes it the next time leaves the copy.
-            let whole = pool.whole(rows, precision);
-            let new = pool.keep(whole, precision).is_some() || pool.keep(rows, precision).is_some();
-            let kept = pool.kept.last_mut().filter(|_| new)?;
-            kept.fresh = false;
-        }
-        let kept = pool.kept.iter_mut().find(|kept| kept.covers(rows, precision).is_some())?;
+        let (index, count) = pool.first(rows, device.precision)?;
+        let kept = &mut pool.kept[index];
         let stale = (!std::mem::replace(&mut kept.fresh, true)).then_some((kept.region, kept.offset));
-        (kept.covers(rows, precision)?, stale)
+        (count, kept.covers(rows.rows(0, 1), device.precision)?, stale)
     };
     if let Some((region, to)) = stale {
-        arena.keep_to([region].iter());
         pack(device, arena, region, to);
     }
-    Some(offset)
+    Some((count, offset))
 }
 
 /// Whether the steps' rows have a copy that is as they are, or will be when what was put off is done.
@@ -294,7 +322,7 @@ pub(super) fn fragments<D: Driver>(
 }
 
 /// Describes the copy of a region to the copy engine.
-fn describe<D: Driver>(
+pub(super) fn describe<D: Driver>(
     device: &CudaDevice<D>,
     arena: &CudaArena<D>,
     region: Region,
@@ -314,6 +342,7 @@ fn describe<D: Driver>(
 
 fn pack<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, region: Region, to: usize) {
     let Region { rows, width, .. } = region;
+    arena.keep_to([region].iter());
     let call = Pack {
         from: wide(region.offset),
         to: wide(to),

@@ -84,11 +84,6 @@ impl Pool {
         Self { start, whole, room: (whole - kept) / 4 * 4, ..Self::default() }
     }
 
-    /// Where it is, offset and length.
-    pub fn place(&self) -> (usize, usize) {
-        (self.start, self.whole)
-    }
-
     /// Room that an operation may use for itself: all behind the weights.
     pub fn rest(&mut self) -> (usize, usize) {
         self.produced = [None; 2];
@@ -106,6 +101,17 @@ impl Pool {
     pub fn whole(&self, rows: Region, precision: MatrixPrecision) -> Region {
         let kept = self.kept.iter().find(|kept| kept.covers(rows, precision).is_some()).map(|kept| kept.region);
         kept.or_else(|| self.made.iter().copied().find(|made| contains(*made, rows))).unwrap_or(rows)
+    }
+
+    /// Of the copies with a place of their own that cover the first of some rows the one that covers most, and how many.
+    pub fn first(&self, rows: Region, precision: MatrixPrecision) -> Option<(usize, usize)> {
+        let covered = |kept: &Packed| {
+            kept.covers(rows.rows(0, 1), precision)?;
+            let Region { offset, rows: count, width } = kept.region;
+            Some(rows.rows.min(count - (rows.offset - offset) / width))
+        };
+        let all = self.kept.iter().enumerate().filter_map(|(index, kept)| Some((index, covered(kept)?)));
+        all.max_by_key(|(_, count)| *count)
     }
 
     /// A place of its own for a region's copy, if there is room.
