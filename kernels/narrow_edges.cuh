@@ -6,8 +6,8 @@
 #include "narrow.cuh"
 
 // work(the parameter's number, whether there is such a one, the edge's number), for every edge from the thread's first on.
-template <u32 THREADS_OF_TASK, class Work>
-__device__ inline void each_edge(const Narrow& op, u32 first, Work work) {
+template <u32 THREADS_OF_TASK, class Loop, class Work>
+__device__ inline void each_edge(const Loop& op, u32 first, Work work) {
     u32 begin = op.lower * op.inputs, middle = begin + op.lower, end = middle + op.upper * op.lower;
 #pragma unroll 1
     for (u32 e = first; e <= op.edges; e += THREADS_OF_TASK) {

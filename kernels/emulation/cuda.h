@@ -56,12 +56,13 @@ char* shared_bytes(unsigned address, size_t bytes, const char* file, int line);
 // Shared memory of the block: the same address for every thread, NaN when the block begins.
 void* shared_memory(size_t bytes);
 
+// The value of another lane of the warp.
 template <class T>
-T shuffle_xor(T value, unsigned mask, const char* file, int line) {
+T shuffle(T value, unsigned lane, const char* file, int line) {
     Words words = {};
     std::memcpy(words.word, &value, sizeof value);
     hand(words, file, line);
-    std::memcpy(&value, handed((current->thread.x % 32) ^ mask).word, sizeof value);
+    std::memcpy(&value, handed(lane % 32).word, sizeof value);
     return value;
 }
 
@@ -70,7 +71,8 @@ T shuffle_xor(T value, unsigned mask, const char* file, int line) {
 #define __device__
 #define __syncthreads() emulation::barrier(__FILE__, __LINE__)
 #define __syncwarp() emulation::hand({}, __FILE__, __LINE__)
-#define __shfl_xor_sync(mask, value, lane) emulation::shuffle_xor(value, lane, __FILE__, __LINE__)
+#define __shfl_sync(mask, value, lane) emulation::shuffle(value, lane, __FILE__, __LINE__)
+#define __shfl_xor_sync(mask, value, lane) emulation::shuffle(value, (emulation::current->thread.x % 32) ^ (lane), __FILE__, __LINE__)
 #define threadIdx (emulation::current->thread)
 #define blockIdx (emulation::block_index)
 #define gridDim (emulation::grid_size)

@@ -44,6 +44,8 @@ pub fn on_tensor_cores<D: Device<f32> + Clone + 'static>() -> Vec<(String, Matri
     ];
     let precisions = [MatrixPrecision::Tf32, MatrixPrecision::Bf16, MatrixPrecision::F16];
     let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
+    let alone: (&str, TensorCheck<D>) = ("narrow_loops", resident::narrow_loops);
+    let each = each.chain([(alone, MatrixPrecision::Tf32)]);
     each.map(|((name, check), precision)| (format!("{name}_{precision}"), precision, check)).collect()
 }
 
@@ -95,6 +97,7 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("adam_rate_gradient", inner_adam::adam_rate_gradient::<D>),
         ("reverse_adam", inner_adam::reverse_adam::<D>),
         ("resident", resident::resident::<D>),
+        ("narrow_loops", |make| resident::narrow_loops(make, MatrixPrecision::F32)),
         ("supervised_loss", losses::supervised_loss::<D>),
         ("supervised_curvature", losses::supervised_curvature::<D>),
         ("adversarial", losses::adversarial::<D>),

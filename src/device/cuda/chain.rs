@@ -211,6 +211,10 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     let mut pending = arena.pending();
     pending.forget_copies_under(&end);
     pending.append(end, corrections, (reads, writes));
+    if multiplies && !in_fragments {
+        // As they are.
+        pending.reads.push(weight);
+    }
     true
 }
 

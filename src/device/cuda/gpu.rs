@@ -130,7 +130,8 @@ impl GpuDriver {
         }
         // What they declare themselves counts too. As much as there is, of what caches share, so that as many blocks as can be are
         // there at once.
-        for kernel in [Kernel::Resident, Kernel::NarrowMany, Kernel::NarrowFew, Kernel::Chain] {
+        let narrow = [Kernel::NarrowMany, Kernel::NarrowFew, Kernel::NarrowMmaMany, Kernel::NarrowMmaFew];
+        for kernel in [Kernel::Resident, Kernel::Chain].into_iter().chain(narrow) {
             for (attribute, value) in [
                 (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared - RESERVED),
                 (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_PREFERRED_SHARED_MEMORY_CARVEOUT, 100),

@@ -29,6 +29,7 @@ mod linear;
 mod loss;
 mod low_rank;
 mod narrow;
+mod narrow_mma;
 mod normalise;
 mod optimizer;
 mod outer_product;

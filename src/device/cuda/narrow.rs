@@ -8,7 +8,7 @@ use crate::model::Activation;
 use crate::objective::Loss;
 
 /// Units of a hidden layer at most, and numbers that belong to a row of units: as in `kernels/narrow.cuh`.
-const WIDTH: usize = 40;
+pub(super) const WIDTH: usize = 40;
 const ROW: usize = 6 * WIDTH;
 /// Rows of a task and inputs at most: beyond, the general kernel has more threads for them.
 const ROWS: usize = 16;
@@ -20,7 +20,7 @@ const FEW: usize = MULTIPROCESSORS;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct NarrowPass {
+pub(super) struct NarrowPass {
     x: u64,
     y: u64,
     inputs: u32,
@@ -62,8 +62,40 @@ super::arguments! {
     Narrow, 168 => NarrowMany NarrowFew;
 }
 
+/// A task's memory, taken piece by piece from multiples of 16 bytes on.
+#[derive(Debug, Default)]
+pub(super) struct Room {
+    len: usize,
+}
+
+impl Room {
+    /// Where so many numbers begin.
+    pub fn take(&mut self, count: usize) -> u32 {
+        self.len += count.next_multiple_of(4);
+        narrow(self.len - count.next_multiple_of(4))
+    }
+
+    pub fn length(&self) -> u32 {
+        narrow(self.len)
+    }
+}
+
+impl NarrowPass {
+    /// `rows` a task of inputs and targets, for which there is room for `most`.
+    pub fn new([x, y]: [Region; 2], rows: usize, most: usize, inputs: usize, room: &mut Room) -> Self {
+        Self {
+            x: wide(x.offset),
+            y: wide(y.offset),
+            inputs: room.take(most * inputs),
+            targets: room.take(most),
+            rows: narrow(rows),
+            scale: 1.0 / rows as f32,
+        }
+    }
+}
+
 /// Whether the kernels do that, in some launch.
-fn fits(op: &Resident<'_, f32>) -> bool {
+pub(super) fn fits(op: &Resident<'_, f32>) -> bool {
     let mlp = op.mlp;
     let widths = match *mlp.widths() {
         [inputs, lower, upper, 1] => inputs <= INPUTS && lower <= WIDTH && upper <= WIDTH,
@@ -88,34 +120,22 @@ fn fits(op: &Resident<'_, f32>) -> bool {
 fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2], several: bool) -> Narrow {
     let &[inputs, lower, upper, _] = op.mlp.widths() else { unreachable!("three layers") };
     let rows = op.shots.max(op.queries).next_multiple_of(2);
-    let mut len = 0;
-    // From a multiple of 16 bytes on.
-    let mut take = |count: usize| {
-        len += count.next_multiple_of(4);
-        narrow(len - count.next_multiple_of(4))
-    };
+    let mut room = Room::default();
     let edges = (inputs + 3) * WIDTH;
     let upper_values = (edges + 1).next_multiple_of(4);
     let deltas = upper_values + rows * WIDTH;
     let slot = deltas + rows.next_multiple_of(4);
-    take((op.steps + 1) * slot);
-    let work = take(rows * ROW);
-    let mut pass = |[x, y]: [Region; 2], rows: usize| NarrowPass {
-        x: wide(x.offset),
-        y: wide(y.offset),
-        inputs: take(rows.next_multiple_of(2) * inputs),
-        targets: take(rows.next_multiple_of(2)),
-        rows: narrow(rows),
-        scale: 1.0 / rows as f32,
-    };
-    let (support, query) = (pass(op.support, op.shots), pass(op.query, op.queries));
-    let rate = take(3 * op.steps);
+    room.take((op.steps + 1) * slot);
+    let work = room.take(rows * ROW);
+    let [support, query] = [(op.support, op.shots), (op.query, op.queries)]
+        .map(|(regions, rows)| NarrowPass::new(regions, rows, rows.next_multiple_of(2), inputs, &mut room));
+    let rate = room.take(3 * op.steps);
     // The middle weight's cotangent comes to lie over what is before.
-    let before = take(0) as usize;
-    take((WIDTH * WIDTH).saturating_sub(before));
-    let cotangent = take(edges + 1);
-    let ends = take(8 + rows);
-    let mut middle = |wanted: bool, count: usize| take(if wanted { count * WIDTH * WIDTH } else { 0 });
+    let before = room.len;
+    room.take((WIDTH * WIDTH).saturating_sub(before));
+    let cotangent = room.take(edges + 1);
+    let ends = room.take(8 + rows);
+    let mut middle = |wanted: bool, count: usize| room.take(if wanted { count * WIDTH * WIDTH } else { 0 });
     let (shared, kept) = (middle(several, 1), middle(several && op.is_exact(), op.steps));
     Narrow {
         parameters: wide(op.parameters.offset),
@@ -133,7 +153,7 @@ fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2], several: boo
         ends,
         shared,
         kept,
-        length: narrow(len),
+        length: room.length(),
         edges: narrow(edges),
         tasks: narrow(op.tasks),
         steps: narrow(op.steps),

@@ -5,7 +5,7 @@ use bytemuck::Zeroable;
 use super::driver::{Driver, Kernel};
 use super::loss::loss_code;
 use super::narrow::narrow_loop;
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, settle, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, narrow, narrow_mma, settle, wide};
 use crate::device::resident::{Pass, Places, padded};
 use crate::device::{Region, Resident as Operation, ResidentGradient};
 use crate::inner::LAYERS;
@@ -143,7 +143,7 @@ super::arguments! {
 pub(super) fn resident<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &Operation<'_, f32>) {
     let (reads, writes) = op.access();
     arena.check(&reads, &writes);
-    if narrow_loop(device, arena, op) {
+    if narrow_mma::narrow_loop(device, arena, op) || narrow_loop(device, arena, op) {
         return;
     }
     let places = Places::new(op, padded);
