@@ -15,9 +15,6 @@
 #include "mma.cuh"
 #include "narrow_edges.cuh"
 
-// The hidden activation.
-constexpr u32 HIDDEN = RELU;
-
 template <u32 TEAM>
 struct NarrowTask {
     // Several warps have another one beside them, for the edges' gradients.

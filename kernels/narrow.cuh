@@ -5,6 +5,8 @@
 
 // Units of a hidden layer at most; what is fewer is filled up with zeros.
 constexpr u32 WIDTH = 40;
+// Their activation.
+constexpr u32 HIDDEN = RELU;
 
 // Where a row has what belongs to its units: the lower values, their cotangent, their deltas or second deltas; and of the upper
 // units the cotangent, the deltas and the second deltas. Rows lie so that those of a pair meet in no bank.

@@ -256,7 +256,7 @@ pub(super) fn threads_of(kernel: Kernel) -> u32 {
     match kernel {
         Kernel::NarrowFew => 192,
         Kernel::NarrowMmaFew => 32,
-        Kernel::Resident | Kernel::NarrowMmaMany => 256,
+        Kernel::Resident => 256,
         Kernel::Chain => 512,
         Kernel::SumTallRows | Kernel::Settle => 1024,
         _ => THREADS,

@@ -6,9 +6,12 @@ use super::outer_product::MULTIPROCESSORS;
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, settle, wide};
 use crate::device::{MatrixPrecision, Region, Resident};
 
-/// Rows of a pass, and tasks a block where there are many: as in `kernels/narrow_mma.cu`.
+/// Rows of a pass, tasks a block where there are many, and numbers from unit to unit of what is turned: as in `kernels/narrow_mma.cu`
+/// and `kernels/narrow_mma.cuh`.
 const ROWS: usize = 16;
-const MANY_TASKS: usize = 8;
+const TURNED_UNIT: usize = 20;
+const LANES: usize = 32;
+const MANY_TASKS: usize = 4;
 /// Tasks that multiprocessors hold at once: as many are few, and each is a block.
 const FEW: usize = 8 * MULTIPROCESSORS;
 
@@ -27,6 +30,8 @@ struct NarrowMma {
     rate: u32,
     cotangent: u32,
     weight: u32,
+    moved_weight: u32,
+    turned: u32,
     length: u32,
     edges: u32,
     tasks: u32,
@@ -40,7 +45,7 @@ struct NarrowMma {
 }
 
 super::arguments! {
-    NarrowMma, 160 => NarrowMmaMany NarrowMmaFew;
+    NarrowMma, 168 => NarrowMmaMany NarrowMmaFew;
 }
 
 fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2]) -> NarrowMma {
@@ -49,13 +54,14 @@ fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2]) -> NarrowMma
     let edges = (inputs + 3) * WIDTH;
     let deltas = (edges + 1).next_multiple_of(4);
     let active = deltas + ROWS;
-    let slot = active + 2 * 32;
+    let slot = active + LANES;
     room.take((op.steps + 1) * slot);
     let [support, query] = [(op.support, op.shots), (op.query, op.queries)]
         .map(|(regions, rows)| NarrowPass::new(regions, rows, ROWS, inputs, &mut room));
     let rate = room.take(3 * op.steps);
     let cotangent = room.take(edges + 1);
-    let weight = room.take(2 * WIDTH * WIDTH);
+    let [weight, moved_weight] = [(); 2].map(|()| room.take(WIDTH * WIDTH));
+    let turned = room.take(WIDTH * TURNED_UNIT);
     NarrowMma {
         parameters: wide(op.parameters.offset),
         rates: wide(op.rates.offset),
@@ -69,6 +75,8 @@ fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2]) -> NarrowMma
         rate,
         cotangent,
         weight,
+        moved_weight,
+        turned,
         length: room.length(),
         edges: narrow(edges),
         tasks: narrow(op.tasks),
