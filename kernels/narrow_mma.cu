@@ -325,16 +325,18 @@ struct MmaTask {
     }
 };
 
-// TASKS tasks a block; the sum of their gradients is row blockIdx.x of what the launcher has summed.
-template <u32 TASKS>
-__device__ inline void narrow_mma(const NarrowMma& op, float* arena, float* room) {
-    u32 mine = warp_number(), first = blockIdx.x * TASKS, task = first + mine;
+// Tasks a block; the sum of their gradients is row blockIdx.x of what the launcher has summed.
+constexpr u32 MMA_TASKS = 4;
+
+KERNEL_OF(narrow_mma, NarrowMma, MMA_TASKS * 32, 2) {
+    SHARED_NUMBERS(room, MMA_TASKS * op.length);
+    u32 mine = warp_number(), first = blockIdx.x * MMA_TASKS, task = first + mine;
     if (task < op.tasks) {
         MmaTask loop(op, arena, room + mine * op.length, task);
         loop.run();
     }
     __syncthreads();
-    u32 tasks = min(TASKS, op.tasks - first);
+    u32 tasks = min(MMA_TASKS, op.tasks - first);
     float* to = arena + op.gradients + (u64)blockIdx.x * op.count;
     auto total = [&](u32 at) {
         float sum = room[at];
@@ -342,28 +344,15 @@ __device__ inline void narrow_mma(const NarrowMma& op, float* arena, float* room
         for (u32 t = 1; t < tasks; ++t) sum += room[t * op.length + at];
         return sum;
     };
-    each_edge<TASKS * 32>(op, threadIdx.x, [&](u32 parameter, bool there, u32 edge) {
+    each_edge<MMA_TASKS * 32>(op, threadIdx.x, [&](u32 parameter, bool there, u32 edge) {
         float sum = total(op.cotangent + edge);
         if (there) to[parameter] = sum;
     });
     to += op.lower * op.inputs + op.lower;
 #pragma unroll 1
-    for (u32 n = threadIdx.x; n < SQUARE; n += TASKS * 32) {
+    for (u32 n = threadIdx.x; n < SQUARE; n += MMA_TASKS * 32) {
         u32 up = n / WIDTH, low = n % WIDTH;
         float sum = total(op.moved_weight + place_in_square(up, low));
         if (up < op.upper && low < op.lower) to[up * op.lower + low] = sum;
     }
-}
-
-// Where there are many tasks, and where there are few.
-constexpr u32 MANY_MMA_TASKS = 4;
-
-KERNEL_OF(narrow_mma_many, NarrowMma, MANY_MMA_TASKS * 32, 2) {
-    SHARED_NUMBERS(room, MANY_MMA_TASKS * op.length);
-    narrow_mma<MANY_MMA_TASKS>(op, arena, room);
-}
-
-KERNEL_OF(narrow_mma_few, NarrowMma, 32, 8) {
-    SHARED_NUMBERS(room, op.length);
-    narrow_mma<1>(op, arena, room);
 }

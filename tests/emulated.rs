@@ -28,28 +28,6 @@ use rand_chacha::ChaCha8Rng;
 
 fn main() {
     let arguments = Arguments::from_args();
-    let checks = device::all::<CudaDevice<EmulatedDriver>>().into_iter().map(|(name, check)| {
-        Trial::test(name, move || {
-            check(&CudaDevice::emulated);
-            Ok(())
-        })
-    });
-    let mut trials: Vec<Trial> = checks.collect();
-    trials.extend(device::on_tensor_cores::<CudaDevice<EmulatedDriver>>().into_iter().map(
-        |(name, precision, check)| {
-            Trial::test(name, move || {
-                check(&|seed| CudaDevice::emulated(seed).with_precision(precision), precision);
-                Ok(())
-            })
-        },
-    ));
-    trials.extend(device::on_warpgroups::<CudaDevice<EmulatedDriver>>().into_iter().map(|(name, precision, check)| {
-        Trial::test(name, move || {
-            let make = |seed| CudaDevice::emulated(seed).with_precision(precision).with_warpgroups(Warpgroups::Always);
-            check(&make, precision);
-            Ok(())
-        })
-    }));
     let own: [(&str, fn()); 14] = [
         ("measured_tiles_are_taken", tiles::measured_tiles_are_taken),
         ("packed_weights_are_kept_until_written", packed_weights_are_kept_until_written),
@@ -66,9 +44,34 @@ fn main() {
         ("every_kernel_is_named", every_kernel_is_named),
         ("meta_steps_allocate_nothing", meta_steps_allocate_nothing),
     ];
-    trials.extend(own.map(|(name, check)| {
+    // First, since among them are those that take longest.
+    let mut trials: Vec<Trial> = own
+        .map(|(name, check)| {
+            Trial::test(name, move || {
+                check();
+                Ok(())
+            })
+        })
+        .into();
+    let checks = device::all::<CudaDevice<EmulatedDriver>>().into_iter().map(|(name, check)| {
         Trial::test(name, move || {
-            check();
+            check(&CudaDevice::emulated);
+            Ok(())
+        })
+    });
+    trials.extend(checks);
+    trials.extend(device::on_tensor_cores::<CudaDevice<EmulatedDriver>>().into_iter().map(
+        |(name, precision, check)| {
+            Trial::test(name, move || {
+                check(&|seed| CudaDevice::emulated(seed).with_precision(precision), precision);
+                Ok(())
+            })
+        },
+    ));
+    trials.extend(device::on_warpgroups::<CudaDevice<EmulatedDriver>>().into_iter().map(|(name, precision, check)| {
+        Trial::test(name, move || {
+            let make = |seed| CudaDevice::emulated(seed).with_precision(precision).with_warpgroups(Warpgroups::Always);
+            check(&make, precision);
             Ok(())
         })
     }));
@@ -218,6 +221,21 @@ fn failures_are_told() {
     assert_eq!(values, [2.0; 150]);
 }
 
+/// Problems that launch all kernels between them.
+const MANY_KERNELS: [&str; 11] = [
+    "adam_anil.safetensors",
+    "adam_batch_norm.safetensors",
+    "adam_gan_fomaml.safetensors",
+    "adam_gan_maml.safetensors",
+    "adam_maml_per_parameter_rates.safetensors",
+    "anil_mse_3step.safetensors",
+    "batch_norm_5_way_1_shot.safetensors",
+    "batch_norm_momentum_decay.safetensors",
+    "decay_gan_network.safetensors",
+    "gan_fomaml_3step.safetensors",
+    "maml_sinusoid_shape.safetensors",
+];
+
 /// Whichever kernel fails, the error says which, over which grid and shapes, and the meta-step returns it.
 fn every_kernel_is_named() {
     // What no single meta-step over all rows has a use for, the discriminators of the problems, whose activations are not
@@ -234,6 +252,7 @@ fn every_kernel_is_named() {
         Kernel::InnerUpdate,
         Kernel::SumRows,
         Kernel::NarrowMany,
+        Kernel::NarrowMma,
         Kernel::PackFragments,
     ];
     // Nor are the problems large enough for large tiles of tensor cores.
@@ -246,10 +265,9 @@ fn every_kernel_is_named() {
     };
     let mut unmet: Vec<Kernel> =
         Kernel::ALL.iter().copied().filter(|kernel| !outside.contains(kernel) && !large(kernel)).collect();
-    for path in device::golden::problems() {
-        if unmet.is_empty() {
-            break;
-        }
+    for path in
+        device::golden::problems().into_iter().filter(|path| MANY_KERNELS.iter().any(|name| path.ends_with(name)))
+    {
         let problem = Problem::read(&path).unwrap();
         for (strategy, precision, warpgroups) in [
             (Strategy::Dual, MatrixPrecision::F32, Warpgroups::Large),
@@ -286,7 +304,7 @@ fn every_kernel_is_named() {
             });
         }
     }
-    assert_eq!(unmet, [], "no golden problem launches these");
+    assert_eq!(unmet, [], "none of these problems launches them");
 }
 
 /// The copy of weights serves until they change, and not a moment longer.

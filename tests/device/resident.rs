@@ -40,6 +40,9 @@ const NARROW_CASES: &[NarrowCase] = &[
     ([2, 40, 40], [266, 2, 5, 2], Exact),
 ];
 
+/// More than multiprocessors.
+const MANY: usize = 133;
+
 /// How far a gradient may be off whose products are of rounded operands.
 const ROUNDED: f64 = 1e-2;
 
@@ -49,6 +52,8 @@ pub fn narrow_loops<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisio
         let mlp = &Mlp::new(&[inputs, lower, upper, 1], &[Relu, Relu, Linear]).unwrap();
         let scene = &mut Scene::new(case);
         let count = mlp.parameter_count();
+        // Fewer tasks are for the kernels in f32.
+        let tasks = if precision == MatrixPrecision::F32 { tasks } else { tasks.max(MANY) };
         let parameters = scene.between(1, count, -0.4, 0.4);
         let rates = scene.between(1, steps * mlp.layers(), 0.02, 0.1);
         let mut rows = |rows: usize| [scene.random(tasks * rows, inputs), scene.between(tasks * rows, 1, 0.01, 1.0)];

@@ -255,7 +255,6 @@ pub(super) const THREADS: u32 = 128;
 pub(super) fn threads_of(kernel: Kernel) -> u32 {
     match kernel {
         Kernel::NarrowFew => 192,
-        Kernel::NarrowMmaFew => 32,
         Kernel::Resident => 256,
         Kernel::Chain => 512,
         Kernel::SumTallRows | Kernel::Settle => 1024,
@@ -398,7 +397,6 @@ kernels! {
     PixelLoss pixel_loss emulate_pixel_loss,
     NarrowMany narrow_many emulate_narrow_many,
     NarrowFew narrow_few emulate_narrow_few,
-    NarrowMmaMany narrow_mma_many emulate_narrow_mma_many,
-    NarrowMmaFew narrow_mma_few emulate_narrow_mma_few,
+    NarrowMma narrow_mma emulate_narrow_mma,
     Resident resident emulate_resident,
 }

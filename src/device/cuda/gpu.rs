@@ -130,7 +130,7 @@ impl GpuDriver {
         }
         // What they declare themselves counts too. As much as there is, of what caches share, so that as many blocks as can be are
         // there at once.
-        let narrow = [Kernel::NarrowMany, Kernel::NarrowFew, Kernel::NarrowMmaMany, Kernel::NarrowMmaFew];
+        let narrow = [Kernel::NarrowMany, Kernel::NarrowFew, Kernel::NarrowMma];
         for kernel in [Kernel::Resident, Kernel::Chain].into_iter().chain(narrow) {
             for (attribute, value) in [
                 (CUfunction_attribute_enum::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES, shared - RESERVED),

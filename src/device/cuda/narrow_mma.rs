@@ -6,14 +6,14 @@ use super::outer_product::MULTIPROCESSORS;
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, settle, wide};
 use crate::device::{MatrixPrecision, Region, Resident};
 
-/// Rows of a pass, tasks a block where there are many, and numbers from unit to unit of what is turned: as in `kernels/narrow_mma.cu`
+/// Rows of a pass, tasks a block, and numbers from unit to unit of what is turned: as in `kernels/narrow_mma.cu`
 /// and `kernels/narrow_mma.cuh`.
 const ROWS: usize = 16;
 const TURNED_UNIT: usize = 20;
 const LANES: usize = 32;
-const MANY_TASKS: usize = 4;
-/// Tasks that multiprocessors hold at once: as many are few, and each is a block.
-const FEW: usize = 8 * MULTIPROCESSORS;
+const TASKS: usize = 4;
+/// Fewer tasks than that have several warps each, in f32.
+const LEAST: usize = MULTIPROCESSORS + 1;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -45,7 +45,7 @@ struct NarrowMma {
 }
 
 super::arguments! {
-    NarrowMma, 168 => NarrowMmaMany NarrowMmaFew;
+    NarrowMma, 168 => NarrowMma;
 }
 
 fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2]) -> NarrowMma {
@@ -92,19 +92,17 @@ fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2]) -> NarrowMma
 
 /// Carries the operation out, whose regions have been checked, if that is for these kernels; says whether it was.
 pub(super) fn narrow_loop<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &Resident<'_, f32>) -> bool {
-    let rounds = device.precision == MatrixPrecision::Tf32;
+    let rounds = device.precision == MatrixPrecision::Tf32 && op.tasks >= LEAST;
     let Some([to, gradients]) = op.gradient.filter(|_| rounds && fits(op)) else { return false };
     let call = call(op, [to, gradients]);
-    let (kernel, at_once) =
-        if op.tasks > FEW { (Kernel::NarrowMmaMany, MANY_TASKS) } else { (Kernel::NarrowMmaFew, 1) };
-    let bytes = at_once * call.length as usize * size_of::<f32>();
+    let bytes = TASKS * call.length as usize * size_of::<f32>();
     if bytes > device.driver.shared_bytes() {
         return false;
     }
-    let blocks = op.tasks.div_ceil(at_once);
+    let blocks = op.tasks.div_ceil(TASKS);
     let Resident { tasks, steps, shots, queries, .. } = op;
     let shapes = format_args!("{tasks} tasks, {steps} steps, {shots} and {queries} rows, tf32, {bytes} bytes a block");
-    device.launch_with(arena, kernel, [blocks, 1, 1], narrow(bytes), &call, shapes);
+    device.launch_with(arena, Kernel::NarrowMma, [blocks, 1, 1], narrow(bytes), &call, shapes);
     settle::sum_rows(device, arena, gradients.rows(0, blocks), op.scale, to);
     true
 }
