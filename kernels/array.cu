@@ -2,6 +2,7 @@
 
 #include "pieces.cuh"
 #include "sums.cuh"
+#include "tensor.cuh"
 
 struct Fill {
     u64 to;
@@ -23,14 +24,19 @@ struct Copy {
     u64 from;
     u64 to;
     u64 length;
+    // Of a copy in 16 bits, in numbers of 32 bits; NOWHERE without one.
+    u64 packed;
+    u32 operands;
+    u32 unused;
 };
-static_assert(sizeof(Copy) == 24, "mirrored in Rust");
+static_assert(sizeof(Copy) == 40, "mirrored in Rust");
 
 KERNEL(copy, Copy) {
     Span span(op.length, in_fours(op.from, op.to));
     float value[OWN];
     span.load(value, arena + op.from);
     span.store(arena + op.to, value);
+    if (op.packed != NOWHERE) store_packed(span, arena + op.packed, op.operands, value);
 }
 
 // Rows of one launch of `gather`.

@@ -31,11 +31,6 @@ struct Supervised {
 };
 static_assert(sizeof(Supervised) == 72, "mirrored in Rust");
 
-// The thread's numbers in 16 bits.
-__device__ inline void store_packed(const Span& span, float* to, u32 operands, const float (&from)[OWN]) {
-    span.store_pairs((u32*)to, from, [&](float lower, float upper) { return round_pair(operands, lower, upper); });
-}
-
 // value *= act'(a)
 __device__ inline void through_activation(float (&value)[OWN], const float (&a)[OWN], u32 activation) {
     choose(activation, [&](auto chosen) {
@@ -196,8 +191,18 @@ struct Pixel {
     u32 width;
     u32 activation;
     u32 begun;
+    // Of a copy of the output in 16 bits, in numbers of 32 bits; NOWHERE without one.
+    u64 packed;
+    u32 operands;
+    u32 unused;
 };
-static_assert(sizeof(Pixel) == 112, "mirrored in Rust");
+static_assert(sizeof(Pixel) == 128, "mirrored in Rust");
+
+// Number `at` of the output, and of its copy.
+__device__ inline void leave_pixel(float* arena, const Pixel& op, u64 at, float value) {
+    arena[op.output + at] = value;
+    if (op.packed != NOWHERE) ((unsigned short*)(arena + op.packed))[at] = (unsigned short)round_pair(op.operands, value, 0.0f);
+}
 
 // 2 (rec * v + sum over the differences d of factor * d^T d v) at element `i` of a clip.
 template <class Value>
@@ -225,7 +230,7 @@ KERNEL(pixel_delta, Pixel) {
     const float* x = arena + op.target + start;
     float gradient = quadratic(op, i, [&](u32 j) { return p[j] - x[j]; });
     float delta = arena[op.upstream + start + i] + gradient;
-    arena[op.output + start + i] = delta * act_derivative(op.activation, p[i]);
+    leave_pixel(arena, op, start + i, delta * act_derivative(op.activation, p[i]));
 }
 
 // Grid: x the rows, y the columns.
@@ -237,25 +242,25 @@ KERNEL(pixel_curvature, Pixel) {
     float second = quadratic(op, i, [&](u32 j) { return e[j]; });
     float z = arena[op.upstream + start + i] + second;
     z *= act_derivative(op.activation, arena[op.prediction + start + i]);
-    float* out = arena + op.output + start + i;
-    *out = op.begun ? *out + z : z;
+    leave_pixel(arena, op, start + i, op.begun ? arena[op.output + start + i] + z : z);
 }
 
 // Adds to the losses of the tasks; a block a task, of `rows` rows.
 KERNEL(pixel_loss, Pixel) {
     SHARED(Partials, partials);
-    u64 start = (u64)blockIdx.x * op.rows * op.width;
-    const float* p = arena + op.prediction + start;
-    const float* x = arena + op.target + start;
     double sum = 0.0;
-    for (u64 i = threadIdx.x; i < (u64)op.rows * op.width; i += THREADS) {
-        float here = p[i] - x[i];
-        sum += op.reconstruction * here * here;
-        for (const Differences& d : op.differences) {
-            // A row is a whole number of runs.
-            if (d.factor == 0.0 || i % d.period < d.distance) continue;
-            float change = here - (p[i - d.distance] - x[i - d.distance]);
-            sum += d.factor * change * change;
+    for (u32 row = 0; row < op.rows; ++row) {
+        u64 start = ((u64)blockIdx.x * op.rows + row) * op.width;
+        const float* p = arena + op.prediction + start;
+        const float* x = arena + op.target + start;
+        for (u32 i = threadIdx.x; i < op.width; i += THREADS) {
+            float here = p[i] - x[i];
+            sum += op.reconstruction * here * here;
+            for (const Differences& d : op.differences) {
+                if (d.factor == 0.0 || i % d.period < d.distance) continue;
+                float change = here - (p[i - d.distance] - x[i - d.distance]);
+                sum += d.factor * change * change;
+            }
         }
     }
     sum = block_sum(partials, sum);

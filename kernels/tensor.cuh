@@ -10,6 +10,7 @@
 #pragma once
 
 #include "mma.cuh"
+#include "pieces.cuh"
 #include "tile.cuh"
 
 // What operands are rounded to: `MatrixPrecision` in src/device/cuda/tensor.rs.
@@ -44,6 +45,11 @@ __device__ inline void store_copy(float* arena, u64 packed, u64 at, u32 operands
     if (packed == NOWHERE) return;
     u32 lower = round_pair(operands, from[0], from[1]), upper = round_pair(operands, from[2], from[3]);
     *(u64*)((u32*)arena + packed + at / 2) = lower | (u64)upper << 32;
+}
+
+// The thread's numbers in 16 bits.
+__device__ inline void store_packed(const Span& span, float* to, u32 operands, const float (&from)[OWN]) {
+    span.store_pairs((u32*)to, from, [&](float lower, float upper) { return round_pair(operands, lower, upper); });
 }
 
 // One operand, OUTER of its outer dimension a tile, whose inner dimension lies contiguous: element (row, k) at

@@ -171,8 +171,9 @@ pub fn narrow_layers_are_one_launch() {
     assert_eq!(count(Kernel::HopperBackward64x64), 7, "{launched:?}");
     assert_eq!(count(Kernel::HopperAdjoint64x64), 3, "{launched:?}");
     assert_eq!(count(Kernel::FinishForward) + count(Kernel::FinishAdjoint), 6, "{launched:?}");
-    // Two copies of the support inputs and three in 16 bits, one of the query inputs, two losses, and two for each layer's gradient.
-    assert_eq!(launched.len(), 28 + 6 + 2 + 6, "{launched:?}");
+    // Two copies of the support inputs, in 16 bits as well, these inputs and the query's in 16 bits; two losses; and two for each
+    // layer's gradient.
+    assert_eq!(launched.len(), 28 + 4 + 2 + 6, "{launched:?}");
 }
 
 /// After the inner loops of a small network the rest of a meta-step is one launch, with the same result as one by one, and

@@ -1,7 +1,8 @@
 //! Plain loops over regions.
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, settle, spans_of, wide};
+use super::tensor::operands;
+use super::{Arguments, CudaArena, CudaDevice, NOWHERE, blocks_of, narrow, pack, settle, spans_of, wide};
 use crate::device::Region;
 
 #[repr(C)]
@@ -19,6 +20,9 @@ struct Copy {
     from: u64,
     to: u64,
     length: u64,
+    packed: u64,
+    operands: u32,
+    unused: u32,
 }
 
 /// Rows of one launch of [`gather`].
@@ -73,7 +77,7 @@ impl SumRows {
 
 super::arguments! {
     Fill, 24 => Fill;
-    Copy, 24 => Copy;
+    Copy, 40 => Copy;
     Gather, 2072 => Gather;
     AddScaled, 32 => AddScaled;
     SumRows, 40 => SumRows SumTallRows;
@@ -90,7 +94,16 @@ pub(super) fn fill<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
 pub(super) fn copy<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, from: Region, to: Region) {
     assert_eq!(from.len(), to.len());
     arena.check(&[from], &[to]);
-    let call = Copy { from: wide(from.offset), to: wide(to.offset), length: wide(to.len()) };
+    // What is one row is none of a product's.
+    let packed = if to.rows > 1 { pack::produced(device, arena, to) } else { None };
+    let call = Copy {
+        from: wide(from.offset),
+        to: wide(to.offset),
+        length: wide(to.len()),
+        packed: packed.map_or(NOWHERE, wide),
+        operands: operands(device.precision),
+        unused: 0,
+    };
     device.launch(arena, Kernel::Copy, [spans_of(to.len()), 1, 1], &call, format_args!("{} numbers", to.len()));
 }
 

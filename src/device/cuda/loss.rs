@@ -76,13 +76,16 @@ struct Pixel {
     width: u32,
     activation: u32,
     begun: u32,
+    packed: u64,
+    operands: u32,
+    unused: u32,
 }
 
 super::arguments! {
     Supervised, 72 =>
         ElementwiseDelta ElementwiseCurvature CrossEntropyDelta CrossEntropyCurvature SupervisedLoss;
     Adversarial, 72 => AdversarialLoss AdversarialCurvature;
-    Pixel, 112 => PixelDelta PixelCurvature PixelLoss;
+    Pixel, 128 => PixelDelta PixelCurvature PixelLoss;
 }
 
 /// Rows a block takes in the cross-entropy kernels: a warp each.
@@ -269,7 +272,16 @@ impl Pixel {
             width: narrow(op.prediction.width),
             activation: activation_code(op.activation),
             begun: 0,
+            packed: NOWHERE,
+            operands: 0,
+            unused: 0,
         }
+    }
+
+    /// To `output`, with a copy as well if a product to come takes it.
+    fn to<D: Driver>(self, device: &CudaDevice<D>, arena: &CudaArena<D>, output: Region) -> Self {
+        let packed = pack::produced(device, arena, output).map_or(NOWHERE, wide);
+        Self { output: wide(output.offset), packed, operands: operands(device.precision), ..self }
     }
 
     /// Launches a kernel with a thread for each element.
@@ -285,7 +297,7 @@ pub(super) fn pixel<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>,
     let reads = [op.prediction, op.target, op.upstream];
     arena.check(&reads, &[op.delta]);
     let call = Pixel::new(op);
-    Pixel { output: wide(op.delta.offset), ..call }.launch(device, arena, Kernel::PixelDelta, op.prediction.rows);
+    call.to(device, arena, op.delta).launch(device, arena, Kernel::PixelDelta, op.prediction.rows);
     if let Some(task_loss) = op.task_loss {
         arena.check(&reads, &[op.delta, task_loss]);
         let call = Pixel { output: wide(task_loss.offset), ..call };
@@ -297,11 +309,6 @@ pub(super) fn pixel<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>,
 /// See [`PixelCurvature`].
 pub(super) fn pixel_curvature<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &PixelCurvature<f32>) {
     arena.check(&[op.at.prediction, op.at.upstream, op.e_cotangent], &[op.z_cotangent]);
-    let call = Pixel {
-        e: wide(op.e_cotangent.offset),
-        output: wide(op.z_cotangent.offset),
-        begun: op.accumulate.into(),
-        ..Pixel::new(&op.at)
-    };
-    call.launch(device, arena, Kernel::PixelCurvature, op.at.prediction.rows);
+    let call = Pixel { e: wide(op.e_cotangent.offset), begun: op.accumulate.into(), ..Pixel::new(&op.at) };
+    call.to(device, arena, op.z_cotangent).launch(device, arena, Kernel::PixelCurvature, op.at.prediction.rows);
 }

@@ -69,14 +69,16 @@ pub(super) fn packed<D: Driver>(
         return None;
     }
     let map = copy_weights(device, arena, pool, weight)?.map;
-    // A copy with a place of its own will be asked for again.
-    if let Some(kept) = pool.kept.iter_mut().find(|kept| kept.region == rows && kept.precision == precision)
-        && !std::mem::replace(&mut kept.fresh, true)
-    {
-        pack(device, arena, rows, kept.offset);
-    }
     let copies = pool.produced.iter().flatten().chain(&pool.kept);
-    let place = match copies.filter_map(|packed| packed.holds(rows, precision)).next() {
+    let fresh = copies.filter_map(|packed| packed.holds(rows, precision)).next();
+    let run = if fresh.is_none() { pool.run(rows, precision) } else { None };
+    // Copies with places of their own will be asked for again.
+    for kept in &mut pool.kept[run.clone().unwrap_or(0..0)] {
+        if !std::mem::replace(&mut kept.fresh, true) {
+            pack(device, arena, kept.region, kept.offset);
+        }
+    }
+    let place = match fresh.or(run.map(|run| pool.kept[run.start].offset)) {
         Some(offset) => offset,
         None => {
             // What is copied once more gets a place of its own, if one is left: it may stay as it is from then on.

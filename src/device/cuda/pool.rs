@@ -1,5 +1,7 @@
 //! The room behind an arena for copies in 16 bits, and which lie there.
 
+use std::ops::Range;
+
 use super::driver::TensorMap;
 use crate::device::{MatrixPrecision, Region};
 
@@ -112,6 +114,24 @@ impl Pool {
         };
         let all = self.kept.iter().enumerate().filter_map(|(index, kept)| Some((index, covered(kept)?)));
         all.max_by_key(|(_, count)| *count)
+    }
+
+    /// Copies with places of their own that are these rows, one behind the other.
+    pub fn run(&self, rows: Region, precision: MatrixPrecision) -> Option<Range<usize>> {
+        let from = |start: usize| {
+            let mut at = rows.offset;
+            for (index, kept) in self.kept.iter().enumerate().skip(start) {
+                if kept.precision != precision || (kept.region.offset, kept.region.width) != (at, rows.width) {
+                    break;
+                }
+                at += kept.region.len();
+                if at == rows.offset + rows.len() {
+                    return Some(start..index + 1);
+                }
+            }
+            None
+        };
+        (0..self.kept.len()).find_map(from)
     }
 
     /// A place of its own for a region's copy, if there is room.
