@@ -315,13 +315,12 @@ impl<D: Driver> CudaDevice<D> {
         }
     }
 
-    /// Of that room, what is for the steps' rows: of a step's numbers of one kind, which are as many as there are kinds, two in five
-    /// may be kept in half the bits.
+    /// Of that room, what is for the steps' rows, in half the bits: no more than three in four of all numbers are such.
     pub(super) fn room_for_kept(&self, elements: usize) -> usize {
         match self.warpgroups() {
             None => 0,
             Some(_) if self.warpgroups == Warpgroups::Always => 2 * elements,
-            Some(_) => elements * 5 / 16,
+            Some(_) => elements * 3 / 8,
         }
     }
 }
