@@ -148,25 +148,9 @@ __device__ inline void hopper_copied(float* arena, const HopperCopied& op, typen
         prefetch_map(op.p[threadIdx.x]);
         prefetch_map(op.q[threadIdx.x]);
     }
-    if (threadIdx.x == 0) {
-        for (int stage = 0; stage < Tile::STAGES; ++stage) {
-            begin_barrier(shared.full[stage], 1);
-            begin_barrier(shared.empty[stage], 4 * Tile::CONSUMERS);
-        }
-        show_barriers();
-    }
-    __syncthreads();
-    Part part(Cursor<PANEL>::stages(op.terms, op.count));
-    if (threadIdx.x < 128) {
-        leave_registers<40>();
-        if (threadIdx.x == 0) produce_copied<Tile>(shared, op, part);
-    } else {
-        take_registers<232>();
-        int consumer = threadIdx.x / 128 - 1;
-        OuterSums<Tile> sums;
-        consume_copied<Tile>(sums, shared, op, part, consumer);
-        leave_sums<Tile>(arena, op, sums, consumer);
-    }
+    sum_outer<Tile>(
+        arena, op, shared, [&](const Part& part) { produce_copied<Tile>(shared, op, part); },
+        [&](OuterSums<Tile>& sums, const Part& part, int consumer) { consume_copied<Tile>(sums, shared, op, part, consumer); });
 #endif
 }
 

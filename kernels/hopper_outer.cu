@@ -174,29 +174,15 @@ template <class Tile>
 __device__ inline void hopper_outer(float* arena, const HopperOuter& op, typename Tile::Shared& shared) {
 #ifdef WARPGROUPS
     if (threadIdx.x < op.count) prefetch_map(op.p[threadIdx.x]);
-    if (threadIdx.x == 0) {
-        for (int stage = 0; stage < Tile::STAGES; ++stage) {
-            begin_barrier(shared.full[stage], 1);
-            begin_barrier(shared.empty[stage], 4 * Tile::CONSUMERS);
-        }
-        show_barriers();
-    }
-    __syncthreads();
-    Part part(Cursor<PANEL>::stages(op.terms, op.count));
-    if (threadIdx.x < 128) {
-        leave_registers<40>();
-        if (threadIdx.x == 0) produce_outer<Tile>(shared, op, part);
-    } else {
-        take_registers<232>();
-        int consumer = threadIdx.x / 128 - 1;
-        OuterSums<Tile> sums;
-        if (op.operands == AS_BF16) {
-            consume_outer<Held_bf16, Tile>(sums, shared, op, part, consumer);
-        } else {
-            consume_outer<Held_f16, Tile>(sums, shared, op, part, consumer);
-        }
-        leave_sums<Tile>(arena, op, sums, consumer);
-    }
+    sum_outer<Tile>(
+        arena, op, shared, [&](const Part& part) { produce_outer<Tile>(shared, op, part); },
+        [&](OuterSums<Tile>& sums, const Part& part, int consumer) {
+            if (op.operands == AS_BF16) {
+                consume_outer<Held_bf16, Tile>(sums, shared, op, part, consumer);
+            } else {
+                consume_outer<Held_f16, Tile>(sums, shared, op, part, consumer);
+            }
+        });
 #endif
 }
 

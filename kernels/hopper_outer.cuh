@@ -48,4 +48,29 @@ __device__ inline void leave_sums(float* arena, const Outer& op, const OuterSums
     }
 }
 
+// A block's part of such a sum: one thread has its stages copied, `produce(part)`, and the consumers add them up,
+// `consume(sums, part, consumer)`.
+template <class Tile, class Outer, class Produce, class Consume>
+__device__ inline void sum_outer(float* arena, const Outer& op, typename Tile::Shared& shared, Produce produce, Consume consume) {
+    if (threadIdx.x == 0) {
+        for (int stage = 0; stage < Tile::STAGES; ++stage) {
+            begin_barrier(shared.full[stage], 1);
+            begin_barrier(shared.empty[stage], 4 * Tile::CONSUMERS);
+        }
+        show_barriers();
+    }
+    __syncthreads();
+    Part part(Cursor<PANEL>::stages(op.terms, op.count));
+    if (threadIdx.x < 128) {
+        leave_registers<40>();
+        if (threadIdx.x == 0) produce(part);
+    } else {
+        take_registers<232>();
+        int consumer = threadIdx.x / 128 - 1;
+        OuterSums<Tile> sums;
+        consume(sums, part, consumer);
+        leave_sums<Tile>(arena, op, sums, consumer);
+    }
+}
+
 #endif
