@@ -32,13 +32,15 @@ struct Sum {
     accumulate: bool,
     aligned: bool,
     scales: [f64; 3],
+    /// Whether the operands are copies, so that the bias's gradient is of rounded rows too.
+    copied: bool,
 }
 
 /// Powers of two: so operands are rounded to the same before they are scaled and after.
 const EXACT: [f64; 3] = [1.0, -0.5, 0.25];
 
 fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum) {
-    let Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales } = case;
+    let Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied } = case;
     let scene = &mut Scene::new(seed);
     scene.align(if aligned { 4 } else { 1 });
     let terms: Vec<(Region, Region, f64, usize)> = (0..count)
@@ -53,11 +55,13 @@ fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum)
     if shared {
         let operands: Vec<Region> = terms.iter().flat_map(|(p, q, ..)| [*p, *q]).collect();
         scene.rounds(precision, &operands);
-        scene.writes_exactly(Region { offset: layer.bias, rows: 1, width: outputs });
+        if !copied {
+            scene.writes_exactly(Region { offset: layer.bias, rows: 1, width: outputs });
+        }
     }
     let what = format!("{outputs} x {inputs}, shared {shared}, accumulate {accumulate}, {count} terms of {rows}");
     compare!(scene, make, what, |device, arena, T| {
-        let terms: Vec<OuterTerm<T>> = terms
+        let mut terms: Vec<OuterTerm<T>> = terms
             .iter()
             .enumerate()
             .map(|(i, (p, q, bias, blocks))| {
@@ -66,6 +70,14 @@ fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum)
             })
             .collect();
         device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate });
+        if copied {
+            // Once more, of some terms from a row within the copies on.
+            for (i, term) in terms.iter_mut().enumerate() {
+                let from = if i % 2 == 0 { 0 } else { term.p.rows / 3 };
+                [term.p, term.q] = [term.p, term.q].map(|side| side.rows(from, side.rows - from));
+            }
+            device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate: true });
+        }
     });
 }
 
@@ -73,11 +85,11 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
     let mut case = 300;
     let mut check = |(inputs, outputs), (tasks, rows, more, count), (shared, accumulate), aligned| {
         case += 1;
-        let (seed, scales) = (case, EXACT);
+        let (seed, scales, copied) = (case, EXACT, false);
         sum(
             make,
             precision,
-            Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales },
+            Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied },
         );
     };
     for shape in [(1, 1), (7, 3), (65, 1), (1, 66), (70, 130)] {
@@ -111,7 +123,7 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
 
 /// Inputs, outputs, rows and terms for Hopper's warpgroups: by both tiles and beyond their edges, of one stage and of more than a
 /// pipeline has, in parts or not, with more terms than a launch takes.
-const HOPPER_SUMS: [(usize, usize, usize, usize); 8] = [
+const HOPPER_SUMS: [(usize, usize, usize, usize); 12] = [
     (1, 4, 40, 1),
     (9, 64, 3, 27),
     (70, 132, 65, 3),
@@ -120,6 +132,11 @@ const HOPPER_SUMS: [(usize, usize, usize, usize); 8] = [
     (257, 68, 130, 5),
     (256, 132, 40, 4),
     (520, 20, 190, 2),
+    // Of rows that are copied in bf16, since a row is whole pieces of a copy.
+    (8, 72, 40, 27),
+    (128, 64, 260, 4),
+    (136, 136, 130, 5),
+    (264, 24, 65, 3),
 ];
 
 /// Of scales that are no powers of two, one of them none at all; some p not aligned for the copy engine.
@@ -128,10 +145,11 @@ pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision:
         for accumulate in [false, true] {
             let scales = if accumulate { [0.3, -0.7, 1.1] } else { [-0.7, 0.0, 0.3] };
             let (seed, tasks, more, shared, aligned) = (350 + i as u64, 1, 17, true, true);
+            let copied = precision == MatrixPrecision::Bf16 && inputs % 8 == 0 && outputs % 8 == 0;
             sum(
                 make,
                 precision,
-                Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales },
+                Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied },
             );
         }
     }
@@ -139,11 +157,11 @@ pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision:
     for (seed, outputs, aligned, scales) in [(371, 64, false, EXACT), (372, 67, true, EXACT), (373, 64, true, [0.0; 3])]
     {
         let (inputs, rows, more, count) = (33, 50, 17, 3);
-        let (tasks, shared, accumulate) = (1, true, seed == 373);
+        let (tasks, shared, accumulate, copied) = (1, true, seed == 373, false);
         sum(
             make,
             precision,
-            Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales },
+            Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied },
         );
     }
 }
