@@ -5,14 +5,13 @@ use std::mem::offset_of;
 
 use bytemuck::Zeroable;
 
+use super::arena::COUNTERS;
 use super::driver::{Driver, Kernel};
 use super::finish::{End, Given, Pending};
 use super::hopper::Raw;
 use super::linear::Product;
 use super::low_rank::{Factor, GROUP};
-use super::{
-    COUNTERS, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, chain, loss, narrow, pack, settle, wide,
-};
+use super::{CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, chain, loss, narrow, pack, settle, wide};
 use crate::device::{Corrections, Gram, Region, SupervisedCurvature, SupervisedLoss};
 use crate::model::Activation;
 use crate::objective::Loss;

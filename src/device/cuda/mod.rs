@@ -7,6 +7,7 @@
 //! such as a meta-step, is one CUDA graph. An operation that fails is remembered, those that follow
 //! do nothing, and [`Device::check`] tells. Results are the same from run to run.
 
+mod arena;
 mod array;
 mod chain;
 mod column_scale;
@@ -46,6 +47,7 @@ mod tune;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+pub use arena::CudaArena;
 pub use driver::{ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap, WrittenMatrices};
 #[cfg(feature = "emulate")]
 pub use emulated::{EmulatedDriver, EmulatedGraph, EmulatedMemory};
@@ -58,7 +60,6 @@ pub use hopper::Warpgroups;
 pub use tiles::{Fastest, Tiles};
 pub use tune::{Tuning, tune};
 
-use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
@@ -80,23 +81,6 @@ pub struct CudaDevice<D> {
     chains: bool,
     /// The first failure since the last [`Device::check`].
     failure: Arc<Mutex<Option<Error>>>,
-}
-
-/// Memory of a [`CudaDevice`]: the regions, and behind them room for partial sums and for copies in 16 bits.
-pub struct CudaArena<D: Driver> {
-    memory: D::Memory,
-    elements: usize,
-    /// Where the room for the parts of large sums is, offset and length.
-    sums: (usize, usize),
-    /// Where that for copies is.
-    copies: (usize, usize),
-    pool: Mutex<pool::Pool>,
-    /// The end of a product that waits for what comes next.
-    pending: Mutex<finish::Pending<D>>,
-    /// A sum of gradients that does so too.
-    settling: Mutex<Option<settle::Pending<D>>>,
-    /// Work that is being submitted; what is asked for goes there instead.
-    recording: Mutex<Option<graph::Recording<D>>>,
 }
 
 #[cfg(feature = "cuda")]
@@ -242,71 +226,6 @@ macro_rules! arguments {
 }
 use arguments;
 
-impl<D: Driver> CudaArena<D> {
-    /// Checks an operation's regions, see [`check_access`], and tells the driver of them. What was put off goes first.
-    fn check(&self, reads: &[Region], writes: &[Region]) {
-        self.flush();
-        self.admit(reads, writes);
-        self.keep_to(reads.iter().chain(writes));
-    }
-
-    /// Launches what was put off.
-    fn flush(&self) {
-        finish::flush(self);
-        settle::flush(self);
-    }
-
-    /// Checks regions of an operation that is a part of the one that was put off.
-    fn admit(&self, reads: &[Region], writes: &[Region]) {
-        check_access(self.elements, reads, writes);
-        self.pool.lock().unwrap_or_else(PoisonError::into_inner).written(writes);
-    }
-
-    /// Tells the driver what the coming launch keeps to; it may read all of it.
-    fn keep_to<'a>(&self, regions: impl Iterator<Item = &'a Region> + Clone) {
-        if let Some(recording) = self.recording().as_mut() {
-            regions.clone().for_each(|region| recording.reads(*region));
-        }
-        self.let_touch(regions);
-    }
-
-    /// The same of a launch that reads nothing of what it writes.
-    fn keep_to_writing(&self, reads: &[Region], writes: &[Region]) {
-        self.keep_to(reads.iter());
-        self.let_touch(writes.iter());
-    }
-
-    fn let_touch<'a>(&self, regions: impl Iterator<Item = &'a Region>) {
-        let behind = [(self.partials(), reduction::PARTIALS), (self.counters(), COUNTERS), self.sums, self.copies];
-        let regions = regions.map(|region| (region.offset, region.len())).chain(behind);
-        match self.recording().as_mut() {
-            Some(recording) => recording.keep_to(regions),
-            None => D::keep_to(&self.memory, regions),
-        }
-    }
-
-    /// Tells that the last launch writes a region that nothing may be going to read, by the offset that lies at byte `at` of its
-    /// arguments: where that is [`NOWHERE`] it leaves it out.
-    fn may_leave_out(&self, at: usize, region: Region) {
-        if let Some(recording) = self.recording().as_mut() {
-            recording.may_leave_out(at, region);
-        }
-    }
-
-    /// Where the room for partial sums begins.
-    fn partials(&self) -> usize {
-        self.elements.next_multiple_of(2)
-    }
-
-    /// Where blocks count themselves; zeros between launches.
-    fn counters(&self) -> usize {
-        self.sums.0 - COUNTERS
-    }
-}
-
-/// Counters behind an arena.
-const COUNTERS: usize = 16_384;
-
 /// The offset of a region that is not there: `NOWHERE` in `kernels/kernel.cuh`.
 const NOWHERE: u64 = u64::MAX;
 
@@ -363,25 +282,12 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         let free = self.driver.free_bytes()?;
         // What an arena takes beside its elements, so that it is one that fits.
         let sixteenths = self.room_for_packed(16) as u64;
-        let sums = ((outer_product::ROOM + COUNTERS) * size_of::<f32>()) as u64;
+        let sums = ((outer_product::ROOM + arena::COUNTERS) * size_of::<f32>()) as u64;
         Some(free.saturating_sub(sums) / (16 + sixteenths) * 16)
     }
 
     fn arena(&self, elements: usize) -> Result<CudaArena<D>> {
-        // Sixteen bytes' worth, so that regions that begin at multiples of that can be copied by as much, emulated too.
-        let sums = (elements.next_multiple_of(2) + reduction::PARTIALS + COUNTERS).next_multiple_of(4);
-        let sums = (sums, outer_product::room_for_sums(elements));
-        let start = sums.0 + sums.1;
-        let room = self.room_for_packed(elements).next_multiple_of(4);
-        let mut memory = self.driver.allocate(start + room)?;
-        D::keep_to(&memory, std::iter::once((sums.0 - COUNTERS, COUNTERS)));
-        self.attempt(format_args!("the counters behind an arena"), || {
-            self.driver.write(&mut memory, sums.0 - COUNTERS, &vec![0.0; COUNTERS])
-        });
-        let pool = Mutex::new(pool::Pool::new(start, room, self.room_for_kept(elements)));
-        let (pending, settling, recording) = (Mutex::default(), Mutex::default(), Mutex::default());
-        let copies = (start, room);
-        Ok(CudaArena { memory, elements, sums, copies, pool, pending, settling, recording })
+        CudaArena::new(self, elements)
     }
 
     fn check(&self) -> Result<()> {
