@@ -57,7 +57,8 @@ struct Ending {
     __device__ Ending(float* arena, const Finish& op, float* room)
         : arena(arena), op(op), of(op.corrections), product(op.product),
           gated(is_gated<End>(op.product)), curved(is_curved<End>(op.product)),
-          follows(op.loss.kind != NOTHING), reads(follows && beside_loss() != NOWHERE), part((u64)op.product.group_rows * op.product.blocks * op.product.width) {
+          follows(op.loss.kind != NOTHING), reads(follows && beside_loss() != NOWHERE),
+          part((u64)op.product.group_rows * op.product.blocks * op.product.width) {
         u32 columns = (WARPS >> of.spread) * 128;
         u32 gate = op.parts, delta = gate + gated;
         staged = {room, columns, min(of.rows, GROUP) * columns, gate, delta, op.loss_of_gate ? gate : delta + curved};

@@ -23,24 +23,8 @@ struct HopperCopied {
 };
 static_assert(sizeof(HopperCopied) == 6592, "mirrored in Rust");
 
-// Of the weight: ROWS outputs, COLUMNS inputs.
-template <int COLUMNS_, int STAGES_>
-struct CopiedTile {
-    static constexpr int ROWS = 128, COLUMNS = COLUMNS_, STAGES = STAGES_;
-    static constexpr int CONSUMERS = ROWS / PANEL;
-    static constexpr int BLOCK_THREADS = 128 * (1 + CONSUMERS);
-    static constexpr int RIGHT = COLUMNS / PANEL;
-
-    struct Shared {
-        unsigned char left[STAGES][CONSUMERS][PANEL_BYTES];
-        unsigned char right[STAGES][RIGHT][PANEL_BYTES];
-        Barrier full[STAGES];
-        Barrier empty[STAGES];
-    };
-    static constexpr int SHARED_BYTES = sizeof(Shared) + 1024;
-};
-using Copied128x128 = CopiedTile<128, 6>;
-using Copied128x256 = CopiedTile<256, 4>;
+using Copied128x128 = OuterTile<128, 128 / PANEL, 6>;
+using Copied128x256 = OuterTile<256, 128 / PANEL, 4>;
 static_assert(Copied128x128::SHARED_BYTES == 197728 && Copied128x256::SHARED_BYTES == 197696, "mirrored in Rust");
 
 #ifdef WARPGROUPS
@@ -56,8 +40,8 @@ __device__ inline void produce_copied(typename Tile::Shared& shared, const Hoppe
         at.settle(op.terms);
         await_phase(shared.empty[turn.stage], turn.parity ^ 1);
         Barrier& full = shared.full[turn.stage];
-        arrive_expecting(full, (Tile::CONSUMERS + Tile::RIGHT) * PANEL_BYTES);
-        for (int i = 0; i < Tile::CONSUMERS; ++i) {
+        arrive_expecting(full, (Tile::LEFT + Tile::RIGHT) * PANEL_BYTES);
+        for (int i = 0; i < Tile::LEFT; ++i) {
             copy_tile(shared.left[turn.stage][i], op.p[at.term], row + i * PANEL, at.row, full);
         }
         for (int i = 0; i < Tile::RIGHT; ++i) {

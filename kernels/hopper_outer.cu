@@ -49,25 +49,10 @@ KERNEL(hopper_outer_pack, HopperOuter) {
     *(uint4*)(arena + op.packed + ((u64)blockIdx.x * PANEL * pieces + piece) * 4) = pack_eight(from, count, wide, op.operands);
 }
 
-// Of the weight: ROWS outputs, COLUMNS inputs.
-template <int COLUMNS_, int STAGES_>
-struct OuterTile {
-    static constexpr int ROWS = 128, COLUMNS = COLUMNS_, STAGES = STAGES_;
-    static constexpr int CONSUMERS = ROWS / PANEL;
-    static constexpr int BLOCK_THREADS = 128 * (1 + CONSUMERS);
-    // Columns of p that a tile of the engine's holds, and such tiles of a stage.
-    static constexpr int HALF = PANEL / 2, LEFT = ROWS / HALF, RIGHT = COLUMNS / PANEL;
-
-    struct Shared {
-        unsigned char left[STAGES][LEFT][PANEL_BYTES];
-        unsigned char right[STAGES][RIGHT][PANEL_BYTES];
-        Barrier full[STAGES];
-        Barrier empty[STAGES];
-    };
-    static constexpr int SHARED_BYTES = sizeof(Shared) + 1024;
-};
-using Outer128x128 = OuterTile<128, 4>;
-using Outer128x256 = OuterTile<256, 3>;
+// Columns of p that a tile of the engine's holds.
+constexpr int HALF_PANEL = PANEL / 2;
+using Outer128x128 = OuterTile<128, 128 / HALF_PANEL, 4>;
+using Outer128x256 = OuterTile<256, 128 / HALF_PANEL, 3>;
 static_assert(Outer128x128::SHARED_BYTES == 197696 && Outer128x256::SHARED_BYTES == 197680, "mirrored in Rust");
 
 #ifdef WARPGROUPS
@@ -96,7 +81,7 @@ __device__ inline void produce_outer(typename Tile::Shared& shared, const Hopper
         Barrier& full = shared.full[turn.stage];
         arrive_expecting(full, (Tile::LEFT + Tile::RIGHT) * PANEL_BYTES);
         for (int i = 0; i < Tile::LEFT; ++i) {
-            copy_tile(shared.left[turn.stage][i], op.p[at.term], 2 * (row + i * Tile::HALF), at.row, full);
+            copy_tile(shared.left[turn.stage][i], op.p[at.term], 2 * (row + i * HALF_PANEL), at.row, full);
         }
         for (int i = 0; i < Tile::RIGHT; ++i) {
             copy_tile(shared.right[turn.stage][i], op.q, column + i * PANEL, stage * PANEL, full);
@@ -115,7 +100,7 @@ __device__ inline void consume_outer(OuterSums<Tile>& sums, typename Tile::Share
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
             int piece = warp % 2 * 4 + half * 2 + g / 4;
-            place[row][half] = (2 * t + row) * Tile::HALF + (piece ^ (2 * t + row)) * 4 + g % 4;
+            place[row][half] = (2 * t + row) * HALF_PANEL + (piece ^ (2 * t + row)) * 4 + g % 4;
         }
     }
     u32 a[2][4];
@@ -141,7 +126,7 @@ __device__ inline void consume_outer(OuterSums<Tile>& sums, typename Tile::Share
             for (int k = 0; k < PANEL / 16; ++k) {
 #pragma unroll
                 for (int i = 0; i < 4; ++i) {
-                    const float* from = tile + (2 * k + i / 2) * 8 * Tile::HALF;
+                    const float* from = tile + (2 * k + i / 2) * 8 * HALF_PANEL;
                     float lower = from[place[0][i % 2]], upper = from[place[1][i % 2]];
                     a[k % 2][i] = Numbers::round(lower, upper);
                     total[i % 2] += lower + upper;

@@ -7,6 +7,23 @@
 // Terms of one launch.
 constexpr int HOPPER_TERMS = 24;
 
+// Of the weight: ROWS outputs, COLUMNS inputs. LEFT tiles of the copy engine's are a stage of p.
+template <int COLUMNS_, int LEFT_, int STAGES_>
+struct OuterTile {
+    static constexpr int ROWS = 128, COLUMNS = COLUMNS_, STAGES = STAGES_;
+    static constexpr int CONSUMERS = ROWS / PANEL;
+    static constexpr int BLOCK_THREADS = 128 * (1 + CONSUMERS);
+    static constexpr int LEFT = LEFT_, RIGHT = COLUMNS / PANEL;
+
+    struct Shared {
+        unsigned char left[STAGES][LEFT][PANEL_BYTES];
+        unsigned char right[STAGES][RIGHT][PANEL_BYTES];
+        Barrier full[STAGES];
+        Barrier empty[STAGES];
+    };
+    static constexpr int SHARED_BYTES = sizeof(Shared) + 1024;
+};
+
 #ifdef WARPGROUPS
 
 // What a thread holds of a tile, and of the bias of two of its rows.

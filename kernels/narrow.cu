@@ -16,14 +16,10 @@
 #include "narrow_edges.cuh"
 
 template <u32 TEAM>
-struct NarrowTask {
+struct NarrowTask : TaskPlaces<Narrow> {
     // Several warps have another one beside them, for the edges' gradients.
     static constexpr u32 TASK_WARPS = TEAM == 1 ? 1 : TEAM + 1;
 
-    const Narrow& op;
-    float* arena;
-    float* room;
-    u32 task;
     u32 warp;
     Lane own;
     Middle weight;
@@ -31,16 +27,11 @@ struct NarrowTask {
     Middle other;
 
     __device__ NarrowTask(const Narrow& op, float* arena, float* room, u32 task, u32 warp)
-        : op(op), arena(arena), room(room), task(task), warp(warp) {}
+        : TaskPlaces<Narrow>{op, arena, room, task}, warp(warp) {}
 
-    __device__ float* slot(u32 step) const { return room + step * op.slot; }
-    __device__ u32 first_bias() const { return op.inputs * WIDTH; }
-    __device__ u32 second_bias() const { return first_bias() + WIDTH; }
-    __device__ u32 top() const { return second_bias() + WIDTH; }
     __device__ float* row(u32 row) const { return room + op.work + row * ROW; }
     // The output's second deltas, or the terms of the loss; a piece each of ones and of zeros lies before.
     __device__ float* ends() const { return room + op.ends + 8; }
-    __device__ float rate(u32 step, u32 layer) const { return room[op.rate + step * 3 + layer]; }
 
     // The thread's number in its task.
     __device__ u32 thread() const { return warp * 32 + threadIdx.x % 32; }

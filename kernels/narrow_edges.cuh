@@ -19,6 +19,21 @@ __device__ inline void each_edge(const Loop& op, u32 first, Work work) {
     }
 }
 
+// A task of a loop, and where its numbers lie in its memory.
+template <class Loop>
+struct TaskPlaces {
+    const Loop& op;
+    float* arena;
+    float* room;
+    u32 task;
+
+    __device__ float* slot(u32 step) const { return room + step * op.slot; }
+    __device__ u32 first_bias() const { return op.inputs * WIDTH; }
+    __device__ u32 second_bias() const { return first_bias() + WIDTH; }
+    __device__ u32 top() const { return second_bias() + WIDTH; }
+    __device__ float rate(u32 step, u32 layer) const { return room[op.rate + step * 3 + layer]; }
+};
+
 // What a lane has of the first layer: a piece of four lower units, and of the warp's rows every third one.
 struct FirstLayer {
     const float* edges;

@@ -45,23 +45,14 @@ struct OfRows {
     float at[2][2];
 };
 
-struct MmaTask {
-    const NarrowMma& op;
-    float* arena;
-    float* room;
-    u32 task;
+struct MmaTask : TaskPlaces<NarrowMma> {
     u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     // The middle weight, and its cotangent.
     KeptSquare weight, moved_weight;
 
     __device__ MmaTask(const NarrowMma& op, float* arena, float* room, u32 task)
-        : op(op), arena(arena), room(room), task(task), weight{room + op.weight}, moved_weight{room + op.moved_weight} {}
+        : TaskPlaces<NarrowMma>{op, arena, room, task}, weight{room + op.weight}, moved_weight{room + op.moved_weight} {}
 
-    __device__ float* slot(u32 step) const { return room + step * op.slot; }
-    __device__ u32 first_bias() const { return op.inputs * WIDTH; }
-    __device__ u32 second_bias() const { return first_bias() + WIDTH; }
-    __device__ u32 top() const { return second_bias() + WIDTH; }
-    __device__ float rate(u32 step, u32 layer) const { return room[op.rate + step * 3 + layer]; }
     template <class Operand>
     __device__ RowsOperand turned(const Operand& columns) const { return RowsOperand(columns, room + op.turned); }
 

@@ -127,7 +127,7 @@ struct KeptSquare {
     }
     __device__ float2 get(u32 q, u32 i) const { return *place(q, i); }
     __device__ void put(u32 q, u32 i, float2 pair) const { *place(q, i) = pair; }
-    // As an operand, which must not be while lanes put theirs.
+    // As an operand: of the lane's own numbers.
     __device__ SquareOperand columns(u32 i) const {
         float2 pair[OCTETS];
 #pragma unroll
@@ -135,7 +135,7 @@ struct KeptSquare {
         return SquareOperand([&](u32 q, u32 e) { return e == 0 ? pair[q].x : pair[q].y; });
     }
 };
-// The same seen from the other side.
+// The same seen from the other side: of other lanes' numbers, which must not be put meanwhile.
 struct TurnedSquare {
     const float* room;
 

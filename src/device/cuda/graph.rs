@@ -29,9 +29,10 @@ pub struct CudaGraph<D: Driver> {
     /// While work is recorded: the launches that have other arguments, and what the coming step keeps to.
     changed: Vec<usize>,
     regions: Vec<(usize, usize)>,
-    /// What steps may leave out, and what the record has them leave out.
+    /// What steps may leave out; what the record has them leave out, and had the last time.
     outputs: Vec<Output>,
     left_out: Vec<LeftOut>,
+    last_left_out: Vec<LeftOut>,
 }
 
 /// An output that a step may leave out.
@@ -46,7 +47,7 @@ struct Output {
 }
 
 /// An output that a step leaves out, and what was there in its arguments.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug)]
 struct LeftOut {
     step: usize,
     at: usize,
@@ -65,6 +66,7 @@ impl<D: Driver> Default for CudaGraph<D> {
             regions: Vec::new(),
             outputs: Vec::new(),
             left_out: Vec::new(),
+            last_left_out: Vec::new(),
         }
     }
 }
@@ -185,25 +187,18 @@ impl<D: Driver> Recording<D> {
 
     /// Has steps leave out what nothing reads; those that left out something else the last time have changed.
     fn leave_out(&mut self) {
-        let CudaGraph { record, changed, outputs, left_out, .. } = &mut self.of;
-        let mut known = 0;
+        let CudaGraph { record, changed, outputs, left_out, last_left_out, .. } = &mut self.of;
+        std::mem::swap(left_out, last_left_out);
+        left_out.clear();
         for Output { step, at, .. } in outputs.iter().filter(|output| output.discarded) {
             let offset = record.replace(*step, *at, NOWHERE);
-            let new = LeftOut { step: *step, at: *at, offset };
-            // Both are in order.
-            while left_out.get(known).is_some_and(|old| (old.step, old.at) < (*step, *at)) {
-                changed.push(left_out.remove(known).step);
-            }
-            match left_out.get_mut(known) {
-                Some(old) if (old.step, old.at) == (*step, *at) => *old = new,
-                _ => {
-                    left_out.insert(known, new);
-                    changed.push(*step);
-                }
-            }
-            known += 1;
+            left_out.push(LeftOut { step: *step, at: *at, offset });
         }
-        changed.extend(left_out.drain(known..).map(|old| old.step));
+        let place = |of: &LeftOut| (of.step, of.at);
+        for (some, others) in [(&*left_out, &*last_left_out), (&*last_left_out, &*left_out)] {
+            let alone = |of: &&LeftOut| others.iter().all(|other| place(other) != place(of));
+            changed.extend(some.iter().filter(alone).map(|of| of.step));
+        }
         changed.sort_unstable();
         changed.dedup();
     }
