@@ -120,10 +120,12 @@ fn operations(c: &mut Criterion) {
     let output = plan.take(TASKS * ROWS, OUTPUTS);
     let gram = plan.take(TASKS * ROWS, STEPS * ROWS);
     let scratch = plan.take(TASKS * ROWS, STEPS * ROWS);
+    let scales = plan.take(1, 1);
     let mut arena = Device::<f32>::arena(&device, plan.elements()).unwrap();
     for region in [weight].iter().chain(&values).chain(&deltas) {
         device.upload(&mut arena, *region, &numbers(region.len()));
     }
+    device.fill(&mut arena, scales, -1e-3);
     let layer = |weight: Region, bias: Region| Linear {
         weight: weight.offset,
         bias: bias.offset,
@@ -154,12 +156,7 @@ fn operations(c: &mut Criterion) {
             rows: ROWS,
             input: values[STEPS],
             layer: layer(weight, bias),
-            corrections: Corrections {
-                share: 1.0,
-                blocks: if corrected { &terms } else { &[] },
-                scales: &[-1e-3],
-                scratch,
-            },
+            corrections: Corrections { share: 1.0, blocks: if corrected { &terms } else { &[] }, scales, scratch },
             activation: Activation::Tanh,
             output,
         };

@@ -272,13 +272,14 @@ __device__ inline void ChainRun::correct(const Link& link) const {
             row[index][j] = few ? term.rows + number * product.width : copied_row(term.rows, number, product.width);
             const float* gram = arena + term.gram + (u64)of.task * term.task_stride + (u64)within * term.column_stride +
                                 (u64)of.first * term.row_stride;
-            float inner[GROUP] = {};
+            float inner[GROUP] = {}, scale, shift;
+            read_factors(arena, term, scale, shift);
 #pragma unroll
             for (u32 r = 0; r < GROUP; ++r) {
                 if (r < of.rows) inner[r] = gram[(u64)r * term.row_stride];
             }
 #pragma unroll
-            for (u32 r = 0; r < GROUP; ++r) factor[index][j][r] = r < of.rows ? term.scale * (inner[r] + term.shift) : 0.0f;
+            for (u32 r = 0; r < GROUP; ++r) factor[index][j][r] = r < of.rows ? scale * (inner[r] + shift) : 0.0f;
         }
         __syncthreads();
         if (few) correct_few(link, start);

@@ -8,19 +8,21 @@ constexpr int LIST = 64;
 // Rows a block takes at once.
 constexpr u32 GROUP = 8;
 
+constexpr int NO_SHIFT = -2147483647 - 1;
+
 // One summand of a correction: scale * (gram + shift) @ rows, with `count` rows a task.
 struct Term {
     u64 gram;
     u64 rows;
+    u64 scale;
     u32 task_stride;
     u32 row_stride;
     u32 column_stride;
     u32 count;
     // The first of its columns among those of its block in this launch.
     u32 column;
-    float scale;
-    float shift;
-    u32 unused;
+    // How far from the scale the shift lies, or NO_SHIFT.
+    int shift;
 };
 static_assert(sizeof(Term) == 48, "mirrored in Rust");
 
@@ -87,6 +89,12 @@ struct OwnRows {
     __device__ u32 row(u32 k) const { return part + (k << spread); }
 };
 
+__device__ inline void read_factors(const float* arena, const Term& term, float& scale, float& shift) {
+    const float* at = arena + term.scale;
+    scale = *at;
+    shift = term.shift != NO_SHIFT ? at[term.shift] : 0.0f;
+}
+
 // Whether the thread has one of the terms' rows `start..start + THREADS`, and what its coefficients are made of.
 struct Coefficient {
     bool there;
@@ -106,8 +114,7 @@ struct Coefficient {
         const Term& term = op.terms[t];
         u32 i = n - term.column;
         shared.row[threadIdx.x] = place(term.rows, (u64)own.task * term.count + i);
-        scale = term.scale;
-        shift = term.shift;
+        read_factors(arena, term, scale, shift);
         const float* gram =
             arena + term.gram + (u64)own.task * term.task_stride + (u64)i * term.column_stride + (u64)own.first * term.row_stride;
 #pragma unroll

@@ -171,7 +171,7 @@ KERNEL(gram, Gram) {
     }
 }
 
-struct GramInner {
+struct InnerTerm {
     u64 left;
     u64 right;
     u64 output;
@@ -182,21 +182,32 @@ struct GramInner {
     u32 width;
     float shift;
 };
-static_assert(sizeof(GramInner) == 48, "mirrored in Rust");
+static_assert(sizeof(InnerTerm) == 48, "mirrored in Rust");
 
-// output[c] -= scale * sum over rows and the columns of group c of left * (right + shift); a block a group. Without a right
-// operand it counts as 0.
+struct GramInner {
+    InnerTerm terms[LIST];
+    // Behind the last of each term's blocks.
+    u32 end[LIST];
+};
+static_assert(sizeof(GramInner) == 3328, "mirrored in Rust");
+
+// output[c] -= scale * sum over rows and the columns of group c of left * (right + shift), of several terms with outputs of their
+// own; a block a group. Without a right operand it counts as 0.
 KERNEL(gram_inner, GramInner) {
     SHARED(Partials, partials);
+    u32 which = 0;
+    while (blockIdx.x >= op.end[which]) ++which;
+    const InnerTerm& term = op.terms[which];
+    u32 column = blockIdx.x - (which == 0 ? 0 : op.end[which - 1]);
     double sum = 0.0;
-    for (u64 i = threadIdx.x; i < (u64)op.rows * op.group; i += THREADS) {
-        u64 at = i / op.group * op.width + blockIdx.x * op.group + i % op.group;
-        double right = op.right == NOWHERE ? 0.0 : (double)arena[op.right + at];
-        sum += (double)arena[op.left + at] * (right + op.shift);
+    for (u64 i = threadIdx.x; i < (u64)term.rows * term.group; i += THREADS) {
+        u64 at = i / term.group * term.width + column * term.group + i % term.group;
+        double right = term.right == NOWHERE ? 0.0 : (double)arena[term.right + at];
+        sum += (double)arena[term.left + at] * (right + term.shift);
     }
     sum = block_sum(partials, sum);
     if (threadIdx.x == 0) {
-        float* out = arena + op.output + blockIdx.x;
-        *out = (float)(*out - op.scale * sum);
+        float* out = arena + term.output + column;
+        *out = (float)(*out - term.scale * sum);
     }
 }

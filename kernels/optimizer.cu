@@ -23,7 +23,7 @@ struct Sgd {
     u64 flag;
     u64 factor;
     float rate;
-    u32 unused;
+    u32 in_logarithm;
 };
 static_assert(sizeof(Sgd) == 48, "mirrored in Rust");
 
@@ -35,7 +35,10 @@ KERNEL(sgd, Sgd) {
     float step = op.rate * arena[op.factor];
     if (arena[op.flag] != 0.0f) return;
 #pragma unroll
-    for (u32 k = 0; k < OWN; ++k) parameter[k] -= step * gradient[k];
+    for (u32 k = 0; k < OWN; ++k) {
+        float change = step * gradient[k];
+        parameter[k] = op.in_logarithm ? parameter[k] * expf(-change * parameter[k]) : parameter[k] - change;
+    }
     span.store(arena + op.parameters, parameter);
 }
 

@@ -59,12 +59,14 @@ struct Adam {
     // 1 - beta, rounded once.
     float rest1;
     float rest2;
-    u32 unused;
+    u32 in_logarithm;
 };
 static_assert(sizeof(Adam) == 88, "mirrored in Rust");
 
 __device__ inline void move_by_adam(const Adam& op, float gradient, float& parameter, float& first, float& second) {
+    if (op.in_logarithm) gradient *= parameter;
     first = op.beta1 * first + op.rest1 * gradient;
     second = op.beta2 * second + op.rest2 * gradient * gradient;
-    parameter -= op.rate * first / (sqrtf(second * op.second_scale) + op.epsilon);
+    float change = op.rate * first / (sqrtf(second * op.second_scale) + op.epsilon);
+    parameter = op.in_logarithm ? parameter * expf(-change) : parameter - change;
 }

@@ -19,7 +19,7 @@ use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::Loss;
 use innerloop::problem::Problem;
 use innerloop::{
-    Algorithm, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, OuterConfig, Result, Shape, Strategy,
+    Algorithm, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, OuterConfig, RateKind, Result, Shape, Strategy,
     SupervisedConfig, SupervisedRows,
 };
 use libtest_mimic::{Arguments, Trial};
@@ -91,6 +91,7 @@ struct Refusing {
     launched: Arc<Mutex<Vec<Kernel>>>,
     /// Of the learners of the tests of graphs.
     precision: MatrixPrecision,
+    rates: RateKind,
 }
 
 impl Refusing {
@@ -105,6 +106,7 @@ impl Refusing {
             refuses_graphs: Arc::default(),
             launched: Arc::default(),
             precision: MatrixPrecision::F32,
+            rates: RateKind::PerLayerPerStep,
         }
     }
 }
@@ -222,7 +224,7 @@ fn failures_are_told() {
 }
 
 /// Problems that launch all kernels between them.
-const MANY_KERNELS: [&str; 11] = [
+const MANY_KERNELS: [&str; 12] = [
     "adam_anil.safetensors",
     "adam_batch_norm.safetensors",
     "adam_gan_fomaml.safetensors",
@@ -233,6 +235,7 @@ const MANY_KERNELS: [&str; 11] = [
     "batch_norm_momentum_decay.safetensors",
     "decay_gan_network.safetensors",
     "gan_fomaml_3step.safetensors",
+    "maml_per_layer_per_step_rates.safetensors",
     "maml_sinusoid_shape.safetensors",
 ];
 

@@ -8,8 +8,8 @@ use super::work::{Counted, Work};
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
-    Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
-    Resident, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
+    Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, RateTables,
+    RateTablesGradient, Region, Resident, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
 };
 use crate::Result;
 use crate::scalar::Scalar;
@@ -159,6 +159,8 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
         normalise(Normalise);
         normalise_jacobian(NormaliseJacobian);
         normalise_adjoint(NormaliseAdjoint);
+        rate_tables(RateTables);
+        rate_tables_gradient(RateTablesGradient);
         outer_product(OuterProduct<'_, T>);
         inner_update(InnerUpdate<T>);
         reverse_update(ReverseUpdate<T>);
@@ -202,6 +204,9 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
     }
     fn lanes(&self) -> usize {
         self.inner.lanes()
+    }
+    fn learns_rates(&self) -> bool {
+        self.inner.learns_rates()
     }
     fn resident_bytes(&self) -> usize {
         self.inner.resident_bytes()

@@ -18,6 +18,7 @@ mod normalise;
 mod operation;
 mod outer;
 mod precision;
+mod rates;
 mod region;
 mod resident;
 mod selection;
@@ -33,8 +34,9 @@ pub use operation::{
     LowRank, OuterProduct, OuterTerm, PixelCurvature, PixelLoss, Rate, ReverseUpdate, SupervisedCurvature,
     SupervisedLoss, Term,
 };
-pub use outer::{CHECKED_GRADIENTS, FINDINGS, Finding, GradientCheck, OuterStep};
+pub use outer::{CHECKED_GRADIENTS, CHECKED_RATES, FINDINGS, Finding, GradientCheck, OuterStep};
 pub use precision::MatrixPrecision;
+pub use rates::{InnerRates, RateTables, RateTablesGradient};
 pub use region::{ArenaPlan, Region};
 pub use resident::{Resident, ResidentGradient};
 pub use selection::DeviceKind;
@@ -110,6 +112,10 @@ pub trait Device<T: Scalar>: Sync {
     fn gram(&self, arena: &mut Self::Arena, operation: &Gram<'_>);
     /// See [`GramInner`].
     fn gram_inner(&self, arena: &mut Self::Arena, operation: &GramInner);
+    /// Several of them, in their order.
+    fn gram_inners(&self, arena: &mut Self::Arena, operations: &[GramInner]) {
+        operations.iter().for_each(|operation| self.gram_inner(arena, operation));
+    }
     /// See [`LowRank`].
     fn low_rank(&self, arena: &mut Self::Arena, operation: &LowRank<'_, T>);
     /// See [`ColumnScale`].
@@ -122,6 +128,10 @@ pub trait Device<T: Scalar>: Sync {
     fn normalise_jacobian(&self, arena: &mut Self::Arena, operation: &NormaliseJacobian);
     /// See [`NormaliseAdjoint`].
     fn normalise_adjoint(&self, arena: &mut Self::Arena, operation: &NormaliseAdjoint);
+    /// See [`RateTables`].
+    fn rate_tables(&self, arena: &mut Self::Arena, operation: &RateTables);
+    /// See [`RateTablesGradient`].
+    fn rate_tables_gradient(&self, arena: &mut Self::Arena, operation: &RateTablesGradient);
     /// See [`OuterProduct`].
     fn outer_product(&self, arena: &mut Self::Arena, operation: &OuterProduct<'_, T>);
 
@@ -180,6 +190,10 @@ pub trait Device<T: Scalar>: Sync {
     /// The numbers of the `results` regions, one after the other, as the work last submitted with `graph` left them; waits
     /// for it.
     fn results<'g>(&self, graph: &'g mut Self::Graph) -> &'g [T];
+    /// Whether the inner rates, where they are learned, are to be kept and changed there: because the host would have to wait for it.
+    fn learns_rates(&self) -> bool {
+        false
+    }
     /// Whether submitted work goes on while the host does other things.
     fn runs_behind(&self) -> bool {
         false

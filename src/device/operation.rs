@@ -63,16 +63,18 @@ pub struct Corrections<'a, T> {
     pub share: T,
     /// Terms for each output block; empty when there are none at all.
     pub blocks: &'a [Vec<Term>],
-    /// The factors the terms refer to.
-    pub scales: &'a [T],
+    /// The factors the terms refer to, on the device, so that what it works out itself can be among them.
+    pub scales: Region,
     /// Room for the assembled coefficients.
     pub scratch: Region,
 }
 
 impl<T: Scalar> Corrections<'_, T> {
     /// No corrections.
-    pub const NONE: Self =
-        Self { share: T::ONE, blocks: &[], scales: &[], scratch: Region { offset: 0, rows: 0, width: 0 } };
+    pub const NONE: Self = {
+        let nothing = Region { offset: 0, rows: 0, width: 0 };
+        Self { share: T::ONE, blocks: &[], scales: nothing, scratch: nothing }
+    };
 }
 
 /// Multiplies by the derivative of an activation.

@@ -3,7 +3,9 @@
 use super::Region;
 
 /// Gradients that one [`GradientCheck`] takes at most.
-pub const CHECKED_GRADIENTS: usize = 4;
+pub const CHECKED_GRADIENTS: usize = 6;
+/// Those of rates among them, which come last.
+pub const CHECKED_RATES: usize = 2;
 /// Width of [`GradientCheck::findings`].
 pub const FINDINGS: usize = 1 + 2 * CHECKED_GRADIENTS;
 
@@ -19,13 +21,18 @@ pub struct GradientCheck {
     pub losses: [Option<Region>; 2],
     /// Gradients; those that are not there get no findings.
     pub gradients: [Option<Region>; CHECKED_GRADIENTS],
-    /// The largest norm a gradient may have.
+    /// The largest norm a gradient may have, but for those of rates, which are not scaled down.
     pub clip: Option<f64>,
     /// Written, one row of [`FINDINGS`].
     pub findings: Region,
 }
 
 impl GradientCheck {
+    /// The largest norm that the gradient at this place may have.
+    pub fn clip_of(&self, place: usize) -> Option<f64> {
+        self.clip.filter(|_| place < CHECKED_GRADIENTS - CHECKED_RATES)
+    }
+
     /// What is read.
     pub fn operands(&self) -> impl Iterator<Item = Region> {
         self.losses.into_iter().chain(self.gradients).flatten()
@@ -59,6 +66,8 @@ impl Finding {
 pub enum OuterStep {
     /// `parameters -= rate * factor * gradient`.
     Sgd {
+        /// Whether the parameters are positive, and it is their logarithms that move: of p, of gradient g, `ln p` has the gradient `p g`.
+        in_logarithm: bool,
         /// Changed.
         parameters: Region,
         /// Read.
@@ -70,6 +79,8 @@ pub enum OuterStep {
     },
     /// Adam (Kingma & Ba 2015, algorithm 1).
     Adam {
+        /// As in gradient descent.
+        in_logarithm: bool,
         /// Changed.
         parameters: Region,
         /// Read.

@@ -6,7 +6,8 @@ use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Corrections, Direction, Gate, GradientCheck, Gram, GramInner, InnerUpdate, Linear,
     LinearBackward, LinearForward, LowRank, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep,
-    PixelCurvature, PixelLoss, Rate, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    PixelCurvature, PixelLoss, Rate, RateTables, RateTablesGradient, Region, Resident, ReverseAdam, ReverseUpdate,
+    SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::objective::Loss;
@@ -239,6 +240,19 @@ impl<T: Scalar> Counted<T> for NormaliseAdjoint {
         // x, both deltas and the cotangent are read; the cotangents of u and e are written.
         let elements = 6 * len + self.inverse.len() + slope(self.activation, len) + y_cotangent;
         Work::new::<T>(Self::FLOP * len, elements)
+    }
+}
+
+impl<T: Scalar> Counted<T> for RateTables {
+    fn work(&self) -> Work {
+        Work::new::<T>(0, self.of.rates.len() + len(self.of.bias) + self.tables.len())
+    }
+}
+
+impl<T: Scalar> Counted<T> for RateTablesGradient {
+    fn work(&self) -> Work {
+        let tables = if self.of.bias.is_some() { self.tables.len() } else { 0 };
+        Work::new::<T>(0, tables + self.of_tables.len() + self.gradient.len() + len(self.bias_gradient))
     }
 }
 

@@ -11,8 +11,9 @@ use std::cell::Cell;
 
 use super::change::{LayerChange, LowRankChange};
 use super::coefficients::Rule;
-use super::dual_layer::{Layer, Terms, bias_index, pass, query_index};
-use super::network::{Network, Rates};
+use super::dual_layer::{Layer, Terms, bias_index, pass};
+use super::dual_rates::Tables;
+use super::network::Network;
 use super::tape::{NetworkSpec, Slot, Tape};
 use super::transform::Transform;
 use crate::Scalar;
@@ -21,17 +22,19 @@ use crate::device::{
     LinearForward, LowRank, OuterProduct, OuterTerm, Region, Term,
 };
 use crate::meta::{InnerConfig, InnerOptimizer, Side};
-use crate::model::Activation;
 
 /// See the module.
 pub(super) struct Dual<T> {
-    layers: Vec<Layer<T>>,
-    rule: Rule,
+    pub(super) layers: Vec<Layer<T>>,
+    pub(super) rule: Rule,
+    pub(super) tables: Tables<T>,
     scratch: Region,
     /// With weight decay and a gradient of the rates: products with the shared weights, of one pass and layer.
-    shared_products: Region,
+    pub(super) shared_products: Region,
     /// Room for the gradient of one layer's tables on the host, as it comes and in double precision.
-    host: Cell<(Vec<T>, Vec<f64>)>,
+    pub(super) host: Cell<(Vec<T>, Vec<f64>)>,
+    /// And for what the gradient of all of them is made of.
+    pub(super) inner: Cell<Vec<GramInner>>,
 }
 
 impl<T: Scalar> Dual<T> {
@@ -60,7 +63,8 @@ impl<T: Scalar> Dual<T> {
             })
             .max();
         let scratch = plan.take(1, largest.unwrap_or(0));
-        let most = layers.iter().map(|l| l.scale_gradient.len() + spec.steps + 1).max().unwrap_or(0);
+        let tables = Tables::new(plan, spec);
+        let most = tables.gradient_of(0).len() + spec.steps + 1;
         let host = Cell::new((vec![T::ZERO; most], vec![0.0; (spec.steps + 3) * spec.steps + 1]));
         let rows = spec.backward_blocks() * spec.tasks * spec.support_rows.max(spec.query_rows);
         let widest = spec.mlp.widths().iter().copied().max().unwrap_or(0);
@@ -69,48 +73,16 @@ impl<T: Scalar> Dual<T> {
             unreachable!("the configuration's check refuses the dual form of anything else")
         };
         let rule = Rule { momentum, decay: inner.weight_decay };
-        Self { layers, rule, scratch, shared_products, host }
-    }
-
-    /// Fills the tables, and what depends on them.
-    pub fn set_rates(&mut self, spec: &NetworkSpec, rates: &Rates<T>) {
-        let Rates::PerLayerPerStep { rates, bias } = rates else {
-            unreachable!("the plan has refused per-parameter rates")
-        };
-        for (index, layer) in self.layers.iter_mut().enumerate() {
-            let bias = |step: usize| bias[step * spec.layers() + index] * spec.bias_column(index);
-            let rate = |rate: &T| if spec.moves(index) { rate.to_f64() } else { 0.0 };
-            layer.coefficients.set(self.rule, rates.iter().skip(index).step_by(spec.layers()).map(rate));
-            layer.scales.iter_mut().zip(&layer.coefficients.c).for_each(|(scale, c)| *scale = T::from_f64(-c));
-            for (term, slot) in layer.gradient_terms.iter_mut().zip(&layer.gradient_passes) {
-                let share = layer.coefficients.share[slot.history()];
-                term.scale = T::from_f64(share * spec.weight(*slot) * spec.task_weight());
-            }
-            for slot in spec.queries() {
-                for step in 0..slot.history() {
-                    let c = layer.coefficients.c[slot.history() * spec.steps + step];
-                    layer.scales[query_index(spec, slot, step)] = T::from_f64(-c * spec.weight(slot));
-                }
-            }
-            let last = &layer.scales[spec.steps * spec.steps..];
-            for (step, (term, c)) in layer.displacement_terms.iter_mut().zip(last).enumerate() {
-                term.scale = T::from_f64(-c.to_f64() * spec.task_weight());
-                term.bias = bias(step);
-            }
-            for step in 0..spec.steps {
-                layer.scales[bias_index(spec.steps, step)] = bias(step);
-            }
-        }
+        Self { layers, rule, tables, scratch, shared_products, host, inner: Cell::default() }
     }
 
     /// What `history` steps have made of a layer's weights, as far as `terms` goes.
     fn corrections<'a>(&'a self, layer: usize, history: usize, terms: &'a [Vec<Term>]) -> Corrections<'a, T> {
         let any = terms.iter().any(|block| !block.is_empty());
-        let layer = &self.layers[layer];
         Corrections {
-            share: T::from_f64(layer.coefficients.share[history]),
+            share: T::from_f64(self.layers[layer].coefficients.share[history]),
             blocks: if any { terms } else { &[] },
-            scales: &layer.scales,
+            scales: self.tables.region_of(layer),
             scratch: self.scratch,
         }
     }
@@ -330,127 +302,6 @@ impl<T: Scalar> Dual<T> {
         }
     }
 
-    /// The gradient of the tables, then of the rates. Where phi transforms rows, behind it that of the bias's column b.
-    ///
-    /// `dL/dc[i][j] = -<Lambda_i, delta_j^T [a_j, b_j]>` and `dL/db_j = -sum_{i>j} c[i][j] <z_i, delta_j>` are sums over
-    /// inner products that are all there.
-    pub fn rate_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, out: &mut [T]) {
-        let spec = &net.spec;
-        let (steps, layers) = (spec.steps, spec.layers());
-        let table = (steps + 1) * steps;
-        let (mut host, mut wide) = self.host.take();
-        for (index, layer) in self.layers.iter().enumerate().skip(spec.first_moving) {
-            self.table_gradient(net, device, arena, index);
-            if spec.decays {
-                self.share_gradient(net, device, arena, index);
-            }
-            let (host, of_share) = host.split_at_mut(layer.scale_gradient.len());
-            device.download(arena, layer.scale_gradient, host);
-            let of_share = &mut of_share[..layer.share_gradient.len()];
-            device.download(arena, layer.share_gradient, of_share);
-            let (host, of_bias) = host.split_at_mut(table);
-            if !of_bias.is_empty() {
-                for j in 0..steps {
-                    let bias = layer.scales[bias_index(steps, j)];
-                    for at in (j + 1..=steps).map(|i| i * steps + j) {
-                        host[at] += bias * of_bias[at];
-                        // The scales hold -c, and the sums are negated too.
-                        out[(steps + j) * layers + index] -= layer.scales[at] * of_bias[at];
-                    }
-                }
-            }
-            let (dc, rest) = wide.split_at_mut(table);
-            let (dshare, dq) = rest.split_at_mut(steps + 1);
-            dc.iter_mut().zip(&*host).for_each(|(to, from)| *to = from.to_f64());
-            dshare.fill(0.0);
-            dshare.iter_mut().zip(&*of_share).for_each(|(to, from)| *to = from.to_f64());
-            let rate = |step: usize, gradient| out[step * layers + index] += T::from_f64(gradient);
-            layer.coefficients.reverse(self.rule, dc, dshare, dq, rate);
-        }
-        self.host.set((host, wide));
-    }
-
-    /// The passes that contribute to the meta-gradient.
-    fn contributing(spec: &NetworkSpec) -> impl Iterator<Item = Slot> + use<T> {
-        let steps = if spec.second_order { spec.steps } else { 0 };
-        (0..steps).map(Slot::Step).chain(spec.queries())
-    }
-
-    /// The gradient of one layer's `c`; and where phi transforms rows, what that of the bias's column is made of.
-    fn table_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, index: usize) {
-        let (spec, layer, steps) = (&net.spec, &self.layers[index], net.spec.steps);
-        device.fill(arena, layer.scale_gradient, T::ZERO);
-        // With a bias's column that is not 1 its part is told apart.
-        let apart = spec.rates.transforms_rows();
-        let plus_one = !apart && spec.mlp.batch_norm(index).is_none();
-        let group = spec.forward_blocks * spec.support_rows;
-        let mut add = |left, right: Option<Region>, plus_one, slot: Slot| {
-            let row = layer.scale_gradient.rows(usize::from(right.is_none()), 1);
-            let (i, scale) = (slot.history(), spec.weight(slot) * spec.task_weight());
-            let output = row.elements(i * steps, i);
-            device.gram_inner(arena, &GramInner { left, right, group, plus_one, scale, output });
-        };
-        for slot in Self::contributing(spec).filter(|slot| slot.history() > 0) {
-            let i = pass(spec, slot);
-            // In a query pass delta takes the place of z, and only the descended blocks count.
-            let z = if i >= steps { layer.dd[i].rows(0, layer.aa[i].rows) } else { layer.zd[i] };
-            add(z, Some(layer.aa[i]), plus_one, slot);
-            if apart {
-                add(z, None, true, slot);
-            }
-            let skipped = spec.first_e_block(index);
-            if i < steps && skipped < spec.backward_blocks() {
-                let rows = layer.ea[i].rows;
-                add(layer.dd[i].rows(layer.dd[i].rows - rows, rows), Some(layer.ea[i]), false, slot);
-            }
-        }
-    }
-
-    /// The gradient of one layer's shares: `dL/dshare_i = <Lambda_i, W0>`, by way of products with the shared weights.
-    fn share_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, index: usize) {
-        let (spec, layer) = (&net.spec, &self.layers[index]);
-        device.fill(arena, layer.share_gradient, T::ZERO);
-        let room = |rows: usize, width: usize| Region { rows, width, ..self.shared_products };
-        let add = |arena: &mut D::Arena, left: Region, right: Region, slot: Slot| {
-            let scale = -spec.weight(slot) * spec.task_weight();
-            let output = layer.share_gradient.elements(slot.history(), 1);
-            let group = left.width;
-            device.gram_inner(arena, &GramInner { left, right: Some(right), group, plus_one: false, scale, output });
-        };
-        for slot in Self::contributing(spec) {
-            let (input, z) = (net.tape.values(index, slot), net.tape.z(index, slot));
-            let output = room(z.rows, z.width);
-            let (tasks, rows) = (spec.tasks, spec.rows(slot));
-            let operation = LinearForward {
-                tasks,
-                rows,
-                input,
-                layer: net.shared_layer(index),
-                corrections: Corrections::NONE,
-                activation: Activation::Linear,
-                output,
-            };
-            device.linear_forward(arena, &operation);
-            add(arena, z, output, slot);
-            let skipped = spec.first_e_block(index);
-            if matches!(slot, Slot::Step(_)) && skipped < spec.backward_blocks() {
-                let (e, delta) = (net.tape.e(index, slot), net.tape.delta(index, slot));
-                let output = room(e.rows, e.width);
-                let operation = LinearBackward {
-                    tasks,
-                    rows,
-                    delta: delta.rows(delta.rows - e.rows, e.rows),
-                    layer: net.shared_layer(index),
-                    corrections: Corrections::NONE,
-                    gate: None,
-                    output,
-                };
-                device.linear_backward(arena, &operation);
-                add(arena, output, e, slot);
-            }
-        }
-    }
-
     /// What the steps have made of one task's parameters.
     pub fn change<D: Device<T>>(
         &self,
@@ -462,6 +313,7 @@ impl<T: Scalar> Dual<T> {
         let spec = &net.spec;
         let layers = self.layers.iter().enumerate().map(|(index, layer)| {
             let (inputs, outputs) = (spec.mlp.widths()[index], spec.mlp.widths()[index + 1]);
+            let scales = self.tables.read(device, arena, index);
             let share = T::from_f64(layer.coefficients.share[spec.steps]);
             let mut change =
                 LayerChange { share, deltas: Vec::new(), values: Vec::new(), bias: vec![T::ZERO; outputs] };
@@ -474,8 +326,8 @@ impl<T: Scalar> Dual<T> {
             };
             for block in 0..blocks {
                 let step = block / spec.forward_blocks;
-                let scale = layer.scales[spec.steps * spec.steps + step];
-                let bias = layer.scales[bias_index(spec.steps, step)];
+                let scale = scales[spec.steps * spec.steps + step];
+                let bias = scales[bias_index(spec.steps, step)];
                 let start = change.deltas.len();
                 append(layer.deltas[block], &mut change.deltas);
                 append(layer.values[block], &mut change.values);
@@ -508,13 +360,14 @@ impl<T: Scalar> Dual<T> {
     ) {
         let spec = &net.spec;
         for (index, layer) in self.layers.iter().enumerate() {
-            let last = &layer.scales[spec.steps * spec.steps..];
+            let scales = self.tables.read(device, arena, index);
+            let last = &scales[spec.steps * spec.steps..];
             let mut terms = Vec::new();
             if spec.moves(index) {
                 for (i, (p, q)) in layer.deltas.iter().zip(&layer.values).enumerate() {
                     let rows = |r: &Region| r.rows(task * spec.support_rows, spec.support_rows);
                     let scale = last[i / spec.forward_blocks];
-                    let bias = layer.scales[bias_index(spec.steps, i / spec.forward_blocks)];
+                    let bias = scales[bias_index(spec.steps, i / spec.forward_blocks)];
                     terms.push(OuterTerm { p: rows(p), q: rows(q), bias, blocks: 1, scale });
                 }
             }

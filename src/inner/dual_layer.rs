@@ -30,10 +30,6 @@ pub(super) struct Layer<T> {
     pub down: Vec<Terms>,
     /// The cotangents of the rows that a step's update takes, by side, where phi transforms them.
     pub descended: [Vec<Terms>; 2],
-    /// `-c[s][j]` at `s * steps + j`, then what [`bias_index`] and [`one_index`] point to.
-    pub scales: Vec<T>,
-    /// The gradient of `c`, laid as `scales`; where phi transforms rows, a second row is that of the bias's column.
-    pub scale_gradient: Region,
     /// The inner optimizer in numbers.
     pub coefficients: Coefficients,
     /// With weight decay: the gradient of the shares, `[1, steps + 1]`.
@@ -71,7 +67,6 @@ impl<T: Scalar> Layer<T> {
         let dd = products(b, &|_| true);
         let ea = products(b - first_e, &has_adjoint);
         let zd = products(f, &has_adjoint);
-        let scale_gradient = plan.take(if transform.is_some() { 2 } else { 1 }, (steps + 1) * steps);
         let blocks = |side| -> Vec<Region> {
             (0..steps * f).map(|i| tape.descended_block(layer, Slot::Step(i / f), side, i % f)).collect()
         };
@@ -86,8 +81,6 @@ impl<T: Scalar> Layer<T> {
             up: Vec::new(),
             down: Vec::new(),
             descended: [Vec::new(), Vec::new()],
-            scales: vec![T::ONE; one_index(steps) + 1 + spec.query_passes * steps],
-            scale_gradient,
             coefficients: Coefficients::new(steps),
             share_gradient: plan.take(1, if spec.decays && spec.rate_gradient { steps + 1 } else { 0 }),
             gradient_passes: gradient_terms.iter().map(|(pass, _)| *pass).collect(),
@@ -224,22 +217,27 @@ impl<T: Scalar> Layer<T> {
     }
 }
 
-/// Where the value of the bias's column at step `s` lies in [`Layer::scales`].
+/// Numbers of one layer's table.
+pub(super) fn table_width(spec: &NetworkSpec) -> usize {
+    one_index(spec.steps) + 1 + spec.query_passes * spec.steps
+}
+
+/// Where the value of the bias's column at step `s` lies in a layer's table.
 pub(super) fn bias_index(steps: usize, s: usize) -> usize {
     (steps + 1) * steps + s
 }
 
-/// Where 1 lies in [`Layer::scales`].
+/// Where 1 lies there.
 fn one_index(steps: usize) -> usize {
     (steps + 2) * steps
 }
 
-/// Where `-w c[i][s]` lies in [`Layer::scales`], for a query pass after `i` steps whose loss has the weight `w`.
+/// Where `-w c[i][s]` lies there, for a query pass after `i` steps whose loss has the weight `w`.
 pub(super) fn query_index(spec: &NetworkSpec, query: Slot, s: usize) -> usize {
     one_index(spec.steps) + 1 + (pass(spec, query) - spec.steps) * spec.steps + s
 }
 
-/// Where the scale of what a later pass asks of step `s` lies in [`Layer::scales`].
+/// Where the scale of what a later pass asks of step `s` lies there.
 fn later_scale(spec: &NetworkSpec, slot: Slot, s: usize) -> usize {
     match slot {
         Slot::Step(i) => i * spec.steps + s,

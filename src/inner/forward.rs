@@ -77,9 +77,11 @@ fn forward_alike<T: Scalar, D: Device<T>>(
     let scratch = plan.take(pass.rows, most);
     // What stands for the inputs of the rows that are biases: nothing but the 1 that is added to it.
     let nothing = plan.take(tasks * pass.rows, 1);
+    let scales = plan.take(1, 1);
     let mut arena = device.arena(plan.elements())?;
     pass.begin(device, &mut arena, parameters, inputs);
     device.fill(&mut arena, nothing, T::ZERO);
+    device.fill(&mut arena, scales, T::ONE);
     for (layer, rows) in layers.iter().enumerate() {
         rows.upload(device, &mut arena, changes, layer);
         let mut terms = vec![Term { gram: view(&pass, nothing), bias: Some(0), scale: 0, rows: rows.bias }];
@@ -89,7 +91,7 @@ fn forward_alike<T: Scalar, D: Device<T>>(
             terms.push(Term { gram: view(&pass, rows.products), bias: None, scale: 0, rows: rows.deltas });
         }
         let share = changes[0].layers()[layer].share;
-        pass.layer(device, &mut arena, layer, Corrections { share, blocks: &[terms], scales: &[T::ONE], scratch });
+        pass.layer(device, &mut arena, layer, Corrections { share, blocks: &[terms], scales, scratch });
     }
     pass.end(device, &arena)
 }

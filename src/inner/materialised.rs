@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use super::learned::Learned;
 use super::network::{Network, Rates};
 use super::rule::{Back, Place, Rule};
 use super::tape::{NetworkSpec, Slot};
@@ -33,8 +34,9 @@ pub(super) struct Materialised<T> {
     bias: Vec<T>,
     /// By layer, where phi transforms rows.
     transformed: Vec<Transformed>,
-    /// The bias's column less 1 in every step and layer, then 1.
-    scales: Vec<T>,
+    /// Where phi transforms rows: the bias's column less 1 in every step and layer, then 1.
+    scales: Region,
+    scale_values: Vec<T>,
     scratch: Region,
     /// Room for the gradient of the rates on the host.
     host: Cell<Vec<T>>,
@@ -106,7 +108,8 @@ impl<T: Scalar> Materialised<T> {
             rates: per_parameter.then(|| plan.take(1, parameters)),
             uniform: vec![T::ZERO; if per_parameter { 0 } else { each }],
             bias: vec![T::ONE; each],
-            scales: vec![T::ONE; each + 1],
+            scales: plan.take(1, if transformed.is_empty() { 0 } else { each + 1 }),
+            scale_values: vec![T::ONE; if transformed.is_empty() { 0 } else { each + 1 }],
             scratch: plan.take(if transformed.is_empty() { 0 } else { rows }, spec.support_rows.max(1)),
             transformed,
             host: Cell::new(vec![T::ZERO; if spec.rate_gradient { count } else { 0 }]),
@@ -133,13 +136,22 @@ impl<T: Scalar> Materialised<T> {
         }
         match (rates, self.rates) {
             (Rates::PerParameter(values), Some(region)) => device.upload(arena, region, values),
+            (Rates::Learned, Some(_)) => {}
             (Rates::PerLayerPerStep { rates, bias }, None) => {
                 self.uniform.copy_from_slice(rates);
                 self.bias.copy_from_slice(bias);
-                self.scales.iter_mut().zip(bias).for_each(|(scale, bias)| *scale = *bias - T::ONE);
+                if !self.scales.is_empty() {
+                    self.scale_values.iter_mut().zip(bias).for_each(|(scale, bias)| *scale = *bias - T::ONE);
+                    device.upload(arena, self.scales, &self.scale_values);
+                }
             }
             _ => unreachable!("the plan was made for the other kind of rates"),
         }
+    }
+
+    /// Where rates that the device can learn lie: those of each parameter.
+    pub fn learned(&self) -> Option<Learned> {
+        self.rates.map(|rates| Learned { rates, gradient: self.rate_gradient })
     }
 
     fn rate(&self, spec: &NetworkSpec, layer: usize, step: usize) -> Rate<T> {
@@ -172,7 +184,7 @@ impl<T: Scalar> Materialised<T> {
         match self.transformed.get(layer).filter(|_| spec.moves(layer)) {
             Some(transformed) => {
                 let terms = &transformed.own[side as usize][blocks.0..blocks.1];
-                Corrections { blocks: terms, scales: &self.scales, scratch: self.scratch, ..Corrections::NONE }
+                Corrections { blocks: terms, scales: self.scales, scratch: self.scratch, ..Corrections::NONE }
             }
             None => Corrections::NONE,
         }
@@ -323,7 +335,7 @@ impl<T: Scalar> Materialised<T> {
             // The product has the bias once.
             corrections: Corrections {
                 blocks: bias,
-                scales: &self.scales[at..],
+                scales: self.scales.elements(at, 1),
                 scratch: self.scratch,
                 ..Corrections::NONE
             },

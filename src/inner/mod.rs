@@ -1,6 +1,6 @@
 //! The inner loop and its exact transpose, in three forms that give the same numbers.
 //!
-//! `tape` holds the rows of every step, `dual` and `materialised` say how the adapted weights are represented, `rule` how
+//! `tape` holds the rows of every step, `learned` the rates that the device learns by itself, `dual` and `materialised` say how the adapted weights are represented, `rule` how
 //! the latter move, `normalised` what batch normalisation adds to either, and `resident` hands the whole loop to the device;
 //! `network` puts them together for one network, `supervised` and `gan` are the two objectives' loops.
 
@@ -9,8 +9,10 @@ mod coefficients;
 mod cost;
 mod dual;
 mod dual_layer;
+mod dual_rates;
 mod forward;
 mod gan;
+mod learned;
 mod materialised;
 mod network;
 mod normalised;
@@ -33,5 +35,6 @@ pub use resident::check as check_resident;
 pub use tape::NetworkSpec;
 
 pub use gan::{GanLoop, GanSpec};
+pub use learned::Learned;
 pub use network::{LoopRows, Network, Rates};
 pub use supervised::{SupervisedLoop, SupervisedSpec};

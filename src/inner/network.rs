@@ -3,6 +3,7 @@
 use super::Strategy;
 use super::change::LowRankChange;
 use super::dual::Dual;
+use super::learned::Learned;
 use super::materialised::Materialised;
 use super::normalised::Normalised;
 use super::resident::ResidentForm;
@@ -25,6 +26,8 @@ pub enum Rates<T> {
     },
     /// One a parameter, in the network's flat layout.
     PerParameter(Vec<T>),
+    /// Those that are learned on the device: [`Network::learned`].
+    Learned,
 }
 
 /// One lane's tasks, row-major: what goes into the network, then what is to come out. Empty where they are on the device
@@ -94,6 +97,8 @@ pub struct Network<T> {
     pub gradient: Region,
     /// Whether [`Network::meta_gradient`] computes it.
     pub wants_gradient: bool,
+    /// Rates that are learned there, in forms where the host has no hand in them.
+    pub learned: Option<Learned>,
     transform: Option<Transform<T>>,
     normalised: Option<Normalised>,
     form: Form<T>,
@@ -125,7 +130,15 @@ impl<T: Scalar> Network<T> {
             }
             Strategy::Resident => Form::Resident(Box::new(ResidentForm::new(plan, &spec))),
         };
-        Self { spec, tape, parameters, gradient, wants_gradient: true, transform, normalised, form }
+        let learned = match &form {
+            _ if !spec.rate_gradient || spec.steps == 0 => None,
+            // With weight decay, and several query losses, other numbers that the host works out depend on them.
+            Form::Dual(_) if spec.decays || spec.query_passes > 1 => None,
+            Form::Dual(_) => Some(Learned::new(plan, &spec)),
+            Form::Materialised(form) => form.learned(),
+            Form::Resident(form) => Some(form.learned(plan, &spec)),
+        };
+        Self { spec, tape, parameters, gradient, wants_gradient: true, learned, transform, normalised, form }
     }
 
     /// The form that does the whole loop at once, if this is it.
@@ -151,9 +164,9 @@ impl<T: Scalar> Network<T> {
             normalised.begin(device, arena);
         }
         match &mut self.form {
-            Form::Dual(dual) => dual.set_rates(&self.spec, rates),
+            Form::Dual(dual) => dual.set_rates(&self.spec, device, arena, rates, self.learned.as_ref()),
             Form::Materialised(form) => form.begin(&self.spec, device, arena, rates, self.parameters),
-            Form::Resident(form) => form.set_rates(device, arena, rates),
+            Form::Resident(form) => form.set_rates(&self.spec, device, arena, rates, self.learned.as_ref()),
         }
     }
 
@@ -446,6 +459,17 @@ impl<T: Scalar> Network<T> {
             Form::Dual(dual) => dual.rate_gradient(self, device, arena, out),
             Form::Materialised(form) => form.rate_gradient(device, arena, out),
             Form::Resident(form) => form.rate_gradient(device, arena, out),
+        }
+    }
+
+    /// The same of rates that are learned on the device, to where their gradient lies.
+    pub fn learned_gradient<D: Device<T>>(&self, device: &D, arena: &mut D::Arena) {
+        let Some(learned) = &self.learned else { return };
+        match &self.form {
+            Form::Dual(dual) => dual.learned_gradient(self, device, arena, learned),
+            // It lies where the steps leave it.
+            Form::Materialised(_) => {}
+            Form::Resident(form) => form.learned_gradient(&self.spec, device, arena, learned),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use std::cell::Cell;
 
+use super::learned::Learned;
 use super::network::{LoopRows, Network, Rates};
 use super::plan::Nearby;
 use super::tape::NetworkSpec;
@@ -20,6 +21,8 @@ pub struct ResidentForm<T> {
     gradients: Region,
     rate_gradients: Region,
     rate_gradient: Region,
+    /// For each rate the index of the first, where all are one.
+    first: Vec<u32>,
     /// Room for the gradient of the rates on the host.
     host: Cell<Vec<T>>,
 }
@@ -94,6 +97,11 @@ pub fn check<T: Scalar>(specs: &[NetworkSpec], inner: &InnerConfig, nearby: &Nea
     Ok(())
 }
 
+/// As rows of one number.
+fn by_ones(region: Region) -> Region {
+    Region { rows: region.len(), width: 1, ..region }
+}
+
 impl<T: Scalar> ResidentForm<T> {
     pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec) -> Self {
         let (tasks, parameters) = (spec.tasks, spec.mlp.parameter_count());
@@ -111,13 +119,50 @@ impl<T: Scalar> ResidentForm<T> {
             gradients: plan.take(if spec.trace { 0 } else { tasks }, parameters),
             rate_gradients: plan.take(tasks, learned),
             rate_gradient: plan.take(1, learned),
+            first: vec![0; if Learned::is_single(spec) { learned } else { 0 }],
             host: Cell::new(vec![T::ZERO; learned]),
         }
     }
 
-    pub fn set_rates<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, rates: &Rates<T>) {
-        let (Rates::PerLayerPerStep { rates, .. } | Rates::PerParameter(rates)) = rates;
-        device.upload(arena, self.rates, rates);
+    /// Where rates that the device learns lie; a single one has room of its own.
+    pub fn learned(&self, plan: &mut ArenaPlan, spec: &NetworkSpec) -> Learned {
+        if Learned::is_single(spec) {
+            return Learned::new(plan, spec);
+        }
+        Learned { rates: self.rates, gradient: self.rate_gradient }
+    }
+
+    pub fn set_rates<D: Device<T>>(
+        &self,
+        spec: &NetworkSpec,
+        device: &D,
+        arena: &mut D::Arena,
+        rates: &Rates<T>,
+        learned: Option<&Learned>,
+    ) {
+        match rates {
+            Rates::PerLayerPerStep { rates, .. } | Rates::PerParameter(rates) => {
+                device.upload(arena, self.rates, rates);
+            }
+            Rates::Learned => {
+                if let Some(learned) = learned.filter(|_| Learned::is_single(spec)) {
+                    device.gather(arena, learned.rates, &self.first, by_ones(self.rates));
+                }
+            }
+        }
+    }
+
+    /// The gradient of a single rate, from those of all steps and layers.
+    pub fn learned_gradient<D: Device<T>>(
+        &self,
+        spec: &NetworkSpec,
+        device: &D,
+        arena: &mut D::Arena,
+        learned: &Learned,
+    ) {
+        if Learned::is_single(spec) {
+            device.sum_rows(arena, by_ones(self.rate_gradient), T::ONE, learned.gradient, false);
+        }
     }
 
     /// The operation that adapts, and does nothing else.

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 use rand::Rng;
 
 use super::OuterConfig;
-use super::learner::{Losses, MetaLearner};
+use super::learner::{Losses, MetaLearner, learned_gradients};
 use super::objective::Objective;
 use super::outer_step::fault;
 use crate::device::Device;
@@ -38,9 +38,14 @@ impl<G: Default> Default for Ahead<G> {
 
 impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// How many meta-steps may be submitted before one has to be waited for: more than one on a device that goes on by itself,
-    /// unless phi is learned, whose rates the host computes.
+    /// unless phi's rates are learned by the host: with weight decay, a multi-step loss, or a rate for each layer of weights of
+    /// every task's own.
     pub fn may_submit(&self) -> usize {
-        if self.device.runs_behind() && self.lanes.len() == 1 && !self.learns() { AT_ONCE } else { 1 }
+        if self.device.runs_behind() && self.lanes.len() == 1 && (!self.learns() || !self.rate_moments.is_empty()) {
+            AT_ONCE
+        } else {
+            1
+        }
     }
 
     /// A whole meta-step, [`MetaLearner::run`] and [`MetaLearner::update`]: on a device that goes on by itself it is one
@@ -80,6 +85,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         }
         self.check_trains(config)?;
         self.prepare(rows, rng)?;
+        let learned = self.learned;
         let mut graph = std::mem::take(&mut self.ahead.graphs[submission.turn]);
         let mut lanes = std::mem::take(&mut self.lanes);
         let (work, first) = (self.outer_work(config), &mut lanes[0]);
@@ -88,6 +94,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let results = [losses[0], losses[1], self.findings];
         self.device.submit(&mut first.arena, &mut graph, &results, |device, arena| {
             O::run(&mut first.inner, device, arena, &self.rates, rows, &first.shape, &first.indices);
+            learned_gradients::<T, D, O>(device, arena, &first.inner, &learned);
             for network in 0..self.phi.len() {
                 O::network(&first.inner, network).discard_rows(device, arena);
             }

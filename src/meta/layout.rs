@@ -14,25 +14,28 @@ pub(super) struct LaidOut<T: Scalar, O: Objective> {
     /// Adam's moments, in the first lane's arena.
     pub moments: Vec<[Region; 2]>,
     pub weight_moments: Vec<[Region; 2]>,
+    /// Those of rates that are learned on the device.
+    pub rate_moments: Vec<[Region; 2]>,
     /// What the outer optimizer asks beforehand, there too.
     pub findings: Region,
 }
 
 impl<T: Scalar, O: Objective> LaidOut<T, O> {
-    pub fn new(
+    pub fn new<D: Device<T>>(
         objective: &O,
         shape: Shape,
         phi: &[MetaOptimizer<T>],
         strategy: Strategy,
         trace: bool,
-        available: usize,
+        device: &D,
     ) -> Self {
         let whole = LaneShape { tasks: 0..shape.tasks, shape, strategy, trace };
         // The resident form's operation spreads the tasks over the threads by itself.
         let resident = strategy == Strategy::Resident;
-        let lanes = if resident { 1 } else { crate::inner::lanes(&objective.specs(&whole), available) };
+        let lanes = if resident { 1 } else { crate::inner::lanes(&objective.specs(&whole), device.lanes()) };
         let findings = ArenaPlan::default().take(0, 0);
-        let mut this = Self { lanes: Vec::new(), moments: Vec::new(), weight_moments: Vec::new(), findings };
+        let (moments, weight_moments, rate_moments) = Default::default();
+        let mut this = Self { lanes: Vec::new(), moments, weight_moments, rate_moments, findings };
         for lane in 0..lanes {
             // The first lane begins first, and so takes what is left over.
             let tasks = (shape.tasks * lane).div_ceil(lanes)..(shape.tasks * (lane + 1)).div_ceil(lanes);
@@ -43,6 +46,10 @@ impl<T: Scalar, O: Objective> LaidOut<T, O> {
                 let mut moments = |count: usize| [(); 2].map(|()| plan.take(1, count));
                 this.moments = objective.networks().iter().map(|(_, mlp)| moments(mlp.parameter_count())).collect();
                 this.weight_moments = phi.iter().map(|phi| moments(phi.weights().len())).collect();
+                let all_learned = (0..phi.len()).all(|network| O::network(&built, network).learned.is_some());
+                if lanes == 1 && device.learns_rates() && all_learned {
+                    this.rate_moments = phi.iter().map(|phi| moments(phi.rate_count())).collect();
+                }
                 this.findings = plan.take(1, FINDINGS);
             }
             this.lanes.push((lane_shape, built, plan.elements()));

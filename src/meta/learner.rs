@@ -6,9 +6,10 @@ use serde::{Deserialize, Serialize};
 use super::ahead::Ahead;
 use super::layout::{LaidOut, check_memory};
 use super::objective::{LaneShape, Objective};
+use super::outer_step::NETWORKS;
 use super::{MetaOptimizer, RateKind};
 use crate::device::{Device, Region};
-use crate::inner::{Cost, LowRankChange, Nearby, Rates, Strategy};
+use crate::inner::{Cost, Learned, LowRankChange, Nearby, Rates, Strategy};
 use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
 
@@ -102,6 +103,10 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     /// Adam's moments of each network, and of the weights of its phi, in the first lane's arena.
     pub(super) moments: Vec<[Region; 2]>,
     pub(super) weight_moments: Vec<[Region; 2]>,
+    /// The same of phi's rates, where the device learns them; else the host does, with `phi_moments`.
+    pub(super) rate_moments: Vec<[Region; 2]>,
+    /// Where those rates lie.
+    pub(super) learned: [Option<Learned>; NETWORKS],
     /// Outer steps in all, and those that each network took part in.
     pub(super) steps_done: u64,
     pub(super) steps_of: Vec<u64>,
@@ -172,12 +177,13 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let is_possible = |form| crate::inner::is_possible::<T>(form, &specs, &inner, &nearby);
         let costs = Strategy::ALL.map(|form| is_possible(form).then(|| crate::inner::cost_of(&specs, form)));
         let cost = crate::inner::cost_of(&specs, strategy);
-        let laid_out =
-            |tasks| LaidOut::new(&objective, Shape { tasks, ..shape }, &phi, strategy, trace, device.lanes());
+        let laid_out = |tasks| LaidOut::new(&objective, Shape { tasks, ..shape }, &phi, strategy, trace, &device);
         let whole = laid_out(shape.tasks);
         let bytes = whole.bytes();
         check_memory(&device, shape.tasks, bytes, |tasks| laid_out(tasks).bytes())?;
-        let LaidOut { lanes, moments, weight_moments, findings } = whole;
+        let LaidOut { lanes, moments, weight_moments, rate_moments, findings } = whole;
+        let of = |network| O::network::<T>(&lanes[0].1, network).learned;
+        let learned = std::array::from_fn(|network| of(network).filter(|_| network < rate_moments.len()));
         let lanes = (lanes.into_iter())
             .map(|(shape, built, elements)| {
                 let rows = inner.minibatch.map_or(0, |rows| rows * inner.steps * shape.tasks.len());
@@ -191,12 +197,13 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             })
             .collect::<Result<Vec<_>>>()?;
         let rates: Vec<_> = match inner.rates {
+            _ if !rate_moments.is_empty() => mlps.iter().map(|_| Rates::Learned).collect(),
             RateKind::PerParameter => mlps.iter().map(|_| Rates::PerParameter(Vec::new())).collect(),
             _ => mlps.iter().map(|_| Rates::PerLayerPerStep { rates: Vec::new(), bias: Vec::new() }).collect(),
         };
         let inner_len = |mlp: &crate::model::Mlp| match inner.rates {
             RateKind::Shared => inner.steps * mlp.layers(),
-            kind => super::meta_optimizer::rates(kind, mlp, inner.steps),
+            kind => super::rate_count(kind, mlp, inner.steps),
         };
         let largest = mlps.iter().map(crate::model::Mlp::parameter_count).chain(phi.iter().map(|p| p.weights().len()));
         let mut learner = Self {
@@ -218,6 +225,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             rates,
             moments,
             weight_moments,
+            rate_moments,
+            learned,
             steps_done: 0,
             steps_of: vec![0; mlps.len()],
             findings,
@@ -230,12 +239,16 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         Ok(learner)
     }
 
-    /// phi's weights, to every lane.
+    /// phi's weights, to every lane, and its rates where they are learned there.
     pub(super) fn upload_phi(&mut self) {
+        let learned = self.learned;
         for lane in &mut self.lanes {
             for (network, phi) in self.phi.iter().enumerate() {
                 if let Some([weights, _]) = O::network(&lane.inner, network).phi_weights() {
                     self.device.upload(&mut lane.arena, weights, phi.weights());
+                }
+                if let Some(learned) = learned[network] {
+                    self.device.upload(&mut lane.arena, learned.rates, phi.rates());
                 }
             }
         }
@@ -340,6 +353,9 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// A copy of one network's meta-optimizer.
     pub fn phi(&self, network: usize) -> MetaOptimizer<T> {
         let (mut phi, lane) = (self.phi[network].clone(), &self.lanes[0]);
+        if let Some(learned) = self.learned[network] {
+            self.device.download(&lane.arena, learned.rates, phi.rates_mut());
+        }
         if let Some([weights, _]) = O::network(&lane.inner, network).phi_weights() {
             self.device.download(&lane.arena, weights, phi.weights_mut());
         }
@@ -349,6 +365,9 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// A copy of the gradient of one network's phi, in phi's own order; zeros when it is not learned.
     pub fn phi_gradient(&self, network: usize) -> Vec<T> {
         let (mut gradient, lane) = (self.phi_gradient[network].clone(), &self.lanes[0]);
+        if let Some(learned) = self.learned[network] {
+            self.device.download(&lane.arena, learned.gradient, &mut gradient);
+        }
         let rates = gradient.len();
         gradient.resize(self.phi[network].values().len(), T::ZERO);
         if let Some([_, region]) = O::network(&lane.inner, network).phi_weights().filter(|r| !r[1].is_empty()) {
@@ -377,12 +396,14 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     pub(super) fn run_on(&mut self, rows: Option<O::Rows<'_, T>>, rng: &mut impl Rng) -> Result<&Losses<T>> {
         self.prepare(rows, rng)?;
         self.has_rows = true;
-        let learn = self.objective.inner().learn_rates;
+        let learned = self.learned;
+        let learn = self.objective.inner().learn_rates && self.rate_moments.is_empty();
         let rates = &self.rates;
         self.device.for_each_lane(&mut self.lanes, |device, lane| {
             let Lane { shape, arena, inner, indices, graph } = lane;
             device.submit(arena, graph, &O::losses(inner).of_tasks(), |device, arena| {
                 O::run(inner, device, arena, rates, rows, shape, indices);
+                learned_gradients::<T, D, O>(device, arena, inner, &learned);
             });
         });
         self.collect_losses();
@@ -424,8 +445,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
                 draw_minibatches(&mut lane.indices[step * rows..][..rows], lane.shape.tasks.len(), shots, rng);
             }
         }
-        for (phi, rates) in self.phi.iter().zip(&mut self.rates) {
-            phi.expand(rates);
+        if self.rate_moments.is_empty() {
+            self.phi.iter().zip(&mut self.rates).for_each(|(phi, rates)| phi.expand(rates));
         }
         Ok(())
     }
@@ -530,6 +551,18 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         net.adapted(&self.device, &mut lane.arena, local, parameters.values_mut());
         self.device.check()?;
         Ok(parameters)
+    }
+}
+
+/// The gradients of rates that are learned on the device, of the networks that took part.
+pub(super) fn learned_gradients<T: Scalar, D: Device<T>, O: Objective>(
+    device: &D,
+    arena: &mut D::Arena,
+    inner: &O::Loop<T>,
+    learned: &[Option<Learned>],
+) {
+    for network in (0..learned.len()).filter(|n| learned[*n].is_some() && O::plays(inner, *n)) {
+        O::network(inner, network).learned_gradient(device, arena);
     }
 }
 

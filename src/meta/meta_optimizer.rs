@@ -70,7 +70,7 @@ impl<T: Scalar> MetaOptimizer<T> {
     }
 
     fn begin(kind: RateKind, mlp: &Mlp, steps: usize, rate: f64, mut draw: impl FnMut(f64) -> f64) -> Result<Self> {
-        let mut values = vec![T::from_f64(rate); rates(kind, mlp, steps)];
+        let mut values = vec![T::from_f64(rate); rate_count(kind, mlp, steps)];
         if kind.transforms_rows() {
             let bias = values.len() / 2..;
             values[bias].fill(T::ONE);
@@ -96,7 +96,7 @@ impl<T: Scalar> MetaOptimizer<T> {
         if kind == (RateKind::Network { rank: 0 }) {
             return Err(Error::invalid("meta-optimizer", "a network of rank 0", "a rank of at least 1"));
         }
-        let count = rates(kind, mlp, steps) + PhiLayout::new(kind, mlp, steps).len();
+        let count = rate_count(kind, mlp, steps) + PhiLayout::new(kind, mlp, steps).len();
         if values.len() != count {
             let expected = format!("{count} for {steps} steps of {} layers", mlp.layers());
             return Err(Error::invalid("rates", format!("{} values", values.len()), expected));
@@ -132,7 +132,7 @@ impl<T: Scalar> MetaOptimizer<T> {
 
     /// How many of the values are rates, which are positive and trained in their logarithm; the others are weights.
     pub(crate) fn rate_count(&self) -> usize {
-        rates(self.kind, &self.mlp, self.steps)
+        rate_count(self.kind, &self.mlp, self.steps)
     }
 
     /// How many of the weights are factors of units; they come first.
@@ -142,6 +142,11 @@ impl<T: Scalar> MetaOptimizer<T> {
         }
         let widths = self.mlp.widths();
         self.steps * widths.windows(2).map(|pair| pair[0] + pair[1]).sum::<usize>()
+    }
+
+    /// The rates alone.
+    pub(crate) fn rates(&self) -> &[T] {
+        &self.values[..self.rate_count()]
     }
 
     /// The rates alone, to change.
@@ -198,7 +203,9 @@ impl<T: Scalar> MetaOptimizer<T> {
                     bias.resize(count, T::ONE);
                 }
             }
-            (_, Rates::PerParameter(_)) => unreachable!("the kind of rates is fixed when the learner is made"),
+            (_, Rates::PerParameter(_) | Rates::Learned) => {
+                unreachable!("the kind of rates is fixed when the learner is made")
+            }
         }
     }
 
@@ -212,7 +219,7 @@ impl<T: Scalar> MetaOptimizer<T> {
 }
 
 /// How many rates the kind has.
-pub(super) fn rates(kind: RateKind, mlp: &Mlp, steps: usize) -> usize {
+pub(crate) fn rate_count(kind: RateKind, mlp: &Mlp, steps: usize) -> usize {
     match kind {
         RateKind::Shared => 1,
         RateKind::PerLayerPerStep => steps * mlp.layers(),

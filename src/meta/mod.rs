@@ -17,6 +17,7 @@ pub use algorithm::Algorithm;
 pub use batch::{SupervisedBatch, SupervisedRows, VideoRows};
 pub use config::{InnerConfig, InnerOptimizer, SupervisedConfig, VideoConfig};
 pub use learner::{Losses, MetaLearner, Shape, Trace};
+pub(crate) use meta_optimizer::rate_count;
 pub use meta_optimizer::{MetaOptimizer, RateKind};
 pub use objective::Objective;
 pub(crate) use objective::sealed;

@@ -4,7 +4,8 @@ use super::learner::{Losses, MetaLearner};
 use super::objective::Objective;
 use super::outer::host_change;
 use super::{MetaOptimizer, OuterConfig, OuterKind};
-use crate::device::{CHECKED_GRADIENTS, Device, Finding, GradientCheck, OuterStep, Region};
+use crate::device::{CHECKED_GRADIENTS, CHECKED_RATES, Device, Finding, GradientCheck, OuterStep, Region};
+use crate::inner::Learned;
 use crate::model::Parameters;
 use crate::{Error, Result, Scalar};
 
@@ -34,13 +35,19 @@ pub(super) struct OuterWork<'a> {
     factors: [usize; NETWORKS],
     moments: &'a [[Region; 2]],
     weight_moments: &'a [[Region; 2]],
+    rate_moments: &'a [[Region; 2]],
+    /// Rates that are learned on the device.
+    rates: [Option<Learned>; NETWORKS],
     findings: Region,
 }
 
-/// Networks of an objective at most, and gradients of each: of its parameters, and of its phi's weights.
-const NETWORKS: usize = 2;
+/// Networks of an objective at most, and gradients of each: of its parameters, and of its phi's weights. Behind them come those
+/// of the rates.
+pub(super) const NETWORKS: usize = 2;
 const PARTS: [&str; 2] = ["gradient", "gradient of phi"];
-const _: () = assert!(NETWORKS * PARTS.len() <= CHECKED_GRADIENTS);
+const RATES: &str = "gradient of the rates";
+const FIRST_RATES: usize = NETWORKS * PARTS.len();
+const _: () = assert!(FIRST_RATES == CHECKED_GRADIENTS - CHECKED_RATES && NETWORKS == CHECKED_RATES);
 
 impl OuterWork<'_> {
     /// The networks' regions that take part, parameters and gradient of either part.
@@ -67,24 +74,41 @@ impl OuterWork<'_> {
             for (part, regions) in self.changed::<T, O>(inner, network).into_iter().enumerate() {
                 gradients[place(network, part)] = regions.map(|[_, gradient]| gradient);
             }
+            let learned = self.rates[network].filter(|_| O::plays(inner, network));
+            gradients[FIRST_RATES + network] = learned.map(|learned| learned.gradient);
         }
         let (findings, config) = (self.findings, self.config);
         device.gradient_check(arena, &GradientCheck { losses, gradients, clip: config.clip, findings });
         for network in 0..self.moments.len() {
             let step = self.steps_of[network];
-            let change = |[parameters, gradient]: [Region; 2], [first, second]: [Region; 2], rate, part| {
-                let (rate, finding) = (rate * self.scale, Finding { findings, gradient: place(network, part) });
+            let change = |[parameters, gradient]: [Region; 2], [first, second]: [Region; 2], rate, place| {
+                let (rate, finding) = (rate * self.scale, Finding { findings, gradient: place });
+                let in_logarithm = place >= FIRST_RATES;
                 match config.kind {
-                    OuterKind::Sgd => OuterStep::Sgd { parameters, gradient, rate, finding },
-                    OuterKind::Adam { beta1, beta2, epsilon } => {
-                        let betas = (beta1, beta2);
-                        OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step }
-                    }
+                    OuterKind::Sgd => OuterStep::Sgd { in_logarithm, parameters, gradient, rate, finding },
+                    OuterKind::Adam { beta1, beta2, epsilon } => OuterStep::Adam {
+                        in_logarithm,
+                        parameters,
+                        gradient,
+                        first,
+                        second,
+                        rate,
+                        finding,
+                        betas: (beta1, beta2),
+                        epsilon,
+                        step,
+                    },
                 }
             };
             let [parameters, weights] = self.changed::<T, O>(inner, network);
             if let Some(regions) = parameters {
-                device.outer_step(arena, &change(regions, self.moments[network], config.learning_rate, 0));
+                let place = place(network, 0);
+                device.outer_step(arena, &change(regions, self.moments[network], config.learning_rate, place));
+            }
+            if let Some(learned) = self.rates[network].filter(|_| O::plays(inner, network)) {
+                let (regions, moments) = ([learned.rates, learned.gradient], self.rate_moments[network]);
+                let place = FIRST_RATES + network;
+                device.outer_step(arena, &change(regions, moments, config.phi_learning_rate, place));
             }
             let Some(weights) = weights else { continue };
             let factors = self.factors[network];
@@ -92,7 +116,7 @@ impl OuterWork<'_> {
             for (part, rate) in [0..factors, factors..weights[0].len()].into_iter().zip(rates) {
                 let of = |region: Region| region.elements(part.start, part.len());
                 let moments = self.weight_moments[network].map(of);
-                device.outer_step(arena, &change(weights.map(of), moments, rate, 1));
+                device.outer_step(arena, &change(weights.map(of), moments, rate, place(network, 1)));
             }
         }
     }
@@ -103,7 +127,7 @@ pub(super) fn fault<T: Scalar>(findings: &[T]) -> Option<(&'static str, f64)> {
     let wrong = findings[0] != T::ZERO;
     let norms = findings[1..].chunks(2).map(|finding| finding[1].to_f64());
     // A norm that was not taken is 0.
-    let mut named = norms.zip(PARTS.iter().cycle());
+    let mut named = norms.zip(PARTS.iter().cycle().take(FIRST_RATES).chain([&RATES; CHECKED_RATES]));
     wrong.then(|| named.find(|(norm, _)| !norm.is_finite()).map_or(("loss", f64::NAN), |(norm, what)| (*what, norm)))
 }
 
@@ -144,6 +168,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             factors: of(&|network| self.phi[network].factor_count() as u64).map(|count| count as usize),
             moments: &self.moments,
             weight_moments: &self.weight_moments,
+            rate_moments: &self.rate_moments,
+            rates: self.learned,
             findings: self.findings,
         }
     }
@@ -163,7 +189,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         }
         self.check_trains(config)?;
         if let Some(value) = self.phi_gradient.iter().flatten().find(|g| !g.is_finite()) {
-            return diverged(("gradient of the rates", value.to_f64()));
+            return diverged((RATES, value.to_f64()));
         }
         let mut graph = std::mem::take(&mut self.update_graph);
         let mut lanes = std::mem::take(&mut self.lanes);
@@ -171,7 +197,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.device.submit(&mut first.arena, &mut graph, &[self.findings], |device, arena| {
             work.carry_out::<T, D, O>(device, arena, &first.inner, [None; 2]);
         });
-        let (scale, learns) = (work.scale, work.learns);
+        let (scale, learns) = (work.scale, work.learns && self.rate_moments.is_empty());
         self.lanes = lanes;
         let fault = fault(self.device.results(&mut graph));
         self.update_graph = graph;
@@ -243,6 +269,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             first.into_iter().zip(second).map(|(m, v)| (m.to_f64(), v.to_f64()))
         };
         let mut phi = self.phi_moments.clone();
+        phi.iter_mut().zip(&self.rate_moments).for_each(|(phi, regions)| *phi = weights(regions).collect());
         phi.iter_mut().zip(&self.weight_moments).for_each(|(phi, regions)| phi.extend(weights(regions)));
         OptimizerState { networks, phi, steps_of: self.steps_of.clone(), steps: self.steps_done }
     }
@@ -268,13 +295,20 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
                 self.device.upload(&mut self.lanes[0].arena, *region, moment.values());
             }
         }
+        let mut rates_of = self.rate_moments.iter();
+        let arena = &mut self.lanes[0].arena;
+        let mut upload = |regions: Option<[Region; 2]>, moments: &[(f64, f64)]| {
+            let [first, second]: [Vec<T>; 2] = [0, 1]
+                .map(|which| moments.iter().map(|(m, v)| T::from_f64(if which == 0 { *m } else { *v })).collect());
+            for (region, moments) in regions.iter().flatten().zip([first, second]) {
+                self.device.upload(arena, *region, &moments);
+            }
+        };
         for ((state, own), regions) in state.phi.iter().zip(&mut self.phi_moments).zip(&self.weight_moments) {
             let (rates, weights) = state.split_at(own.len());
             own.copy_from_slice(rates);
-            let [first, second]: [Vec<T>; 2] = [0, 1]
-                .map(|which| weights.iter().map(|(m, v)| T::from_f64(if which == 0 { *m } else { *v })).collect());
-            self.device.upload(&mut self.lanes[0].arena, regions[0], &first);
-            self.device.upload(&mut self.lanes[0].arena, regions[1], &second);
+            upload(rates_of.next().copied(), rates);
+            upload(Some(*regions), weights);
         }
         self.phi = phi.to_vec();
         self.upload_phi();

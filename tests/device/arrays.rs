@@ -104,12 +104,16 @@ pub fn gradient_check<D: Device<f32>>(make: Make<'_, D>) {
             device.fill(arena, findings, 9.0);
             let flag = findings.elements(0, 1);
             device.fill(arena, flag, 0.0);
-            let gradients = [None, Some(gradient), None, None];
+            // Those of rates come last, and are not scaled down.
+            let rates = Some(gradient);
+            let gradients = [None, Some(gradient), None, None, rates, None];
             let check = GradientCheck { losses: losses.map(Some), gradients, clip, findings };
             let found = find(&device, arena, &check);
             let close = |got: f32, wanted: f64| (f64::from(got) - wanted).abs() <= 1e-7 * wanted;
             assert!(close(found[3], factor) && close(found[4], norm), "{length}: {found:?}, not {factor}, {norm}");
-            assert_eq!([&found[..3], &found[5..]].concat(), [0.0, 9.0, 9.0, 9.0, 9.0, 9.0, 9.0], "{length}");
+            assert!(found[9] == 1.0 && close(found[10], norm), "{length}: {found:?}");
+            let rest = [&found[..3], &found[5..9], &found[11..]].concat();
+            assert_eq!(rest, [&[0.0][..], &[9.0; 8]].concat(), "{length}");
             for (region, place, value) in [
                 (gradient, 0, f32::NAN),
                 (gradient, length - 1, f32::INFINITY),
@@ -123,7 +127,7 @@ pub fn gradient_check<D: Device<f32>>(make: Make<'_, D>) {
                 assert_eq!(find(&device, arena, &check)[0], 1.0, "{value} in {region:?}");
                 if region != gradient {
                     device.fill(arena, flag, 0.0);
-                    let alone = GradientCheck { gradients: [None; 4], ..check };
+                    let alone = GradientCheck { gradients: [None; 6], ..check };
                     assert_eq!(find(&device, arena, &alone)[0], 1.0, "{value} in {region:?}, without a gradient");
                 }
                 device.upload(arena, place, &before);
@@ -140,28 +144,43 @@ pub fn outer_step<D: Device<f32>>(make: Make<'_, D>) {
         let scene = &mut Scene::new(1200 + case as u64);
         scene.align(alignment);
         let gradient = scene.random(1, length);
-        let plain = scene.changed(1, length, true);
-        let parameters = scene.changed(1, length, true);
+        // Those whose logarithms move are positive.
+        let in_logarithm = case % 2 == 1;
+        let [plain, parameters] = [(); 2].map(|()| match in_logarithm {
+            true => scene.between(1, length, 0.1, 2.0),
+            false => scene.random(1, length),
+        });
         let first = scene.changed(1, length, true);
         let second = scene.between(1, length, 0.1, 2.0);
-        let findings = scene.holding(&[0.0, 9.0, 9.0, 0.5, 9.0, 9.0, 9.0, 9.0, 9.0]);
-        let refused = scene.holding(&[1.0, 9.0, 9.0, 0.5, 9.0, 9.0, 9.0, 9.0, 9.0]);
+        let mut found = [9.0; FINDINGS];
+        (found[0], found[3]) = (0.0, 0.5);
+        let findings = scene.holding(&found);
+        found[0] = 1.0;
+        let refused = scene.holding(&found);
         // The second moment changes too, but stays positive.
-        let scene = scene.also_written(second);
+        let scene = scene.also_written(second).also_written(plain).also_written(parameters);
         compare!(scene, make, format!("{length} parameters"), |device, arena, _T| {
             let (rate, finding) = (0.01, Finding { findings, gradient: 1 });
-            device.outer_step(arena, &OuterStep::Sgd { parameters: plain, gradient, rate, finding });
+            let sgd = |finding| OuterStep::Sgd { in_logarithm, parameters: plain, gradient, rate, finding };
+            device.outer_step(arena, &sgd(finding));
             for step in [1, 2, 1000] {
-                let (betas, epsilon) = ((0.9, 0.999), 1e-8);
-                let operation =
-                    OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step };
-                device.outer_step(arena, &operation);
+                let adam = |finding| OuterStep::Adam {
+                    in_logarithm,
+                    parameters,
+                    gradient,
+                    first,
+                    second,
+                    rate,
+                    finding,
+                    betas: (0.9, 0.999),
+                    epsilon: 1e-8,
+                    step,
+                };
+                device.outer_step(arena, &adam(finding));
                 // Not one that must not be taken.
                 let finding = Finding { findings: refused, gradient: 1 };
-                let operation =
-                    OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step };
-                device.outer_step(arena, &operation);
-                device.outer_step(arena, &OuterStep::Sgd { parameters: plain, gradient, rate, finding });
+                device.outer_step(arena, &adam(finding));
+                device.outer_step(arena, &sgd(finding));
             }
         });
     }

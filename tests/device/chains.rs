@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
 use super::Make;
-use super::corrections::{Terms, corrections, scales};
+use super::corrections::{Terms, corrections};
 use super::products::ACTIVATIONS;
 use super::scene::{Scene, compare, rounded, tolerance};
 
@@ -123,8 +123,7 @@ pub fn forward<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
         compare!(case.scene, make, case.what, |device, arena, T| {
             let mut input = case.input;
             for (n, layer) in case.layers.iter().enumerate() {
-                let scales = scales!(layer.terms, T);
-                let corrections = corrections!(layer.terms, scales);
+                let corrections = corrections!(layer.terms, T);
                 let (activation, output) = (ACTIVATIONS[(i + n) % 5], layer.output);
                 let operation =
                     LinearForward { tasks, rows, input, layer: layer.layer, corrections, activation, output };
@@ -148,8 +147,7 @@ pub fn backward<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
         compare!(case.scene, make, case.what, |device, arena, T| {
             let mut delta = case.input;
             for (n, (layer, values)) in case.layers.iter().zip(&gates).enumerate() {
-                let scales = scales!(layer.terms, T);
-                let corrections = corrections!(layer.terms, scales);
+                let corrections = corrections!(layer.terms, T);
                 let gate = Some(Gate { activation: ACTIVATIONS[(i + n) % 5], values: *values, blocks: &order });
                 let (layer_of, output) = (layer.layer, layer.output);
                 let operation = LinearBackward { tasks, rows, delta, layer: layer_of, corrections, gate, output };
@@ -186,8 +184,7 @@ pub fn adjoint<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
         compare!(case.scene, make, case.what, |device, arena, T| {
             let mut input = (blocks > 1).then(|| (case.input.rows(tasks * rows, (blocks - 1) * tasks * rows), 1));
             for (n, (layer, [values, delta, z_cotangent])) in case.layers.iter().zip(&regions).enumerate() {
-                let scales = scales!(layer.terms, T);
-                let corrections = corrections!(layer.terms, scales);
+                let corrections = corrections!(layer.terms, T);
                 let activation = ACTIVATIONS[(i + n) % 5];
                 let operation = AdjointForward {
                     tasks,

@@ -1,7 +1,8 @@
 //! Corrections of the dual form, and the Gram matrices they are made of.
 
 use innerloop::device::{
-    AdjointBackward, Device, Gate, Gram, GramInner, GramView, LinearForward, LowRank, Region, Term,
+    AdjointBackward, Device, Gate, Gram, GramInner, GramView, InnerRates, LinearForward, LowRank, RateTables,
+    RateTablesGradient, Region, Term,
 };
 use innerloop::model::Activation;
 
@@ -11,7 +12,7 @@ use super::scene::{Scene, compare};
 /// Corrections of several blocks; the scales are of both signs.
 pub struct Terms {
     pub blocks: Vec<Vec<Term>>,
-    pub scales: Vec<f64>,
+    pub scales: Region,
     pub scratch: Region,
     /// Whether but a share of the weights is taken.
     pub decayed: bool,
@@ -38,36 +39,28 @@ impl Terms {
         });
         let blocks = blocks.collect();
         let scratch = scene.scratch(total);
-        Self { blocks, scales: vec![-0.3, 0.2, -0.05], scratch, decayed: true }
+        Self { blocks, scales: scene.holding(&[-0.3, 0.2, -0.05]), scratch, decayed: true }
     }
 
     /// None.
     pub fn none() -> Self {
-        let scratch = Region { offset: 0, rows: 0, width: 0 };
-        Self { blocks: Vec::new(), scales: Vec::new(), scratch, decayed: false }
+        let nothing = Region { offset: 0, rows: 0, width: 0 };
+        Self { blocks: Vec::new(), scales: nothing, scratch: nothing, decayed: false }
     }
 }
 
 /// `Corrections` in the precision of the side.
 macro_rules! corrections {
-    ($terms:expr, $scales:ident) => {
-        innerloop::device::Corrections {
+    ($terms:expr, $t:ident) => {
+        innerloop::device::Corrections::<$t> {
             share: if $terms.decayed { 0.75 } else { 1.0 },
             blocks: &$terms.blocks,
-            scales: &$scales,
+            scales: $terms.scales,
             scratch: $terms.scratch,
         }
     };
 }
 pub(crate) use corrections;
-
-/// The scales in the precision of the side.
-macro_rules! scales {
-    ($terms:expr, $t:ident) => {
-        $terms.scales.iter().map(|s| *s as $t).collect::<Vec<$t>>()
-    };
-}
-pub(crate) use scales;
 
 /// Tasks, rows, width and alignment: columns one by one and by fours; a part of a block, and several.
 const SHAPES: [(usize, usize, usize, usize); 4] = [(3, 9, 131, 1), (2, 5, 132, 4), (1, 1, 260, 4), (1, 17, 1100, 4)];
@@ -92,8 +85,7 @@ pub fn many_corrections<D: Device<f32>>(make: Make<'_, D>) {
             let terms = Terms::new(scene, tasks, rows, outputs, counts);
             let output = scene.written(input.rows, outputs);
             compare!(scene, make, format!("{counts:?} of width {outputs}"), |device, arena, T| {
-                let scales = scales!(terms, T);
-                let corrections = corrections!(terms, scales);
+                let corrections = corrections!(terms, T);
                 let activation = Activation::Linear;
                 device.linear_forward(
                     arena,
@@ -119,8 +111,7 @@ pub fn gated_corrections<D: Device<f32>>(make: Make<'_, D>) {
             let gate = Some(Gate { activation, values, blocks: &[2, 0] });
             let output = scene.changed(z_cotangent.rows, inputs, true);
             compare!(scene, make, format!("{activation:?} of width {inputs}"), |device, arena, T| {
-                let scales = scales!(terms, T);
-                let corrections = corrections!(terms, scales);
+                let corrections = corrections!(terms, T);
                 let (direction, accumulate) = (None, true);
                 let operation = AdjointBackward {
                     tasks,
@@ -149,8 +140,7 @@ pub fn low_rank<D: Device<f32>>(make: Make<'_, D>) {
         let terms = Terms::new(scene, tasks, rows, width, counts);
         let output = scene.written(if counts.is_empty() { 2 } else { counts.len() } * tasks * rows, width);
         compare!(scene, make, format!("{counts:?}"), |device, arena, T| {
-            let scales = scales!(terms, T);
-            let corrections = corrections!(terms, scales);
+            let corrections = corrections!(terms, T);
             device.low_rank(arena, &LowRank { tasks, rows, corrections, output });
         });
     }
@@ -187,10 +177,10 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>) {
     }
 }
 
+/// One by one, and many at once, of which some add to the same numbers.
 pub fn gram_inner<D: Device<f32>>(make: Make<'_, D>) {
-    for (case, (rows, groups, group, plus_one)) in
-        [(1, 1, 1, true), (7, 3, 5, false), (40, 2, 10, true), (129, 4, 3, false)].into_iter().enumerate()
-    {
+    let shapes = [(1, 1, 1, true), (7, 3, 5, false), (40, 2, 10, true), (129, 4, 3, false)];
+    for (case, (rows, groups, group, plus_one)) in shapes.into_iter().enumerate() {
         let scene = &mut Scene::new(200 + case as u64);
         let left = scene.random(rows, groups * group);
         // Without a right operand it counts as 0.
@@ -198,6 +188,46 @@ pub fn gram_inner<D: Device<f32>>(make: Make<'_, D>) {
         let output = scene.changed(1, groups, true);
         compare!(scene, make, format!("gram_inner {rows} x {groups} x {group}"), |device, arena, _T| {
             device.gram_inner(arena, &GramInner { left, right, group, plus_one, scale: 0.25, output });
+        });
+    }
+    let scene = &mut Scene::new(210);
+    let sums = scene.changed(1, 300, true);
+    let mut many = Vec::new();
+    for i in 0..150 {
+        let (rows, groups, group, plus_one) = shapes[i % 4];
+        let [left, right] = [(); 2].map(|()| scene.random(rows, groups * group));
+        // The 70th and some more come where others have been.
+        let output = sums.elements(if i % 70 == 69 { i % 4 } else { i * 280 / 150 }, groups);
+        many.push(GramInner { left, right: Some(right), group, plus_one, scale: 0.25, output });
+    }
+    compare!(scene, make, "many of them", |device, arena, _T| device.gram_inners(arena, &many));
+}
+
+pub fn rate_tables<D: Device<f32>>(make: Make<'_, D>) {
+    for (case, (steps, layers, single, biased, momentum, first_moving)) in [
+        (1, 1, false, false, 0.0, 0),
+        (5, 3, false, false, 0.0, 0),
+        (5, 4, true, false, 0.9, 2),
+        (7, 3, false, true, 0.5, 1),
+        (1, 2, true, true, 0.0, 0),
+        (40, 5, false, true, 0.9, 0),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let scene = &mut Scene::new(220 + case as u64);
+        let each = steps * layers;
+        let rates = scene.random(1, if single { 1 } else { each });
+        let bias = biased.then(|| scene.random(1, each));
+        let of = InnerRates { steps, layers, momentum, rates, bias };
+        let of_tables = scene.random(layers * if biased { 2 } else { 1 }, InnerRates::table(steps));
+        let tables = scene.written(layers, RateTables::width(steps));
+        let gradient = scene.written(1, rates.len());
+        let bias_gradient = biased.then(|| scene.written(1, each));
+        compare!(scene, make, format!("{steps} steps of {layers} layers"), |device, arena, _T| {
+            device.rate_tables(arena, &RateTables { of, tables });
+            let back = RateTablesGradient { of, tables, of_tables, first_moving, gradient, bias_gradient };
+            device.rate_tables_gradient(arena, &back);
         });
     }
 }

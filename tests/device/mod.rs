@@ -85,6 +85,7 @@ pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> 
         ("adjoint_backward", |make| products::adjoint_backward(make, MatrixPrecision::F32)),
         ("gram", corrections::gram::<D>),
         ("gram_inner", corrections::gram_inner::<D>),
+        ("rate_tables", corrections::rate_tables::<D>),
         ("many_corrections", corrections::many_corrections::<D>),
         ("gated_corrections", corrections::gated_corrections::<D>),
         ("low_rank", corrections::low_rank::<D>),

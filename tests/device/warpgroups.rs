@@ -7,7 +7,7 @@ use innerloop::device::{
 use innerloop::objective::Loss;
 
 use super::Make;
-use super::corrections::{Terms, corrections, scales};
+use super::corrections::{Terms, corrections};
 use super::products::{self, ACTIVATIONS, Case};
 use super::scene::{Scene, compare};
 
@@ -173,8 +173,7 @@ pub fn ended_forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
             let loss = if i % 2 == 0 { Loss::Mse } else { Loss::BceWithLogits };
             let blocks = input.rows / rows / tasks;
             compare!(scene, make, what, |device, arena, T| {
-                let scales = scales!(terms, T);
-                let corrections = corrections!(terms, scales);
+                let corrections = corrections!(terms, T);
                 device.linear_forward(
                     arena,
                     &LinearForward { tasks, rows, input, layer, corrections, activation, output },
@@ -200,8 +199,7 @@ pub fn ended_backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecis
         let gate = Some(Gate { activation: ACTIVATIONS[i % 5], values, blocks: &[1, 0] });
         let output = scene.written(delta.rows, layer.inputs);
         compare!(scene, make, what, |device, arena, T| {
-            let scales = scales!(terms, T);
-            let corrections = corrections!(terms, scales);
+            let corrections = corrections!(terms, T);
             device.linear_backward(arena, &LinearBackward { tasks, rows, delta, layer, corrections, gate, output });
             device.gram(arena, &Gram { tasks, rows, x: output, y, output: products });
         });
@@ -222,8 +220,7 @@ pub fn ended_adjoint<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
         let z_cotangent = scene.written(input.rows, layer.outputs);
         let loss = if i % 2 == 0 { Loss::Mse } else { Loss::BceWithLogits };
         compare!(scene, make, what, |device, arena, T| {
-            let scales = scales!(terms, T);
-            let corrections = corrections!(terms, scales);
+            let corrections = corrections!(terms, T);
             let operation = AdjointForward {
                 tasks,
                 rows,

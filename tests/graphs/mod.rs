@@ -9,7 +9,7 @@ use innerloop::model::{Activation, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::{
     Algorithm, Error, InnerConfig, InnerOptimizer, MetaLearner, MetaOptimizer, Objective, OptimizerState, OuterConfig,
-    OuterKind, Schedule, Shape, Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
+    OuterKind, RateKind, Schedule, Shape, Strategy, SupervisedConfig, SupervisedRows, VideoConfig, VideoRows,
 };
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -18,6 +18,8 @@ use crate::Refusing;
 
 const SHAPE: Shape = Shape { tasks: 3, shots: 4, queries: 2 };
 const STEPS: u64 = 7;
+/// The rates of most.
+const PLAIN: RateKind = RateKind::PerLayerPerStep;
 /// The discriminator joins here.
 const ADVERSARIAL_FROM: u64 = 4;
 
@@ -43,8 +45,7 @@ fn video(numbers: &[Vec<f32>; 4]) -> VideoRows<'_, f32> {
 
 fn learner<O: Objective>(driver: &Refusing, objective: &O, mlps: &[&Mlp]) -> Learner<O> {
     let mut rng = ChaCha8Rng::seed_from_u64(1);
-    let inner = InnerConfig::new(Algorithm::Maml, 2);
-    let phi = mlps.iter().map(|mlp| MetaOptimizer::uniform(inner.rates, mlp, inner.steps, 0.05).unwrap()).collect();
+    let phi = mlps.iter().map(|mlp| MetaOptimizer::initialise(driver.rates, mlp, 2, 0.05, &mut rng).unwrap()).collect();
     let device =
         CudaDevice::with_driver(driver.clone()).with_precision(driver.precision).with_warpgroups(Warpgroups::Always);
     let mut learner = MetaLearner::new(device, objective.clone(), SHAPE, phi).unwrap();
@@ -70,10 +71,10 @@ fn launch_by_launch<'a, O: Objective>(
     objective: &O,
     mlps: &[&Mlp],
     outer: &OuterConfig,
-    precision: MatrixPrecision,
+    (precision, rates): (MatrixPrecision, RateKind),
     rows: impl Fn(usize) -> O::Rows<'a, f32>,
 ) -> (Vec<Vec<f32>>, Vec<(Vec<Parameters<f32>>, OptimizerState<f32>)>) {
-    let driver = Refusing { precision, ..Refusing::new(None) };
+    let driver = Refusing { precision, rates, ..Refusing::new(None) };
     let mut learner_of_step = learner(&driver, objective, mlps);
     let (mut losses, mut states) = (Vec::new(), Vec::new());
     for step in 0..STEPS {
@@ -97,15 +98,15 @@ fn check<'a, O: Objective>(
     objective: &O,
     mlps: &[&Mlp],
     kind: OuterKind,
-    precision: MatrixPrecision,
+    (precision, rates): (MatrixPrecision, RateKind),
     rows: impl Fn(usize) -> O::Rows<'a, f32>,
 ) {
     let outer = outer(kind);
-    let (losses, states) = launch_by_launch(objective, mlps, &outer, precision, &rows);
+    let (losses, states) = launch_by_launch(objective, mlps, &outer, (precision, rates), &rows);
     for ahead in [false, true] {
-        let driver = Refusing { precision, ..Refusing::new(None) };
+        let driver = Refusing { precision, rates, ..Refusing::new(None) };
         let mut learner = learner(&driver, objective, mlps);
-        assert_eq!(learner.may_submit(), 2);
+        assert_eq!(learner.may_submit(), 2, "{name}");
         let mut got = Vec::new();
         for step in 0..STEPS {
             learner.set_adversarial(step >= ADVERSARIAL_FROM);
@@ -175,20 +176,35 @@ pub fn replay_meta_steps() {
         let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
         // With copies of the weights that hold from one write of them to the next, too.
         for precision in [MatrixPrecision::F32, MatrixPrecision::Bf16] {
-            check(name, &config, &[&mlp], kind, precision, |step| supervised(&batches[step]));
+            check(name, &config, &[&mlp], kind, (precision, PLAIN), |step| supervised(&batches[step]));
         }
+    }
+    // Rates that are learned, and stay on the device.
+    for (rates, strategy) in [
+        (RateKind::Shared, Strategy::Dual),
+        (RateKind::PerLayerPerStep, Strategy::Dual),
+        (RateKind::Network { rank: 2 }, Strategy::Dual),
+        (RateKind::PerParameter, Strategy::Materialised),
+        (RateKind::Shared, Strategy::Resident),
+        (RateKind::PerLayerPerStep, Strategy::Resident),
+    ] {
+        let (strategy, learn_rates) = (Some(strategy), true);
+        let inner = InnerConfig { rates, strategy, learn_rates, ..InnerConfig::new(Algorithm::Maml, 2) };
+        let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
+        let name = format!("{rates:?} learned, {strategy:?}");
+        check(&name, &config, &[&mlp], adam, (MatrixPrecision::F32, rates), |step| supervised(&batches[step]));
     }
     // Of widths whose rows the kernels that make them copy.
     let wide = wide();
     let inner = InnerConfig { strategy: Some(Strategy::Dual), ..InnerConfig::new(Algorithm::Maml, 2) };
     let config = SupervisedConfig { mlp: wide.clone(), loss: Loss::Mse, inner };
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 50, 3, 8)).collect();
-    check("copies", &config, &[&wide], adam, MatrixPrecision::F16, |step| supervised(&batches[step]));
+    check("copies", &config, &[&wide], adam, (MatrixPrecision::F16, PLAIN), |step| supervised(&batches[step]));
     // So wide that its rows go through memory, where only the copies of them do.
     let wider = Mlp::with_hidden(3, &[24], 520, Activation::Relu, Activation::Linear).unwrap();
     let config = SupervisedConfig { mlp: wider.clone(), ..config };
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 50, 3, 520)).collect();
-    check("left out", &config, &[&wider], adam, MatrixPrecision::Bf16, |step| supervised(&batches[step]));
+    check("left out", &config, &[&wider], adam, (MatrixPrecision::Bf16, PLAIN), |step| supervised(&batches[step]));
     let generator = Mlp::with_hidden(3, &[5], 6, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(6, &[4], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
     let config = VideoConfig {
@@ -198,10 +214,16 @@ pub fn replay_meta_steps() {
         frame: None,
         weights: VideoWeights { adversarial: 0.5, reconstruction: 1.0, motion: 0.5, texture: 0.0 },
         adversarial: true,
-        inner: InnerConfig::new(Algorithm::Maml, 2),
+        inner: InnerConfig {
+            strategy: Some(Strategy::Dual),
+            learn_rates: true,
+            ..InnerConfig::new(Algorithm::Maml, 2)
+        },
     };
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 30, 3, 6)).collect();
-    check("video", &config, &[&generator, &discriminator], adam, MatrixPrecision::Bf16, |step| video(&batches[step]));
+    check("video", &config, &[&generator, &discriminator], adam, (MatrixPrecision::Bf16, PLAIN), |step| {
+        video(&batches[step])
+    });
 }
 
 /// What is discarded before anything reads it need not be written by a graph; all else is.
@@ -273,7 +295,7 @@ pub fn a_fault_stops_what_follows() {
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 50, 3, 2)).collect();
     let adam = outer(OuterKind::Adam { beta1: 0.9, beta2: 0.99, epsilon: 1e-8 });
     let (_, states) =
-        launch_by_launch(&config, &[&mlp], &adam, MatrixPrecision::F32, |step| supervised(&batches[step]));
+        launch_by_launch(&config, &[&mlp], &adam, (MatrixPrecision::F32, PLAIN), |step| supervised(&batches[step]));
     for faulty in [1, 4] {
         let mut spoilt = batches[faulty].clone();
         // Targets so far off that the loss cannot be written down.

@@ -105,8 +105,8 @@ fn products_with_weights() {
     // Two blocks take the same rows with coefficients of their own: 2 * 12 rows * 2 * 5 flop.
     let (mut first, second, scratch) = (s.term(OUTPUTS), s.term(OUTPUTS), s.take(1, 64));
     first.rows = second.rows;
-    let (blocks, scales) = ([vec![first], vec![second]], [0.5]);
-    let corrections = Corrections { share: 1.0, blocks: &blocks, scales: &scales, scratch };
+    let (blocks, scales) = ([vec![first], vec![second]], s.take(1, 1));
+    let corrections = Corrections { share: 1.0, blocks: &blocks, scales, scratch };
     let operation = forward(shared, x2, y2, corrections);
     let elements = 48 + 25 + 60 + 2 * 12 + 20;
     s.counts("linear_forward", [480, 240, elements], |d, a| d.linear_forward(a, &operation));
@@ -421,14 +421,25 @@ fn arrays() {
     s.counts("add_scaled", [0, 0, 72], |d, a| d.add_scaled(a, x, 1.0, y));
     let [parameters, gradient, first, second] = [(); 4].map(|()| s.take(1, 25));
     let findings = s.take(1, FINDINGS);
-    let check =
-        GradientCheck { losses: [Some(row), None], gradients: [Some(x), None, None, None], clip: None, findings };
+    let gradients = [Some(x), None, None, None, None, None];
+    let check = GradientCheck { losses: [Some(row), None], gradients, clip: None, findings };
     s.counts("gradient_check", [48, 0, 24 + 4], |d, a| d.gradient_check(a, &check));
     let finding = Finding { findings, gradient: 0 };
-    let sgd = OuterStep::Sgd { parameters, gradient, rate: 0.1, finding };
+    let in_logarithm = false;
+    let sgd = OuterStep::Sgd { in_logarithm, parameters, gradient, rate: 0.1, finding };
     s.counts("outer_step", [0, 0, 75], |d, a| d.outer_step(a, &sgd));
     let betas = (0.9, 0.99);
-    let adam =
-        OuterStep::Adam { parameters, gradient, first, second, rate: 0.1, finding, betas, epsilon: 1e-8, step: 1 };
+    let adam = OuterStep::Adam {
+        in_logarithm,
+        parameters,
+        gradient,
+        first,
+        second,
+        rate: 0.1,
+        finding,
+        betas,
+        epsilon: 1e-8,
+        step: 1,
+    };
     s.counts("outer_step", [0, 0, 175], |d, a| d.outer_step(a, &adam));
 }

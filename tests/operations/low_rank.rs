@@ -63,8 +63,7 @@ fn low_rank() {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (width, _)) = (case.rows(), case.widths());
         let terms = if seed == 0 { Vec::new() } else { case.terms(tasks, rows, blocks, width) };
-        let scales = [-0.4, 0.3, 0.7].map(T::from_f64);
-        let corrections = case.corrections(tasks, rows, &terms, &scales, 1.0);
+        let corrections = case.corrections(tasks, rows, &terms, 1.0);
         let output = case.poisoned(blocks * tasks * rows, width);
         let image = case.image();
         let expected = each([blocks, tasks, rows, width], |at| image.correction(&corrections, tasks, at));

@@ -7,4 +7,5 @@ mod losses;
 mod low_rank;
 mod normalise;
 mod products;
+mod rates;
 mod updates;

@@ -11,10 +11,6 @@ const SEEDS: u64 = 75;
 /// Sums of up to 257 + 257 + 30 products in f32, relative to the norm.
 const SINGLE: f64 = 5e-6;
 
-fn scales<T: Scalar>() -> [T; 3] {
-    [-0.3, 0.7, 1.1].map(T::from_f64)
-}
-
 /// Terms for every block, or none at all.
 fn terms<T: Scalar>(case: &mut Case<T>, tasks: usize, rows: usize, blocks: usize, width: usize) -> Vec<Vec<Term>> {
     if case.coin() { case.terms(tasks, rows, blocks, width) } else { Vec::new() }
@@ -25,7 +21,7 @@ fn linear_forward() {
     fn check<T: Scalar>(seed: u64) {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
-        let (shared, activation, scales) = (case.coin(), case.pick(&ACTIVATIONS), scales());
+        let (shared, activation) = (case.coin(), case.pick(&ACTIVATIONS));
         let share = case.pick(&[1.0, 0.8]);
         let terms = terms(&mut case, tasks, rows, blocks, outputs);
         let op = LinearForward {
@@ -33,7 +29,7 @@ fn linear_forward() {
             rows,
             input: case.random(blocks * tasks * rows, inputs),
             layer: case.layer(tasks, inputs, outputs, shared, false),
-            corrections: case.corrections(tasks, rows, &terms, &scales, share),
+            corrections: case.corrections(tasks, rows, &terms, share),
             activation,
             output: case.poisoned(blocks * tasks * rows, outputs),
         };
@@ -54,7 +50,7 @@ fn linear_backward() {
     fn check<T: Scalar>(seed: u64) {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
-        let (shared, gated, activation, scales) = (case.coin(), case.coin(), case.pick(&ACTIVATIONS), scales());
+        let (shared, gated, activation) = (case.coin(), case.coin(), case.pick(&ACTIVATIONS));
         let share = case.pick(&[1.0, 0.8]);
         let terms = terms(&mut case, tasks, rows, blocks, inputs);
         let gate_count = case.pick(&[1, 2]);
@@ -65,7 +61,7 @@ fn linear_backward() {
             rows,
             delta: case.random(blocks * tasks * rows, outputs),
             layer: case.layer(tasks, inputs, outputs, shared, false),
-            corrections: case.corrections(tasks, rows, &terms, &scales, share),
+            corrections: case.corrections(tasks, rows, &terms, share),
             gate: gated.then_some(Gate { activation, values, blocks: &gate_blocks }),
             output: case.poisoned(blocks * tasks * rows, inputs),
         };
@@ -88,7 +84,7 @@ fn adjoint_forward() {
     fn check<T: Scalar>(seed: u64) {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
-        let (shared, activation, scales) = (case.coin(), case.pick(&ACTIVATIONS), scales());
+        let (shared, activation) = (case.coin(), case.pick(&ACTIVATIONS));
         let share = case.pick(&[1.0, 0.8]);
         let terms = terms(&mut case, tasks, rows, blocks, outputs);
         // Several blocks may share a gate block, as the discriminator's second and third do.
@@ -109,7 +105,7 @@ fn adjoint_forward() {
             input: (input_rows > 0).then_some((input, first_input)),
             layer: case.layer(tasks, inputs, outputs, shared, false),
             direction: (directed > 0).then_some(direction),
-            corrections: case.corrections(tasks, rows, &terms, &scales, share),
+            corrections: case.corrections(tasks, rows, &terms, share),
             gate: Gate { activation, values: case.values(gate_rows, outputs, activation), blocks: &gate_blocks },
             delta: case.random(blocks * tasks * rows, outputs),
             z_cotangent: case.poisoned(gate_rows, outputs),
@@ -155,7 +151,7 @@ fn adjoint_backward() {
     fn check<T: Scalar>(seed: u64) {
         let mut case = Case::<T>::new(seed);
         let ((tasks, rows, blocks), (inputs, outputs)) = (case.rows(), case.widths());
-        let (shared, gated, activation, scales) = (case.coin(), case.coin(), case.pick(&ACTIVATIONS), scales());
+        let (shared, gated, activation) = (case.coin(), case.coin(), case.pick(&ACTIVATIONS));
         let share = case.pick(&[1.0, 0.8]);
         let accumulate = case.coin();
         let terms = terms(&mut case, tasks, rows, blocks, inputs);
@@ -173,7 +169,7 @@ fn adjoint_backward() {
             z_cotangent: case.random(blocks * tasks * rows, outputs),
             layer: case.layer(tasks, inputs, outputs, shared, false),
             direction: (directed > 0).then_some(direction),
-            corrections: case.corrections(tasks, rows, &terms, &scales, share),
+            corrections: case.corrections(tasks, rows, &terms, share),
             gate: gated.then_some(Gate { activation, values, blocks: &gate_blocks }),
             output: case.output(blocks * tasks * rows, inputs, accumulate),
             accumulate,

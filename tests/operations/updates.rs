@@ -126,16 +126,18 @@ fn gradient_check() {
         // What is found last is overwritten, what nothing is found of stays.
         let findings = case.filled(1, FINDINGS, |_| 0.0);
         let clip = case.coin().then_some(3.0);
-        let gradients = [Some(gradients[0]), None, Some(gradients[1]), Some(gradients[2])];
+        // The last is one of rates, which are not scaled down.
+        let gradients = [Some(gradients[0]), None, Some(gradients[1]), None, None, Some(gradients[2])];
         let op = GradientCheck { losses: [None, Some(losses)], gradients, clip, findings };
-        let spoilt = case.pick(&[None, Some(losses), gradients[0], gradients[3]]);
+        let spoilt = case.pick(&[None, Some(losses), gradients[0], gradients[5]]);
         if let Some(region) = spoilt {
             let value = case.pick(&[f64::NAN, f64::INFINITY]);
             case.set(region, region.len() - 1, value);
         }
         let image = case.image();
         let mut found = vec![f64::from(spoilt.is_some())];
-        for gradient in gradients {
+        for (place, gradient) in gradients.into_iter().enumerate() {
+            let clip = clip.filter(|_| place < 4);
             let norm = gradient.map(|region| image.of(region).iter().map(|g| g * g).sum::<f64>().sqrt());
             let factor = |norm: f64| clip.filter(|clip| norm > *clip).map_or(1.0, |clip| clip / norm);
             found.extend(norm.map_or([0.0, 0.0], |norm| [factor(norm), norm]));
@@ -168,11 +170,15 @@ fn outer_step() {
         let second = case.filled(1, len, |rng| rand::RngExt::random_range(rng, 0.0..1.0));
         let (rate, factor, (beta1, beta2), epsilon) = (0.05, 0.5, (0.9, 0.99), 1e-3);
         let refused = case.coin();
-        let mut held = [f64::from(refused), 9.0, 9.0, 9.0, 9.0, factor, 9.0, 9.0, 9.0].into_iter();
+        let mut held = [9.0; FINDINGS];
+        (held[0], held[5]) = (f64::from(refused), factor);
+        let mut held = held.into_iter();
         let findings = case.filled(1, FINDINGS, |_| held.next().unwrap());
         let finding = Finding { findings, gradient: 2 };
         let step = case.pick(&[1, 2, 1000]);
+        let in_logarithm = case.coin();
         let adam = OuterStep::Adam {
+            in_logarithm,
             parameters,
             gradient,
             first,
@@ -185,18 +191,20 @@ fn outer_step() {
         };
         let image = case.image();
         let [p, g, m, v] = [parameters, gradient, first, second].map(|region| image.of(region));
+        let g: Vec<f64> = g.iter().zip(p).map(|(g, p)| if in_logarithm { g * p } else { *g }).collect();
+        let moved = |p: f64, change: f64| if in_logarithm { p * (-change).exp() } else { p - change };
         let m: Vec<f64> = (0..len).map(|i| beta1 * m[i] + (1.0 - beta1) * (factor * g[i])).collect();
         let v: Vec<f64> = (0..len).map(|i| beta2 * v[i] + (1.0 - beta2) * (factor * g[i]).powi(2)).collect();
         let unbiased = |moment: f64, beta: f64| moment / (1.0 - beta.powf(step as f64));
-        let moved =
-            (0..len).map(|i| p[i] - rate * unbiased(m[i], beta1) / (unbiased(v[i], beta2).sqrt() + epsilon)).collect();
-        let expected = [(parameters, moved), (first, m), (second, v)];
+        let change = |i: usize| rate * unbiased(m[i], beta1) / (unbiased(v[i], beta2).sqrt() + epsilon);
+        let adapted = (0..len).map(|i| moved(p[i], change(i))).collect();
+        let expected = [(parameters, adapted), (first, m), (second, v)];
         let expected = if refused { &[] } else { &expected[..] };
         case.judge("adam", 1e-6, expected, |d, arena| d.outer_step(arena, &adam));
 
-        let sgd = OuterStep::Sgd { parameters, gradient, rate, finding };
-        let moved = (0..len).map(|i| p[i] - rate * factor * g[i]).collect();
-        let expected = if refused { &[] } else { &[(parameters, moved)][..] };
+        let sgd = OuterStep::Sgd { in_logarithm, parameters, gradient, rate, finding };
+        let descended = (0..len).map(|i| moved(p[i], rate * factor * g[i])).collect();
+        let expected = if refused { &[] } else { &[(parameters, descended)][..] };
         case.judge("sgd", 1e-6, expected, |d, arena| d.outer_step(arena, &sgd));
     }
     for_seeds!(24, check);

@@ -162,7 +162,7 @@ fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
 pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearForward<'_, T>) {
     let panels = arena.panels(device, &op.layer, true);
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
-    let base = arena.shared(&[op.input, weight, bias], &[op.output, op.corrections.scratch]);
+    let base = arena.shared(&[op.input, weight, bias, op.corrections.scales], &[op.output, op.corrections.scratch]);
     let source = Source { input: op.input, first_block: 0, layer: op.layer, transposed: true, bias: true, panels };
     let product = Product {
         tasks: op.tasks,
@@ -182,7 +182,8 @@ pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
     let panels = arena.panels(device, &op.layer, false);
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let gate_values = op.gate.map_or(op.delta, |g| g.values);
-    let base = arena.shared(&[op.delta, weight, gate_values], &[op.output, op.corrections.scratch]);
+    let base =
+        arena.shared(&[op.delta, weight, gate_values, op.corrections.scales], &[op.output, op.corrections.scratch]);
     let source = Source { input: op.delta, first_block: 0, layer: op.layer, transposed: false, bias: false, panels };
     let product = Product {
         tasks: op.tasks,
@@ -204,7 +205,8 @@ pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
     let input = op.input.map_or(op.delta, |(region, _)| region);
     let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
     let direction_values = op.direction.map_or(input, |d| d.values);
-    let reads = [input, weight, direction[0], direction[1], direction_values, op.gate.values, op.delta];
+    let scales = op.corrections.scales;
+    let reads = [input, weight, direction[0], direction[1], direction_values, op.gate.values, op.delta, scales];
     let curved = op.gate.activation.is_curved();
     let writes = [op.e_cotangent, op.corrections.scratch, op.z_cotangent];
     let base = arena.shared(&reads, &writes[..if curved { 3 } else { 2 }]);
@@ -247,7 +249,7 @@ pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAre
     let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
     let direction_values = op.direction.map_or(op.z_cotangent, |d| d.values);
     let gate_values = op.gate.map_or(op.z_cotangent, |g| g.values);
-    let reads = [op.z_cotangent, weight, direction[0], direction_values, gate_values];
+    let reads = [op.z_cotangent, weight, direction[0], direction_values, gate_values, op.corrections.scales];
     let base = arena.shared(&reads, &[op.output, op.corrections.scratch]);
     let source = |input, layer, panels| Source { input, first_block: 0, layer, transposed: false, bias: false, panels };
     let product = Product {
@@ -269,7 +271,7 @@ pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAre
 
 /// See [`LowRank`].
 pub(super) fn low_rank<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LowRank<'_, T>) {
-    let base = arena.shared(&[], &[op.output, op.corrections.scratch]);
+    let base = arena.shared(&[op.corrections.scales], &[op.output, op.corrections.scratch]);
     let product = Product {
         tasks: op.tasks,
         rows: op.rows,

@@ -21,8 +21,9 @@ pub(super) fn assemble<T: Scalar>(
             for task in first..last {
                 let mut column = start + task * rows * n;
                 for term in terms {
-                    let scale = corrections.scales[term.scale];
-                    let bias = term.bias.map_or(T::ZERO, |index| corrections.scales[index]);
+                    // SAFETY: they are in a declared region that is only read.
+                    let scales = unsafe { base.slice(corrections.scales.offset, corrections.scales.len()) };
+                    let (scale, bias) = (scales[term.scale], term.bias.map_or(T::ZERO, |index| scales[index]));
                     let count = term.rows.rows / tasks;
                     let from = term.gram.offset + task * term.gram.task_stride;
                     for k in 0..rows {

@@ -25,6 +25,7 @@ mod packed;
 mod panels;
 mod pixel;
 mod product;
+mod rates;
 mod resident;
 mod resident_adjoint;
 mod scratch;
@@ -42,8 +43,8 @@ use super::region::check_access;
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
-    Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, Region,
-    Resident, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
+    Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, RateTables,
+    RateTablesGradient, Region, Resident, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
 };
 use crate::scalar::Scalar;
 use crate::{Error, Result};
@@ -246,6 +247,12 @@ impl<T: Scalar> Device<T> for CpuDevice {
     }
     fn normalise_adjoint(&self, arena: &mut Self::Arena, operation: &NormaliseAdjoint) {
         normalise::adjoint(self, arena, operation);
+    }
+    fn rate_tables(&self, arena: &mut Self::Arena, operation: &RateTables) {
+        rates::tables(arena, operation);
+    }
+    fn rate_tables_gradient(&self, arena: &mut Self::Arena, operation: &RateTablesGradient) {
+        rates::gradient(arena, operation);
     }
     fn outer_product(&self, arena: &mut Self::Arena, operation: &OuterProduct<'_, T>) {
         outer_product::outer_product(self, arena, operation);

@@ -21,12 +21,12 @@ fn squared_norm<T: Scalar>(values: &[T]) -> f64 {
 pub(super) fn gradient_check<T: Scalar>(arena: &mut CpuArena<T>, op: &GradientCheck) {
     let finite = |region: &Region| arena.slice(*region).iter().all(|loss| loss.is_finite());
     let mut well = op.losses.iter().flatten().all(finite);
-    for (gradient, findings) in op.gradients.iter().zip(1..) {
+    for (place, gradient) in op.gradients.iter().enumerate() {
         let Some(gradient) = gradient else { continue };
         let norm = squared_norm(arena.slice(*gradient)).sqrt();
         well &= T::from_f64(norm).is_finite();
-        let factor = op.clip.filter(|clip| norm > *clip).map_or(1.0, |clip| clip / norm);
-        let at = op.findings.elements(2 * findings - 1, 2);
+        let factor = op.clip_of(place).filter(|clip| norm > *clip).map_or(1.0, |clip| clip / norm);
+        let at = op.findings.elements(1 + 2 * place, 2);
         arena.slice_mut(at).copy_from_slice(&[factor, norm].map(T::from_f64));
     }
     if !well {
@@ -44,11 +44,19 @@ fn factor<T: Scalar>(arena: &CpuArena<T>, finding: Finding) -> Option<T> {
 /// See [`OuterStep`].
 pub(super) fn outer_step<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &OuterStep) {
     match *op {
-        OuterStep::Sgd { parameters, gradient, rate, finding } => {
+        OuterStep::Sgd { in_logarithm, parameters, gradient, rate, finding } => {
             let Some(factor) = factor(arena, finding) else { return };
-            add_scaled(device, arena, gradient, T::from_f64(-rate) * factor, parameters);
+            if !in_logarithm {
+                return add_scaled(device, arena, gradient, T::from_f64(-rate) * factor, parameters);
+            }
+            for at in 0..parameters.len() {
+                let one = |region: Region| region.elements(at, 1);
+                let g = arena.slice(one(gradient))[0] * factor;
+                let p = &mut arena.slice_mut(one(parameters))[0];
+                *p = *p * (-(T::from_f64(rate) * g * *p)).exp();
+            }
         }
-        OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step } => {
+        OuterStep::Adam { in_logarithm, parameters, gradient, first, second, rate, finding, betas, epsilon, step } => {
             let Some(factor) = factor(arena, finding) else { return };
             let base = arena.shared(&[gradient], &[parameters, first, second]);
             let correction = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u64) as i32);
@@ -67,6 +75,15 @@ pub(super) fn outer_step<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>,
                         base.slice_mut(second.offset + from, to - from),
                     )
                 };
+                if in_logarithm {
+                    for i in 0..p.len() {
+                        let g = g[i] * factor * p[i];
+                        m[i] = beta1 * m[i] + rest1 * g;
+                        v[i] = beta2 * v[i] + rest2 * g * g;
+                        p[i] = p[i] * (-(rate * m[i] / ((v[i] * second_scale).sqrt() + epsilon))).exp();
+                    }
+                    return;
+                }
                 pulp::Arch::new().dispatch(|| {
                     for i in 0..p.len() {
                         let g = g[i] * factor;

@@ -180,7 +180,8 @@ pub(super) fn with_layer<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>
     drop(pending);
     arena.admit(multiplied, writes);
     arena.admit(reads, writes);
-    check_corrections(corrections, shape, |rows, coefficients| arena.admit(&[rows, coefficients], &[output]));
+    arena.admit(&[corrections.scales], &[output]);
+    check_corrections(corrections, shape, |rows, gram| arena.admit(&[rows, gram], &[output]));
     let mut given = Given::Sums;
     if multiplies {
         let weights = if in_fragments { pack::fragments(device, arena, weight, backward) } else { Some(0) };

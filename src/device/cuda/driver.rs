@@ -354,6 +354,8 @@ kernels! {
     Normalise normalise emulate_normalise,
     NormaliseJacobian normalise_jacobian emulate_normalise_jacobian,
     NormaliseAdjoint normalise_adjoint emulate_normalise_adjoint,
+    RateTables rate_tables emulate_rate_tables,
+    RateTablesGradient rate_tables_gradient emulate_rate_tables_gradient,
     OuterProduct outer_product emulate_outer_product,
     OuterProduct64x64 outer_product_64x64 emulate_outer_product_64x64,
     OuterProduct128x128 outer_product_128x128 emulate_outer_product_128x128,

@@ -105,7 +105,8 @@ pub(super) fn finish<D: Driver>(
     (raw, output): (Raw, Region),
     (reads, writes): (&[Region], &[Region]),
 ) {
-    check_corrections(corrections, shape, |rows, coefficients| arena.admit(&[rows, coefficients], &[output]));
+    arena.admit(&[corrections.scales], &[output]);
+    check_corrections(corrections, shape, |rows, gram| arena.admit(&[rows, gram], &[output]));
     let end = End::new(device, arena, kernel, product, corrections, shape, (raw, output), Given::Sums);
     arena.pending().append(end, corrections, (reads, writes));
 }
@@ -211,7 +212,8 @@ impl<D: Driver> Pending<D> {
     ) {
         self.reads.extend_from_slice(reads);
         self.writes.extend_from_slice(writes);
-        check_corrections(corrections, end.shape, |_, coefficients| self.reads.push(coefficients));
+        self.reads.push(corrections.scales);
+        check_corrections(corrections, end.shape, |_, gram| self.reads.push(gram));
         if end.call.copied == 0 {
             self.reads.extend(rows_of(corrections));
         }

@@ -1,5 +1,7 @@
 //! The dual form's per-task parts: Gram matrices, the corrections made of them, and the sums over them.
 
+use bytemuck::Zeroable;
+
 use super::driver::{Driver, Kernel};
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, ended, narrow, wide};
 use crate::device::{self, Region};
@@ -12,6 +14,8 @@ pub(super) const LIST: usize = 64;
 pub(super) const GROUP: usize = 8;
 /// Columns of a Gram matrix that a warp computes at most: `WARP_COLUMNS` there.
 const WARP_COLUMNS: usize = 4;
+/// Of a term without a shift: `NO_SHIFT` in `kernels/corrections.cuh`.
+const NO_SHIFT: i32 = i32::MIN;
 /// Correction rows that a lane has on their way at once: `CORRECTIONS_AHEAD` there.
 const AHEAD: usize = 8;
 /// Warps of a block, as a power of two; and lanes of a warp.
@@ -70,14 +74,13 @@ impl Gate {
 pub(super) struct Term {
     gram: u64,
     rows: u64,
+    scale: u64,
     task_stride: u32,
     row_stride: u32,
     column_stride: u32,
     count: u32,
     column: u32,
-    scale: f32,
-    shift: f32,
-    unused: u32,
+    shift: i32,
 }
 
 #[repr(C)]
@@ -125,7 +128,7 @@ struct Gram {
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
-struct GramInner {
+struct InnerTerm {
     left: u64,
     right: u64,
     output: u64,
@@ -136,10 +139,17 @@ struct GramInner {
     shift: f32,
 }
 
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct GramInner {
+    terms: [InnerTerm; LIST],
+    end: [u32; LIST],
+}
+
 super::arguments! {
     Corrections, 3160 => ApplyCorrections;
     Gram, 1080 => Gram;
-    GramInner, 48 => GramInner;
+    GramInner, 3328 => GramInner;
 }
 
 /// How many numbers of rows of this width a lane takes at once: 4 where all rows, from these offsets on, lie at multiples of 16
@@ -209,9 +219,8 @@ impl Applied {
                     column_stride: narrow(term.gram.column_stride),
                     count: narrow(count),
                     column: narrow(column),
-                    scale: corrections.scales[term.scale],
-                    shift: term.bias.map_or(0.0, |index| corrections.scales[index]),
-                    unused: 0,
+                    scale: wide(corrections.scales.offset + term.scale),
+                    shift: term.bias.map_or(NO_SHIFT, |index| index as i32 - term.scale as i32),
                 };
                 call.most = call.most.max(narrow(count));
                 column += count;
@@ -267,7 +276,7 @@ impl Corrections {
     }
 }
 
-/// Hands on the regions of corrections, rows and coefficients.
+/// Hands on the regions of corrections' terms, rows and inner products.
 pub(super) fn check_corrections(
     corrections: &device::Corrections<'_, f32>,
     (tasks, rows): (usize, usize),
@@ -306,7 +315,8 @@ pub(super) fn apply_corrections<D: Driver>(
     if blocks.is_empty() {
         return false;
     }
-    check_corrections(corrections, (tasks, rows), |rows, coefficients| arena.check(&[rows, coefficients], &[output]));
+    arena.check(&[corrections.scales], &[output]);
+    check_corrections(corrections, (tasks, rows), |rows, gram| arena.check(&[rows, gram], &[output]));
     let pieces = gate.is_none_or(|gate| gate.values.offset % 4 == 0);
     // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
     let share = LIST / blocks.len();
@@ -385,19 +395,39 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
     }
 }
 
-/// See [`device::GramInner`].
-pub(super) fn gram_inner<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::GramInner) {
-    arena.check(&[op.left, op.right.unwrap_or(op.left)], &[op.output]);
-    let call = GramInner {
-        left: wide(op.left.offset),
-        right: op.right.map_or(NOWHERE, |right| wide(right.offset)),
-        output: wide(op.output.offset),
-        scale: op.scale,
-        rows: narrow(op.left.rows),
-        group: narrow(op.group),
-        width: narrow(op.left.width),
-        shift: if op.plus_one { 1.0 } else { 0.0 },
-    };
-    let shapes = format_args!("{} rows of {} groups of {}", op.left.rows, op.output.width, op.group);
-    device.launch(arena, Kernel::GramInner, [op.output.width, 1, 1], &call, shapes);
+/// See [`device::GramInner`]. As many as add to different numbers are one launch.
+pub(super) fn gram_inners<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, mut all: &[device::GramInner]) {
+    while let Some((first, rest)) = all.split_first() {
+        let before = |count: usize| &rest[..count];
+        let apart = |(count, op): (usize, &device::GramInner)| {
+            !first.output.overlaps(&op.output) && before(count).iter().all(|other| !other.output.overlaps(&op.output))
+        };
+        let more = rest.iter().enumerate().take(LIST - 1).take_while(|(count, op)| apart((*count, op))).count();
+        let (these, others) = all.split_at(1 + more);
+        launch_inners(device, arena, these);
+        all = others;
+    }
+}
+
+fn launch_inners<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, these: &[device::GramInner]) {
+    let mut call = GramInner::zeroed();
+    let (mut columns, mut rows) = (0, 0);
+    for ((to, end), op) in call.terms.iter_mut().zip(&mut call.end).zip(these) {
+        arena.check(&[op.left, op.right.unwrap_or(op.left)], &[op.output]);
+        *to = InnerTerm {
+            left: wide(op.left.offset),
+            right: op.right.map_or(NOWHERE, |right| wide(right.offset)),
+            output: wide(op.output.offset),
+            scale: op.scale,
+            rows: narrow(op.left.rows),
+            group: narrow(op.group),
+            width: narrow(op.left.width),
+            shift: if op.plus_one { 1.0 } else { 0.0 },
+        };
+        columns += op.output.width;
+        rows = rows.max(op.left.rows);
+        *end = narrow(columns);
+    }
+    let shapes = format_args!("{} products of up to {rows} rows", these.len());
+    device.launch(arena, Kernel::GramInner, [columns, 1, 1], &call, shapes);
 }

@@ -36,6 +36,7 @@ mod optimizer;
 mod outer_product;
 mod pack;
 mod pool;
+mod rates;
 mod reduction;
 mod resident;
 mod settle;
@@ -64,7 +65,8 @@ use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
     ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
     MatrixPrecision, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature,
-    PixelLoss, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature, SupervisedLoss,
+    PixelLoss, RateTables, RateTablesGradient, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature,
+    SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -354,7 +356,10 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         low_rank::gram(self, arena, operation);
     }
     fn gram_inner(&self, arena: &mut CudaArena<D>, operation: &GramInner) {
-        low_rank::gram_inner(self, arena, operation);
+        self.gram_inners(arena, std::slice::from_ref(operation));
+    }
+    fn gram_inners(&self, arena: &mut CudaArena<D>, operations: &[GramInner]) {
+        low_rank::gram_inners(self, arena, operations);
     }
     fn low_rank(&self, arena: &mut CudaArena<D>, operation: &LowRank<'_, f32>) {
         low_rank::low_rank(self, arena, operation);
@@ -373,6 +378,12 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     }
     fn normalise_adjoint(&self, arena: &mut CudaArena<D>, operation: &NormaliseAdjoint) {
         normalise::adjoint(self, arena, operation);
+    }
+    fn rate_tables(&self, arena: &mut CudaArena<D>, operation: &RateTables) {
+        rates::tables(self, arena, operation);
+    }
+    fn rate_tables_gradient(&self, arena: &mut CudaArena<D>, operation: &RateTablesGradient) {
+        rates::gradient(self, arena, operation);
     }
     fn outer_product(&self, arena: &mut CudaArena<D>, operation: &OuterProduct<'_, f32>) {
         outer_product::outer_product(self, arena, operation);
@@ -448,6 +459,9 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     }
     fn results<'g>(&self, graph: &'g mut CudaGraph<D>) -> &'g [f32] {
         graph::results(self, graph)
+    }
+    fn learns_rates(&self) -> bool {
+        true
     }
     fn runs_behind(&self) -> bool {
         true

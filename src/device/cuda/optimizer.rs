@@ -26,7 +26,7 @@ struct Sgd {
     flag: u64,
     factor: u64,
     rate: f32,
-    unused: u32,
+    in_logarithm: u32,
 }
 
 #[repr(C)]
@@ -46,7 +46,7 @@ pub(super) struct Adam {
     beta2: f32,
     rest1: f32,
     rest2: f32,
-    unused: u32,
+    in_logarithm: u32,
 }
 
 super::arguments! {
@@ -65,7 +65,7 @@ impl CheckGradient {
             losses: losses.map(|losses| wide(losses.offset)),
             flag: wide(finding.flag()),
             finding: wide(finding.factor()),
-            clip: op.clip.unwrap_or(f64::INFINITY),
+            clip: op.clip_of(place).unwrap_or(f64::INFINITY),
             loss_count: losses.map(|losses| narrow(losses.len())),
             count: narrow(count),
             unused: 0,
@@ -76,7 +76,9 @@ impl CheckGradient {
 impl Adam {
     /// That step, if it is one of Adam.
     pub fn new(op: &OuterStep) -> Option<Self> {
-        let OuterStep::Adam { parameters, gradient, first, second, rate, finding, betas, epsilon, step } = *op else {
+        let OuterStep::Adam { in_logarithm, parameters, gradient, first, second, rate, finding, betas, epsilon, step } =
+            *op
+        else {
             return None;
         };
         let correction = |beta: f64| 1.0 - beta.powi(step.min(i32::MAX as u64) as i32);
@@ -95,7 +97,7 @@ impl Adam {
             beta2: betas.1 as f32,
             rest1: (1.0 - betas.0) as f32,
             rest2: (1.0 - betas.1) as f32,
-            unused: 0,
+            in_logarithm: in_logarithm.into(),
         })
     }
 }
@@ -106,8 +108,8 @@ pub(super) fn gradient_check<D: Driver>(device: &CudaDevice<D>, arena: &CudaAren
         return;
     }
     let [first, second] = op.losses.map(|losses| losses.unwrap_or(NOTHING));
-    let [a, b, c, d] = op.gradients.map(|gradient| gradient.unwrap_or(NOTHING));
-    arena.check(&[first, second, a, b, c, d], &[op.findings]);
+    let [a, b, c, d, e, f] = op.gradients.map(|gradient| gradient.unwrap_or(NOTHING));
+    arena.check(&[first, second, a, b, c, d, e, f], &[op.findings]);
     let check = |place: usize, gradient: Region| {
         let at = (gradient.offset, 0);
         let count = if gradient.is_empty() { 0 } else { reduction::dot(device, arena, at, at, gradient.len(), 1) };
@@ -132,7 +134,7 @@ pub(super) fn outer_step<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
         return;
     }
     match *op {
-        OuterStep::Sgd { parameters, gradient, rate, finding } => {
+        OuterStep::Sgd { in_logarithm, parameters, gradient, rate, finding } => {
             arena.check(&[gradient, finding.findings], &[parameters]);
             let call = Sgd {
                 parameters: wide(parameters.offset),
@@ -141,7 +143,7 @@ pub(super) fn outer_step<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAren
                 flag: wide(finding.flag()),
                 factor: wide(finding.factor()),
                 rate: rate as f32,
-                unused: 0,
+                in_logarithm: in_logarithm.into(),
             };
             let shapes = format_args!("{} parameters", parameters.len());
             device.launch(arena, Kernel::Sgd, [spans_of(parameters.len()), 1, 1], &call, shapes);

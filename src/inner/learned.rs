@@ -1,0 +1,40 @@
+//! Rates that are learned on the device: nothing of a meta-step then waits for the host.
+
+use super::tape::NetworkSpec;
+use crate::device::{ArenaPlan, InnerRates, Region};
+use crate::meta::{RateKind, rate_count};
+
+/// Where the rates of one network lie, in phi's layout, and their gradient.
+#[derive(Clone, Copy, Debug)]
+pub struct Learned {
+    pub rates: Region,
+    pub gradient: Region,
+}
+
+impl Learned {
+    /// Room for them.
+    pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec) -> Self {
+        let count = rate_count(spec.rates, &spec.mlp, spec.steps);
+        Self { rates: plan.take(1, count), gradient: plan.take(1, count) }
+    }
+
+    /// The values of the bias's column, or their gradient, if there are any, and what comes before them.
+    pub fn parts(spec: &NetworkSpec, flat: Region) -> (Region, Option<Region>) {
+        if !spec.rates.transforms_rows() {
+            return (flat, None);
+        }
+        let count = spec.steps * spec.layers();
+        (flat.elements(0, count), Some(flat.elements(count, count)))
+    }
+
+    /// As the dual form takes them.
+    pub fn inner_rates(&self, spec: &NetworkSpec, momentum: f64) -> InnerRates {
+        let (rates, bias) = Self::parts(spec, self.rates);
+        InnerRates { steps: spec.steps, layers: spec.layers(), momentum, rates, bias }
+    }
+
+    /// Whether there is one rate for all steps and layers.
+    pub fn is_single(spec: &NetworkSpec) -> bool {
+        spec.rates == RateKind::Shared
+    }
+}
