@@ -18,13 +18,14 @@ struct PerTask {
 
 // One rate, or one for each parameter of a layer, shared by the tasks.
 struct Rates {
-    // NOWHERE where `all` is for all.
-    u64 each;
+    // Where they lie, or the one for all; NOWHERE where that is `all`.
+    u64 place;
     float all;
-    u32 unused;
+    u32 single;
 
-    __device__ float of(const float* arena, u64 at) const { return each == NOWHERE ? all : arena[each + at]; }
-    __device__ bool in_fours() const { return each == NOWHERE || ::in_fours(each); }
+    __device__ float of(const float* arena, u64 at) const { return single ? one(arena) : arena[place + at]; }
+    __device__ float one(const float* arena) const { return place == NOWHERE ? all : arena[place]; }
+    __device__ bool in_fours() const { return single || ::in_fours(place); }
 };
 
 // The rows that the gradients of a layer are made of, task by task: [blocks * tasks * rows, outputs] and [.., inputs].

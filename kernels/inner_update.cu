@@ -44,8 +44,8 @@ struct ThinUpdate {
         : from(op.from.of(arena, task)), to(op.to.of(arena, task)),
           velocity(op.velocity.exists() ? op.velocity.of(arena, task) : nullptr),
           new_velocity(op.new_velocity.exists() ? op.new_velocity.of(arena, task) : nullptr),
-          rates(op.rates.each == NOWHERE ? nullptr : arena + op.rates.each), rate(op.rates.all), momentum(op.momentum),
-          decay(op.decay) {}
+          rates(op.rates.single ? nullptr : arena + op.rates.place), rate(op.rates.single ? op.rates.one(arena) : 0.0f),
+          momentum(op.momentum), decay(op.decay) {}
 
     template <u32 COUNT>
     struct Before {
@@ -113,11 +113,12 @@ KERNEL(reverse_update, ReverseUpdate) {
     float moved[OWN], before[OWN] = {}, rate[OWN];
     span.load(moved, op.cotangent.of(arena, blockIdx.y));
     if (op.begun) span.load(before, direction);
-    if (op.rates.each != NOWHERE) {
-        span.load(rate, arena + op.rates.each);
-    } else {
+    if (op.rates.single) {
+        float one = op.rates.one(arena);
 #pragma unroll
-        for (u32 k = 0; k < OWN; ++k) rate[k] = op.rates.all;
+        for (u32 k = 0; k < OWN; ++k) rate[k] = one;
+    } else {
+        span.load(rate, arena + op.rates.place);
     }
 #pragma unroll
     for (u32 k = 0; k < OWN; ++k) {

@@ -302,6 +302,8 @@ pub struct ColumnScaleAdjoint<T> {
 pub enum Rate<T> {
     /// One number.
     Uniform(T),
+    /// One number, which is on the device.
+    Single(Region),
     /// One a parameter (Meta-SGD): the layer's rates, shared by all tasks.
     PerParameter(Linear),
 }

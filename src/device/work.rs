@@ -125,6 +125,7 @@ fn applied<T>(corrections: &Corrections<'_, T>, rows: usize) -> Work {
 fn rate<T>(rate: &Rate<T>) -> usize {
     match rate {
         Rate::Uniform(_) => 0,
+        Rate::Single(rate) => rate.len(),
         Rate::PerParameter(layer) => parameters(layer, 1),
     }
 }

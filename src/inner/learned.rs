@@ -1,7 +1,8 @@
 //! Rates that are learned on the device: nothing of a meta-step then waits for the host.
 
 use super::tape::NetworkSpec;
-use crate::device::{ArenaPlan, InnerRates, Region};
+use crate::Scalar;
+use crate::device::{ArenaPlan, Device, InnerRates, Region};
 use crate::meta::{RateKind, rate_count};
 
 /// Where the rates of one network lie, in phi's layout, and their gradient.
@@ -31,6 +32,24 @@ impl Learned {
     pub fn inner_rates(&self, spec: &NetworkSpec, momentum: f64) -> InnerRates {
         let (rates, bias) = Self::parts(spec, self.rates);
         InnerRates { steps: spec.steps, layers: spec.layers(), momentum, rates, bias }
+    }
+
+    /// Sums the gradients of all steps and layers to that of a single rate, if it is one.
+    pub fn gather_gradient<T: Scalar, D: Device<T>>(
+        &self,
+        spec: &NetworkSpec,
+        device: &D,
+        arena: &mut D::Arena,
+        all: Region,
+    ) {
+        if Self::is_single(spec) {
+            device.sum_rows(arena, Self::by_ones(all), T::ONE, self.gradient, false);
+        }
+    }
+
+    /// As rows of one number.
+    pub fn by_ones(region: Region) -> Region {
+        Region { rows: region.len(), width: 1, ..region }
     }
 
     /// Whether there is one rate for all steps and layers.

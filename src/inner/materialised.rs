@@ -29,6 +29,8 @@ pub(super) struct Materialised<T> {
     direction: Region,
     /// Per-parameter rates, `[1, P]`.
     rates: Option<Region>,
+    /// Whether the coming run takes those that are learned on the device.
+    learns: bool,
     /// Uniform rates, and the values of the bias's column, `[steps, layers]`.
     uniform: Vec<T>,
     bias: Vec<T>,
@@ -106,6 +108,7 @@ impl<T: Scalar> Materialised<T> {
             cotangent: plan.take(spec.tasks, parameters),
             direction: plan.take(adjoint, parameters),
             rates: per_parameter.then(|| plan.take(1, parameters)),
+            learns: false,
             uniform: vec![T::ZERO; if per_parameter { 0 } else { each }],
             bias: vec![T::ONE; each],
             scales: plan.take(1, if transformed.is_empty() { 0 } else { each + 1 }),
@@ -134,9 +137,10 @@ impl<T: Scalar> Materialised<T> {
                 device.fill(arena, product_weights.elements(range.start, range.len()), T::ZERO);
             }
         }
+        self.learns = *rates == Rates::Learned;
         match (rates, self.rates) {
             (Rates::PerParameter(values), Some(region)) => device.upload(arena, region, values),
-            (Rates::Learned, Some(_)) => {}
+            (Rates::Learned, _) => {}
             (Rates::PerLayerPerStep { rates, bias }, None) => {
                 self.uniform.copy_from_slice(rates);
                 self.bias.copy_from_slice(bias);
@@ -149,15 +153,39 @@ impl<T: Scalar> Materialised<T> {
         }
     }
 
-    /// Where rates that the device can learn lie: those of each parameter.
-    pub fn learned(&self) -> Option<Learned> {
-        self.rates.map(|rates| Learned { rates, gradient: self.rate_gradient })
+    /// Where rates that the device can learn lie. Where phi transforms rows the host has a hand in them.
+    pub fn learned(&self, plan: &mut ArenaPlan, spec: &NetworkSpec) -> Option<Learned> {
+        if spec.rates.transforms_rows() {
+            return None;
+        }
+        let gradient = self.rate_gradient;
+        Some(match self.rates {
+            Some(rates) => Learned { rates, gradient },
+            None if Learned::is_single(spec) => Learned::new(plan, spec),
+            None => Learned { rates: plan.take(1, gradient.len()), gradient },
+        })
     }
 
-    fn rate(&self, spec: &NetworkSpec, layer: usize, step: usize) -> Rate<T> {
-        match self.rates {
-            Some(region) => Rate::PerParameter(Network::<T>::layer_at(spec, region.offset, 0, layer)),
-            None => Rate::Uniform(self.uniform[step * spec.layers() + layer]),
+    /// The gradient of a single rate, from those of all steps and layers.
+    pub fn learned_gradient<D: Device<T>>(
+        &self,
+        spec: &NetworkSpec,
+        device: &D,
+        arena: &mut D::Arena,
+        learned: &Learned,
+    ) {
+        learned.gather_gradient(spec, device, arena, self.rate_gradient);
+    }
+
+    fn rate(&self, net: &Network<T>, layer: usize, step: usize) -> Rate<T> {
+        let spec = &net.spec;
+        let place = step * spec.layers() + layer;
+        match (self.rates, net.learned.filter(|_| self.learns)) {
+            (Some(region), _) => Rate::PerParameter(Network::<T>::layer_at(spec, region.offset, 0, layer)),
+            (None, Some(Learned { rates, .. })) => {
+                Rate::Single(rates.elements(if Learned::is_single(spec) { 0 } else { place }, 1))
+            }
+            (None, None) => Rate::Uniform(self.uniform[place]),
         }
     }
 
@@ -231,7 +259,7 @@ impl<T: Scalar> Materialised<T> {
     pub fn update<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, step: usize) {
         for layer in net.spec.first_moving..net.spec.layers() {
             let bias = self.bias[step * net.spec.layers() + layer] * net.spec.bias_column(layer);
-            let place = Place { layer, step, rate: self.rate(&net.spec, layer, step) };
+            let place = Place { layer, step, rate: self.rate(net, layer, step) };
             let weights = (self.layer(net, layer, step), self.layer(net, layer, step + 1));
             self.rule.update(net, device, arena, place, weights, (bias, self.decay));
         }
@@ -268,7 +296,7 @@ impl<T: Scalar> Materialised<T> {
                 }
                 None => self.rate_gradient.elements(step * spec.layers() + layer, 1),
             });
-            let place = Place { layer, step, rate: self.rate(spec, layer, step) };
+            let place = Place { layer, step, rate: self.rate(net, layer, step) };
             let back = Back {
                 cotangent: Self::per_task(spec, self.cotangent, layer),
                 direction: Self::per_task(spec, self.direction, layer),

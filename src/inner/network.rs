@@ -135,7 +135,7 @@ impl<T: Scalar> Network<T> {
             // With weight decay, and several query losses, other numbers that the host works out depend on them.
             Form::Dual(_) if spec.decays || spec.query_passes > 1 => None,
             Form::Dual(_) => Some(Learned::new(plan, &spec)),
-            Form::Materialised(form) => form.learned(),
+            Form::Materialised(form) => form.learned(plan, &spec),
             Form::Resident(form) => Some(form.learned(plan, &spec)),
         };
         Self { spec, tape, parameters, gradient, wants_gradient: true, learned, transform, normalised, form }
@@ -467,8 +467,7 @@ impl<T: Scalar> Network<T> {
         let Some(learned) = &self.learned else { return };
         match &self.form {
             Form::Dual(dual) => dual.learned_gradient(self, device, arena, learned),
-            // It lies where the steps leave it.
-            Form::Materialised(_) => {}
+            Form::Materialised(form) => form.learned_gradient(&self.spec, device, arena, learned),
             Form::Resident(form) => form.learned_gradient(&self.spec, device, arena, learned),
         }
     }

@@ -97,11 +97,6 @@ pub fn check<T: Scalar>(specs: &[NetworkSpec], inner: &InnerConfig, nearby: &Nea
     Ok(())
 }
 
-/// As rows of one number.
-fn by_ones(region: Region) -> Region {
-    Region { rows: region.len(), width: 1, ..region }
-}
-
 impl<T: Scalar> ResidentForm<T> {
     pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec) -> Self {
         let (tasks, parameters) = (spec.tasks, spec.mlp.parameter_count());
@@ -146,7 +141,7 @@ impl<T: Scalar> ResidentForm<T> {
             }
             Rates::Learned => {
                 if let Some(learned) = learned.filter(|_| Learned::is_single(spec)) {
-                    device.gather(arena, learned.rates, &self.first, by_ones(self.rates));
+                    device.gather(arena, learned.rates, &self.first, Learned::by_ones(self.rates));
                 }
             }
         }
@@ -160,9 +155,7 @@ impl<T: Scalar> ResidentForm<T> {
         arena: &mut D::Arena,
         learned: &Learned,
     ) {
-        if Learned::is_single(spec) {
-            device.sum_rows(arena, by_ones(self.rate_gradient), T::ONE, learned.gradient, false);
-        }
+        learned.gather_gradient(spec, device, arena, self.rate_gradient);
     }
 
     /// The operation that adapts, and does nothing else.

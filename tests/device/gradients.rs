@@ -1,6 +1,8 @@
 //! Weight gradients and what the materialised form does with them.
 
-use innerloop::device::{Device, InnerUpdate, MatrixPrecision, OuterProduct, OuterTerm, Rate, Region, ReverseUpdate};
+use innerloop::device::{
+    Device, InnerUpdate, Linear, MatrixPrecision, OuterProduct, OuterTerm, Rate, Region, ReverseUpdate,
+};
 
 use super::Make;
 use super::scene::{Content, Scene, compare};
@@ -166,6 +168,15 @@ pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision:
     }
 }
 
+/// A rate for each parameter, or a single one, in every other case on the device.
+pub fn rate<T>(case: u64, per_parameter: bool, rates: Linear, one: T) -> Rate<T> {
+    match case % 2 {
+        _ if per_parameter => Rate::PerParameter(rates),
+        0 => Rate::Uniform(one),
+        _ => Rate::Single(Region { offset: rates.weight, rows: 1, width: 1 }),
+    }
+}
+
 pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
     let mut case = 400;
     let shapes = [(1, 1, 1, 1), (3, 5, 7, 1), (2, 19, 65, 3), (2, 5, 3, 70)].map(|shape| (shape, false));
@@ -198,7 +209,7 @@ pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
                     bias: if begun { 0.6 } else { 1.0 },
                     from,
                     to,
-                    rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(0.3 as T) },
+                    rate: rate(case, per_parameter, rates, 0.3 as T),
                     momentum: 0.9 as T,
                     decay: if keeps { 0.3 } else { 0.1 },
                     velocity,
@@ -239,7 +250,7 @@ pub fn reverse_update<D: Device<f32>>(make: Make<'_, D>) {
                     direction,
                     accumulate,
                     momentum: momentum as T,
-                    rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(0.3 as T) },
+                    rate: rate(case, per_parameter, rates, 0.3 as T),
                     velocity,
                     rate_gradient,
                     scale: 0.5 as T,

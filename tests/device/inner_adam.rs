@@ -3,6 +3,7 @@
 use innerloop::device::{Adam, AdamRateGradient, AdamUpdate, Device, Linear, Rate, ReverseAdam};
 
 use super::Make;
+use super::gradients::rate;
 use super::scene::{Content, Scene, compare};
 
 /// Tasks, rows, inputs and outputs.
@@ -42,7 +43,7 @@ pub fn adam_update<D: Device<f32>>(make: Make<'_, D>) {
                     values,
                     from,
                     to,
-                    rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(0.3 as T) },
+                    rate: rate(case, per_parameter, rates, 0.3 as T),
                     adam: Adam::at_step([0.9, 0.99], EPSILON, step),
                     moments: before,
                     new_moments: after,
@@ -121,7 +122,7 @@ pub fn reverse_adam<D: Device<f32>>(make: Make<'_, D>) {
                     moments,
                     moment_cotangents,
                     accumulate,
-                    rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(0.3 as T) },
+                    rate: rate(case, per_parameter, rates, 0.3 as T),
                     adam: Adam::at_step([0.9, 0.99], EPSILON, step),
                     direction,
                 };

@@ -185,6 +185,8 @@ pub fn replay_meta_steps() {
         (RateKind::PerLayerPerStep, Strategy::Dual),
         (RateKind::Network { rank: 2 }, Strategy::Dual),
         (RateKind::PerParameter, Strategy::Materialised),
+        (RateKind::Shared, Strategy::Materialised),
+        (RateKind::PerLayerPerStep, Strategy::Materialised),
         (RateKind::Shared, Strategy::Resident),
         (RateKind::PerLayerPerStep, Strategy::Resident),
     ] {

@@ -4,7 +4,7 @@ use std::sync::LazyLock;
 
 use innerloop::Scalar;
 use innerloop::device::cpu::{CpuArena, CpuDevice};
-use innerloop::device::{ArenaPlan, Corrections, Device, GramView, Linear, Region, Term};
+use innerloop::device::{ArenaPlan, Corrections, Device, GramView, Linear, Rate, Region, Term};
 use innerloop::model::Activation;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -154,6 +154,16 @@ impl<T: Scalar> Case<T> {
             }
         }
         layer
+    }
+
+    /// The rates of a layer's parameters, or a single one, at hand or in the arena.
+    pub fn rate(&mut self, per_parameter: bool, rates: Linear) -> Rate<T> {
+        let one = Region { offset: rates.weight, rows: 1, width: 1 };
+        match self.coin() {
+            _ if per_parameter => Rate::PerParameter(rates),
+            true => Rate::Single(one),
+            false => Rate::Uniform(T::from_f64(0.2)),
+        }
     }
 
     /// One task's weight and bias, of a layer made by [`Case::layer`].

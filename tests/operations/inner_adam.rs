@@ -24,7 +24,7 @@ impl<T: Scalar> Layer<T> {
         Self {
             shape: [tasks, rows, inputs, outputs],
             rows: [case.random(blocks * tasks * rows, outputs), case.random(blocks * tasks * rows, inputs)],
-            rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(T::from_f64(0.2)) },
+            rate: case.rate(per_parameter, rates),
             step: case.pick(&[1, 2, 40]),
             epsilon: case.pick(&[1e-3, 0.1]),
         }
@@ -54,6 +54,7 @@ impl<T: Scalar> Layer<T> {
     fn rate(&self, image: &Image, i: usize) -> f64 {
         match self.rate {
             Rate::Uniform(rate) => rate.to_f64(),
+            Rate::Single(region) => image.at(region, 0, 0),
             Rate::PerParameter(layer) => image.0[layer.weight + i],
         }
     }

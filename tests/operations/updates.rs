@@ -11,6 +11,7 @@ use crate::case::{Case, Image, for_seeds};
 fn rate<T: Scalar>(image: &Image, rate: Rate<T>, i: usize) -> f64 {
     match rate {
         Rate::Uniform(rate) => rate.to_f64(),
+        Rate::Single(region) => image.at(region, 0, 0),
         Rate::PerParameter(layer) => image.0[layer.weight + i],
     }
 }
@@ -35,7 +36,7 @@ fn inner_update() {
             bias: T::from_f64(case.pick(&[1.0, 0.6])),
             from: case.layer(tasks, inputs, outputs, shared, false),
             to: case.layer(tasks, inputs, outputs, false, true),
-            rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(T::from_f64(0.2)) },
+            rate: case.rate(per_parameter, rates),
             momentum: T::from_f64(0.7),
             decay: T::from_f64(case.pick(&[0.0, 0.4])),
             velocity: had.then_some(velocity),
@@ -87,7 +88,7 @@ fn reverse_update() {
             direction: case.layer(tasks, inputs, outputs, false, !accumulate),
             accumulate,
             momentum: T::from_f64(case.pick(&[0.0, 0.7])),
-            rate: if per_parameter { Rate::PerParameter(rates) } else { Rate::Uniform(T::from_f64(0.2)) },
+            rate: case.rate(per_parameter, rates),
             velocity: learns.then_some(velocity),
             rate_gradient: learns.then_some(rate_gradient),
             scale: T::from_f64(0.25),

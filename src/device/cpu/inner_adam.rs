@@ -21,6 +21,8 @@ unsafe fn rates<T: Scalar>(base: Base<T>, rate: &Rate<T>) -> &[T] {
     match rate {
         Rate::Uniform(rate) => std::slice::from_ref(rate),
         // SAFETY: the caller's promise.
+        Rate::Single(region) => unsafe { base.slice(region.offset, 1) },
+        // SAFETY: the caller's promise.
         Rate::PerParameter(layer) => unsafe { read(base, layer, 0) },
     }
 }

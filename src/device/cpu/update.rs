@@ -46,7 +46,25 @@ pub(super) unsafe fn write<'a, T: Scalar>(base: Base<T>, layer: &Linear, task: u
 pub(super) fn rate_region<T: Scalar>(rate: &Rate<T>) -> Region {
     match rate {
         Rate::Uniform(_) => Region { offset: 0, rows: 0, width: 0 },
+        Rate::Single(rate) => *rate,
         Rate::PerParameter(layer) => region(layer, 1),
+    }
+}
+
+/// A rate at hand, or where there is one for each parameter.
+#[derive(Clone, Copy)]
+enum OwnRate<T> {
+    One(T),
+    Each(Linear),
+}
+
+impl<T: Scalar> OwnRate<T> {
+    fn new(arena: &CpuArena<T>, rate: &Rate<T>) -> Self {
+        match rate {
+            Rate::Uniform(rate) => Self::One(*rate),
+            Rate::Single(region) => Self::One(arena.slice(*region)[0]),
+            Rate::PerParameter(rates) => Self::Each(*rates),
+        }
     }
 }
 
@@ -55,6 +73,7 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
     let reads = [op.delta, op.values, region(&op.from, op.tasks), rate_region(&op.rate)];
     let to = region(&op.to, op.tasks);
     let writes = [to, op.new_velocity.map_or(Region { width: 0, ..to }, |v| region(&v, op.tasks))];
+    let rate = OwnRate::new(arena, &op.rate);
     let base = arena.shared(&reads, &writes);
     let gradient = WeightGradient { tasks: op.tasks, rows: op.rows, delta: op.delta, values: op.values };
     device.run(op.tasks, |task| {
@@ -62,7 +81,7 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
         let (from, to) = unsafe { (read(base, &op.from, task), write(base, &op.to, task)) };
         let Some(kept) = op.new_velocity else {
             // Nothing else needs the gradient: it goes straight into the weights, a piece that stays in the cache at a time.
-            let Rate::Uniform(rate) = op.rate else { unreachable!("per-parameter rates keep the velocity") };
+            let OwnRate::One(rate) = rate else { unreachable!("per-parameter rates keep the velocity") };
             let Linear { inputs, outputs, .. } = op.to;
             let share = T::ONE - rate * op.decay;
             let step = (PIECE / inputs).max(1);
@@ -97,13 +116,13 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
         }
         gradient.add_weight(base, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs), Onto::Itself);
         gradient.add_bias(base, task, op.bias, velocity.as_mut_ptr());
-        pulp::Arch::new().dispatch(|| match op.rate {
-            Rate::Uniform(rate) => {
+        pulp::Arch::new().dispatch(|| match rate {
+            OwnRate::One(rate) => {
                 for ((t, f), v) in to.iter_mut().zip(from).zip(&*velocity) {
                     *t = *f - rate * *v;
                 }
             }
-            Rate::PerParameter(rates) => {
+            OwnRate::Each(rates) => {
                 // SAFETY: the rates are only read.
                 let rates = unsafe { read(base, &rates, 0) };
                 for (((t, f), v), rate) in to.iter_mut().zip(from).zip(&*velocity).zip(rates) {
@@ -174,6 +193,7 @@ pub(super) fn reverse_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
         rate_gradient(arena, op.tasks, (&op.weight_cotangent, &velocity), op.scale, gradient);
     }
     let reads = [region(&op.weight_cotangent, op.tasks), rate_region(&op.rate)];
+    let rate = OwnRate::new(arena, &op.rate);
     let base = arena.shared(&reads, &[region(&op.direction, op.tasks)]);
     device.run(op.tasks, |task| {
         // SAFETY: declared regions; each job writes its own task's direction.
@@ -185,11 +205,11 @@ pub(super) fn reverse_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
             let rates = |rates: &Linear| unsafe { read(base, rates, 0) };
             let pairs = direction.iter_mut().zip(cotangent);
             // Without momentum what is there counts for nothing, be it NaN.
-            match (op.rate, momentum == T::ZERO) {
-                (Rate::Uniform(rate), true) => pairs.for_each(|(d, c)| *d = -(rate * *c)),
-                (Rate::Uniform(rate), false) => pairs.for_each(|(d, c)| *d = momentum * *d - rate * *c),
-                (Rate::PerParameter(r), true) => pairs.zip(rates(&r)).for_each(|((d, c), r)| *d = -(*r * *c)),
-                (Rate::PerParameter(r), false) => {
+            match (rate, momentum == T::ZERO) {
+                (OwnRate::One(rate), true) => pairs.for_each(|(d, c)| *d = -(rate * *c)),
+                (OwnRate::One(rate), false) => pairs.for_each(|(d, c)| *d = momentum * *d - rate * *c),
+                (OwnRate::Each(r), true) => pairs.zip(rates(&r)).for_each(|((d, c), r)| *d = -(*r * *c)),
+                (OwnRate::Each(r), false) => {
                     pairs.zip(rates(&r)).for_each(|((d, c), r)| *d = momentum * *d - *r * *c);
                 }
             }

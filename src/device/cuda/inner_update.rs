@@ -30,22 +30,23 @@ impl From<&Option<Linear>> for PerTask {
     }
 }
 
-/// One rate, or the place of one for each parameter.
+/// One rate, or its place, or that of one for each parameter.
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Rates {
-    each: u64,
+    place: u64,
     all: f32,
-    unused: u32,
+    single: u32,
 }
 
 impl From<&Rate<f32>> for Rates {
     fn from(rate: &Rate<f32>) -> Self {
-        let (each, all) = match rate {
-            Rate::Uniform(rate) => (NOWHERE, *rate),
-            Rate::PerParameter(rates) => (wide(rates.weight), 0.0),
+        let (place, all, single) = match rate {
+            Rate::Uniform(rate) => (NOWHERE, *rate, true),
+            Rate::Single(rate) => (wide(rate.offset), 0.0, true),
+            Rate::PerParameter(rates) => (wide(rates.weight), 0.0, false),
         };
-        Self { each, all, unused: 0 }
+        Self { place, all, single: single.into() }
     }
 }
 
@@ -149,7 +150,11 @@ pub(super) fn region(layer: &Linear, tasks: usize) -> Region {
 
 /// What is read of a rate.
 pub(super) fn rates_region(rate: &Rate<f32>) -> Region {
-    if let Rate::PerParameter(rates) = rate { region(rates, 1) } else { NOTHING }
+    match rate {
+        Rate::Uniform(_) => NOTHING,
+        Rate::Single(rate) => *rate,
+        Rate::PerParameter(rates) => region(rates, 1),
+    }
 }
 
 /// See [`device::InnerUpdate`].
