@@ -28,7 +28,7 @@ use rand_chacha::ChaCha8Rng;
 
 fn main() {
     let arguments = Arguments::from_args();
-    let own: [(&str, fn()); 14] = [
+    let own: [(&str, fn()); 15] = [
         ("measured_tiles_are_taken", tiles::measured_tiles_are_taken),
         ("packed_weights_are_kept_until_written", packed_weights_are_kept_until_written),
         ("a_gradient_alone_diverges", graphs::a_gradient_alone_diverges),
@@ -40,6 +40,7 @@ fn main() {
         ("tiles_fit_the_shape", tiles::tiles_fit_the_shape),
         ("narrow_layers_are_one_launch", tiles::narrow_layers_are_one_launch),
         ("small_networks_settle_in_one_launch", tiles::small_networks_settle_in_one_launch),
+        ("plans_go_by_the_gpu", tiles::plans_go_by_the_gpu),
         ("failures_are_told", failures_are_told),
         ("every_kernel_is_named", every_kernel_is_named),
         ("meta_steps_allocate_nothing", meta_steps_allocate_nothing),

@@ -79,7 +79,7 @@ pub(super) fn run(arguments: &Arguments) -> Result<()> {
         return Err(Error::invalid("--seconds", arguments.seconds.to_string(), "0 or above"));
     }
     let compute = &arguments.compute;
-    match compute.precision.unwrap_or(Precision::F32).of_matrices() {
+    match compute.precision.unwrap_or(Precision::F32).of_matrices(compute.device)? {
         Some(precision) => {
             on_device!(compute, precision, device => run_on::<f32, _>(arguments, device, precision.name()))
         }
@@ -207,7 +207,7 @@ struct Measurement {
     bytes: usize,
     planned: Strategy,
     form: Strategy,
-    /// Of each form: [`Cost::estimate`](crate::Cost::estimate).
+    /// Of each form, what the planner compares: [`MetaLearner::estimate_in`].
     estimates: [Option<f64>; Strategy::ALL.len()],
     lanes: usize,
 }
@@ -328,7 +328,7 @@ fn time<T: Scalar, D: Device<T>, O: Objective>(
         bytes: learner.bytes(),
         planned: learner.planned(),
         form: learner.strategy(),
-        estimates: Strategy::ALL.map(|form| learner.cost_in(form).map(|cost| cost.estimate())),
+        estimates: Strategy::ALL.map(|form| learner.estimate_in(form)),
         lanes: learner.lanes(),
     })
 }

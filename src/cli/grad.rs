@@ -28,7 +28,7 @@ pub(super) struct Arguments {
 pub(super) fn run(arguments: &Arguments) -> Result<()> {
     let problem = Problem::read(&arguments.problem)?;
     let (compute, strategy) = (&arguments.compute, arguments.compute.strategy.0);
-    let answer = match compute.precision.unwrap_or(Precision::F64).of_matrices() {
+    let answer = match compute.precision.unwrap_or(Precision::F64).of_matrices(compute.device)? {
         Some(precision) => on_device!(compute, precision, device => problem.solve::<f32>(device, strategy))?,
         None => problem.solve::<f64>(compute.cpu_for_f64()?, strategy)?,
     };

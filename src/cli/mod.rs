@@ -80,7 +80,8 @@ struct Compute {
     #[arg(long, default_value = "auto", value_parser = parse_strategy, value_name = "auto|dual|materialised|resident")]
     strategy: Choice,
     /// What to compute in: f32 anywhere; f64 on the CPU, with grad (its default) and bench; on a GPU also f32 with the
-    /// operands of large matrix products rounded to tf32, bf16 or f16 [default: the run's, or f32]
+    /// operands of large matrix products rounded to tf32, bf16 or f16; auto is what is fastest: bf16 on a GPU, f32 on the CPU
+    /// [default: the run's, or f32]
     #[arg(long)]
     precision: Option<Precision>,
 }
@@ -88,6 +89,7 @@ struct Compute {
 /// `--precision`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Precision {
+    Auto,
     F32,
     F64,
     Tf32,
@@ -96,15 +98,16 @@ enum Precision {
 }
 
 impl Precision {
-    /// What operands of large matrix products are rounded to; nothing where it is not for them.
-    fn of_matrices(self) -> Option<MatrixPrecision> {
-        match self {
-            Self::F32 => Some(MatrixPrecision::F32),
+    /// What operands of large matrix products are rounded to on that device; nothing where it is not for them.
+    fn of_matrices(self, device: DeviceKind) -> Result<Option<MatrixPrecision>> {
+        Ok(match self {
+            Self::Auto if matches!(device.resolve()?, DeviceKind::Cuda(_)) => Some(MatrixPrecision::Bf16),
+            Self::Auto | Self::F32 => Some(MatrixPrecision::F32),
             Self::F64 => None,
             Self::Tf32 => Some(MatrixPrecision::Tf32),
             Self::Bf16 => Some(MatrixPrecision::Bf16),
             Self::F16 => Some(MatrixPrecision::F16),
-        }
+        })
     }
 }
 
@@ -152,7 +155,7 @@ impl Compute {
     /// The precision that is asked for, else the run's own.
     fn precision_of(&self, config: &RunConfig) -> Result<MatrixPrecision> {
         let Some(precision) = self.precision else { return Ok(config.precision) };
-        precision.of_matrices().ok_or_else(|| {
+        precision.of_matrices(self.device)?.ok_or_else(|| {
             let expected = "f32, or tf32, bf16 or f16 on a GPU: runs are in f32 (f64 is for grad and bench)";
             Error::invalid("--precision", "f64", expected)
         })
@@ -160,7 +163,7 @@ impl Compute {
 
     /// A CPU does as asked: it rounds no operands. What a run was trained with does not matter to it.
     fn check_precision_of_cpu(&self) -> Result<()> {
-        match self.precision.and_then(Precision::of_matrices) {
+        match self.precision.map(|precision| precision.of_matrices(self.device)).transpose()?.flatten() {
             None | Some(MatrixPrecision::F32) => Ok(()),
             Some(rounded) => {
                 let expected = "f32 on the CPU, or a GPU: --device cuda";

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 use super::work::{Counted, Work};
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
-    Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature, PixelLoss, RateTables,
-    RateTablesGradient, Region, Resident, ReverseAdam, ReverseUpdate, Submitted, SupervisedCurvature, SupervisedLoss,
+    ColumnScaleAdjoint, CostFactors, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward,
+    LinearForward, LowRank, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature,
+    PixelLoss, RateTables, RateTablesGradient, Region, Resident, ReverseAdam, ReverseUpdate, Submitted,
+    SupervisedCurvature, SupervisedLoss,
 };
 use crate::Result;
 use crate::scalar::Scalar;
@@ -204,6 +205,12 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
     }
     fn lanes(&self) -> usize {
         self.inner.lanes()
+    }
+    fn cost_factors(&self) -> CostFactors {
+        self.inner.cost_factors()
+    }
+    fn resident_share(&self, operation: &Resident<'_, T>) -> f64 {
+        self.inner.resident_share(operation)
     }
     fn learns_rates(&self) -> bool {
         self.inner.learns_rates()

@@ -13,6 +13,7 @@ pub mod cpu;
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub mod cuda;
 mod explained;
+mod factors;
 mod inner_adam;
 mod normalise;
 mod operation;
@@ -26,6 +27,7 @@ mod submitted;
 mod work;
 
 pub use explained::{Explained, Stage};
+pub use factors::CostFactors;
 pub use inner_adam::{Adam, AdamRateGradient, AdamUpdate, ReverseAdam};
 pub use normalise::{Normalise, NormaliseAdjoint, NormaliseJacobian};
 pub use operation::{
@@ -190,6 +192,15 @@ pub trait Device<T: Scalar>: Sync {
     /// The numbers of the `results` regions, one after the other, as the work last submitted with `graph` left them; waits
     /// for it.
     fn results<'g>(&self, graph: &'g mut Self::Graph) -> &'g [T];
+    /// How long each kind of work takes it.
+    fn cost_factors(&self) -> CostFactors {
+        CostFactors::CPU
+    }
+    /// The share of [`CostFactors::resident`] that such an operation takes, without regard to its regions: less than 1 where the device has something
+    /// better for it than for all.
+    fn resident_share(&self, _operation: &Resident<'_, T>) -> f64 {
+        1.0
+    }
     /// Whether the inner rates, where they are learned, are to be kept and changed there: because the host would have to wait for it.
     fn learns_rates(&self) -> bool {
         false

@@ -1,7 +1,7 @@
 //! Counting what a meta-step does: floating-point operations and bytes, from the shapes alone.
 
 use super::tape::{NetworkSpec, Slot};
-use crate::device::{Normalise, NormaliseAdjoint, NormaliseJacobian};
+use crate::device::{CostFactors, Normalise, NormaliseAdjoint, NormaliseJacobian};
 use crate::meta::RateKind;
 
 /// The work of one meta-step, by how fast a device can do it.
@@ -21,6 +21,8 @@ pub struct Cost {
     pub resident_elements: f64,
     /// Flop in sums over the rows of layers with batch normalisation, the same in both forms.
     pub normalisation: f64,
+    /// Operations over all tasks, one after the other, about.
+    pub operations: f64,
 }
 
 impl Cost {
@@ -29,20 +31,16 @@ impl Cost {
         self.shared + self.low_rank + self.per_task + self.resident + self.normalisation
     }
 
-    /// The estimate the planner compares, in units of one flop of a large shared product:
-    /// `shared + 5 low_rank + 1.3 per_task + 8 per_task_elements + 0.4 resident + 5 resident_elements`.
-    ///
-    /// The factors are measured on CPUs (`innerloop bench`, over networks from 1-40-40-1 to 128-256-512-4096): corrections reach
-    /// about a fifth of the rate of a large product, a task's own products three quarters, and a weight that is streamed from
-    /// the caches costs as much time as about 8 flop. From memory it is several times that, where the choice is clear anyway. The resident form's
-    /// are fitted to times of networks from 1-8-1 to 196-64-32-5, in `benches/results/2026-11-25-resident.md`. Batch normalisation is left out: forms that have it pay the same.
-    pub fn estimate(&self) -> f64 {
+    /// The estimate the planner compares, in units of one flop of a large shared product, on a device with these factors. Batch
+    /// normalisation is left out: forms that have it pay the same.
+    pub fn estimate(&self, factors: &CostFactors) -> f64 {
         self.shared
-            + 5.0 * self.low_rank
-            + 1.3 * self.per_task
-            + 8.0 * self.per_task_elements
-            + 0.4 * self.resident
-            + 5.0 * self.resident_elements
+            + factors.low_rank * self.low_rank
+            + factors.per_task * self.per_task
+            + factors.per_task_elements * self.per_task_elements
+            + factors.resident * self.resident
+            + factors.resident_elements * self.resident_elements
+            + factors.operation * self.operations
     }
 }
 
@@ -57,6 +55,7 @@ impl std::ops::Add for Cost {
             resident: self.resident + other.resident,
             resident_elements: self.resident_elements + other.resident_elements,
             normalisation: self.normalisation + other.normalisation,
+            operations: self.operations + other.operations,
         }
     }
 }
@@ -132,6 +131,11 @@ fn transform(spec: &NetworkSpec) -> Cost {
     Cost { shared: products * 2.0 * rows * (rank * widths) as f64, ..Cost::default() }
 }
 
+/// Operations of the losses, of every pass and of the way back.
+fn of_losses(spec: &NetworkSpec) -> f64 {
+    spec.steps as f64 * if spec.second_order { 2.0 } else { 1.0 } + 2.0 * spec.query_passes as f64
+}
+
 /// The dual form's cost.
 pub(super) fn dual(spec: &NetworkSpec) -> Cost {
     let (steps, support) = (spec.steps, rows(spec, Slot::Step(0)));
@@ -139,6 +143,7 @@ pub(super) fn dual(spec: &NetworkSpec) -> Cost {
     let queries = spec.query_passes as f64;
     let history = |s: usize| (s * spec.forward_blocks * spec.support_rows) as f64;
     let mut cost = transform(spec) + normalisation(spec);
+    cost.operations += of_losses(spec);
     for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
         let Layer { inputs, outputs, weights, forward, backward, cotangents, down, moves } = layer;
         let query_backward = if backward > 0.0 { backward } else { down };
@@ -168,6 +173,11 @@ pub(super) fn dual(spec: &NetworkSpec) -> Cost {
             gradient_rows += steps as f64 * support * (forward + cotangents);
         }
         cost.shared += 2.0 * weights * gradient_rows;
+        // A product and its inner products, each way and back; of the first step no inner products.
+        let ways = (usize::from(forward > 0.0) + usize::from(backward > 0.0)) as f64;
+        let back = if spec.second_order { usize::from(moves) as f64 + usize::from(down > 0.0) as f64 } else { 0.0 };
+        let inner = if moves { steps.saturating_sub(1) as f64 } else { 0.0 };
+        cost.operations += (ways + back) * (steps as f64 + inner) + 4.0 * queries + 1.0;
     }
     cost
 }
@@ -179,6 +189,7 @@ pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
     let query = queries * rows(spec, Slot::Query { after: spec.steps });
     let tasks = spec.tasks as f64;
     let mut cost = transform(spec) + normalisation(spec);
+    cost.operations += of_losses(spec);
     for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
         let Layer { weights, forward, backward, cotangents, down, moves, .. } = layer;
         let query_backward = if backward > 0.0 { backward } else { down };
@@ -199,6 +210,9 @@ pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
             // Weights and direction in both passes, the direction's renewal, the cotangent's update.
             cost.per_task_elements += streamed * steps * (4.0 + 2.0 + 2.0);
         }
+        // Both ways and the update; back the update's, both ways, and the gradient.
+        let back = if spec.second_order { 4.0 } else { 0.0 };
+        cost.operations += steps * (3.0 + back) + 3.0 * queries + 1.0;
     }
     cost
 }
@@ -211,6 +225,7 @@ pub(super) fn resident(spec: &NetworkSpec) -> Cost {
     Cost {
         resident: (spec.tasks * flop) as f64,
         resident_elements: (spec.tasks * spec.mlp.parameter_count() * streams) as f64,
+        operations: 1.0,
         ..Cost::default()
     }
 }

@@ -28,7 +28,7 @@ pub use plan::Strategy;
 pub use change::{LayerChange, LowRankChange};
 pub use cost::Cost;
 pub use forward::{forward, forward_changed};
-pub use plan::{MAX_DUAL_STEPS, Nearby, choose, cost_of, is_possible, lanes};
+pub use plan::{MAX_DUAL_STEPS, Nearby, choose, cost_of, estimate, is_possible, lanes};
 #[cfg(any(feature = "cuda", feature = "emulate"))]
 pub(crate) use resident::LAYERS;
 pub use resident::check as check_resident;

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use super::cost::{self, Cost};
 use super::resident;
 use super::tape::NetworkSpec;
-use crate::device::Device;
+use crate::device::{CostFactors, Device};
 use crate::meta::{InnerConfig, RateKind};
 use crate::{Error, Result, Scalar};
 
@@ -63,18 +63,24 @@ pub struct Nearby {
     pub tasks: usize,
     /// Processors that work at once.
     pub processors: usize,
+    /// How long each kind of work takes it.
+    pub factors: CostFactors,
 }
 
 impl Nearby {
-    /// Of a device.
-    pub fn of<T: Scalar, D: Device<T>>(device: &D) -> Self {
-        Self { bytes: device.resident_bytes(), tasks: device.resident_tasks(), processors: device.lanes() }
+    /// Of a device, for these networks.
+    pub fn of<T: Scalar, D: Device<T>>(device: &D, specs: &[NetworkSpec]) -> Self {
+        let mut factors = device.cost_factors();
+        factors.resident *= device.resident_share(&resident::outline(&specs[0]));
+        Self { bytes: device.resident_bytes(), tasks: device.resident_tasks(), processors: device.lanes(), factors }
     }
 
     /// How much longer the resident form takes than one whose tasks fill the device, because there are too few for that.
     fn idle(&self, tasks: usize) -> f64 {
         let rounds = tasks.div_ceil(self.tasks).div_ceil(self.processors);
-        (rounds * self.tasks * self.processors.min(tasks)) as f64 / tasks as f64
+        let at_once = self.factors.resident_at_once;
+        let places = tasks.next_multiple_of(at_once) as f64 / tasks as f64;
+        (rounds * self.tasks * self.processors.min(tasks)) as f64 / tasks as f64 * places
     }
 }
 
@@ -90,15 +96,20 @@ pub fn is_possible<T: Scalar>(strategy: Strategy, specs: &[NetworkSpec], inner: 
 
 /// The cheapest form for these networks, by [`Cost::estimate`].
 pub fn choose<T: Scalar>(specs: &[NetworkSpec], inner: &InnerConfig, nearby: &Nearby) -> Strategy {
-    let estimate = |strategy: Strategy| {
+    let of = |strategy: Strategy| {
         if !is_possible::<T>(strategy, specs, inner, nearby) {
             return f64::INFINITY;
         }
-        let estimate = cost_of(specs, strategy).estimate();
-        if strategy == Strategy::Resident { estimate * nearby.idle(specs[0].tasks) } else { estimate }
+        estimate(&cost_of(specs, strategy), strategy, specs[0].tasks, nearby)
     };
-    let cheaper = |best, other| if estimate(other) < estimate(best) { other } else { best };
+    let cheaper = |best, other| if of(other) < of(best) { other } else { best };
     Strategy::ALL.into_iter().reduce(cheaper).unwrap_or(Strategy::Materialised)
+}
+
+/// What the planner compares: [`Cost::estimate`], and what stands idle in the resident form.
+pub fn estimate(cost: &Cost, strategy: Strategy, tasks: usize, nearby: &Nearby) -> f64 {
+    let idle = if strategy == Strategy::Resident { nearby.idle(tasks) } else { 1.0 };
+    Cost { operations: 0.0, ..*cost }.estimate(&nearby.factors) * idle + cost.operations * nearby.factors.operation
 }
 
 /// What a meta-step costs in that form.

@@ -92,6 +92,7 @@ pub struct MetaLearner<T: Scalar, D: Device<T>, O: Objective> {
     pub(super) cost: Cost,
     /// Of each form that is possible.
     pub(super) costs: [Option<Cost>; Strategy::ALL.len()],
+    pub(super) estimates: [Option<f64>; Strategy::ALL.len()],
     pub(super) bytes: usize,
     pub(super) lanes: Vec<Lane<T, D, O>>,
     pub(super) phi: Vec<MetaOptimizer<T>>,
@@ -168,7 +169,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let mlps: Vec<_> = networks.iter().map(|(_, mlp)| (*mlp).clone()).collect();
         let whole = LaneShape { tasks: 0..shape.tasks, shape, strategy: Strategy::Dual, trace };
         let specs = objective.specs(&whole);
-        let nearby = Nearby::of(&device);
+        let nearby = Nearby::of(&device, &specs);
         let planned = crate::inner::choose::<T>(&specs, &inner, &nearby);
         let strategy = inner.strategy.unwrap_or(planned);
         if strategy == Strategy::Resident {
@@ -177,6 +178,8 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let is_possible = |form| crate::inner::is_possible::<T>(form, &specs, &inner, &nearby);
         let costs = Strategy::ALL.map(|form| is_possible(form).then(|| crate::inner::cost_of(&specs, form)));
         let cost = crate::inner::cost_of(&specs, strategy);
+        let estimates = Strategy::ALL
+            .map(|form| costs[form as usize].map(|cost| crate::inner::estimate(&cost, form, shape.tasks, &nearby)));
         let laid_out = |tasks| LaidOut::new(&objective, Shape { tasks, ..shape }, &phi, strategy, trace, &device);
         let whole = laid_out(shape.tasks);
         let bytes = whole.bytes();
@@ -219,6 +222,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
             planned,
             cost,
             costs,
+            estimates,
             bytes,
             lanes,
             phi,
@@ -267,6 +271,11 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// What a meta-step would cost in that form; nothing where the planner would not take it whatever it costs.
     pub fn cost_in(&self, strategy: Strategy) -> Option<Cost> {
         self.costs[strategy as usize]
+    }
+
+    /// What the planner compares it by, on this device: flop of large products that would take as long.
+    pub fn estimate_in(&self, strategy: Strategy) -> Option<f64> {
+        self.estimates[strategy as usize]
     }
 
     /// Parts of the meta-batch that run at once, each on a thread of its own; 1 where operations over all tasks take the

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use crate::fixtures::command::succeed;
 use innerloop::device::cpu::CpuDevice;
-use innerloop::device::{Explained, Stage, Work};
+use innerloop::device::{CostFactors, Explained, Stage, Work};
 use innerloop::model::{Activation, BatchNorm, Mlp, Parameters};
 use innerloop::objective::{Loss, VideoWeights};
 use innerloop::problem::Problem;
@@ -144,6 +144,23 @@ fn as_much_work_as_planned() {
     }
 }
 
+/// What takes a launch on a GPU, but for what the plan leaves out.
+#[test]
+fn about_as_many_operations_as_planned() {
+    let few = ["upload", "download", "copy", "fill", "sum_rows", "gradient_check", "outer_step"];
+    for algorithm in [Algorithm::Maml, Algorithm::FirstOrderMaml, Algorithm::Anil] {
+        for strategy in Strategy::ALL {
+            let inner = InnerConfig { strategy: Some(strategy), ..InnerConfig::new(algorithm, STEPS) };
+            let gan = (strategy != Strategy::Resident && algorithm != Algorithm::Anil).then(|| gan(inner.clone(), 1));
+            for (stages, cost, ..) in [supervised(inner, 1)].into_iter().chain(gan) {
+                let counted = stages.iter().filter(|(name, _)| !few.contains(name));
+                let ratio = counted.map(|(_, stage)| stage.calls).sum::<u64>() as f64 / cost.operations;
+                assert!((0.55..1.1).contains(&ratio), "{algorithm}, {strategy}: {ratio}");
+            }
+        }
+    }
+}
+
 #[test]
 fn as_much_normalisation_as_planned() {
     use Activation::{Linear, Relu, Tanh};
@@ -182,12 +199,10 @@ fn the_form_that_the_planner_cannot_take_has_no_cost() {
         let learner = MetaLearner::new(CpuDevice::new(1).unwrap(), config, SHAPE, phi).unwrap();
         assert_eq!(learner.cost_in(Strategy::Dual).is_some(), possible);
         assert_eq!(learner.cost_in(learner.strategy()), Some(learner.cost()));
+        let estimate = |form| learner.estimate_in(form).unwrap_or(f64::INFINITY);
         // The resident form has room for 16 tasks at once.
-        let room = 16.0 / SHAPE.tasks as f64;
-        let estimate = |form| {
-            let estimate = learner.cost_in(form).map_or(f64::INFINITY, |cost| cost.estimate());
-            if form == Strategy::Resident { room * estimate } else { estimate }
-        };
+        let plain = learner.cost_in(Strategy::Resident).unwrap().estimate(&CostFactors::CPU);
+        assert!((estimate(Strategy::Resident) / (16.0 / SHAPE.tasks as f64 * plain) - 1.0).abs() < 1e-12);
         let cheapest = Strategy::ALL.into_iter().min_by(|a, b| estimate(*a).total_cmp(&estimate(*b)));
         assert_eq!(Some(learner.planned()), cheapest);
     }

@@ -216,3 +216,35 @@ pub fn small_networks_settle_in_one_launch() {
     }
     assert!(together.parameters(0) != parameters);
 }
+
+/// The planner counts with a GPU's rates, by precision: as forms were measured on one, and where a CPU's choice would be another.
+pub fn plans_go_by_the_gpu() {
+    use MatrixPrecision::{Bf16, F32};
+    let seed = [128, 256, 512, 4096];
+    for (widths, shots, tasks, steps, precision, expected) in [
+        (&seed[..], 5, 64, 5, Bf16, Strategy::Dual),
+        (&seed[..], 5, 16, 1, F32, Strategy::Dual),
+        (&[1, 40, 40, 1], 10, 25, 1, F32, Strategy::Resident),
+        (&[1, 40, 40, 1], 10, 25, 5, Bf16, Strategy::Resident),
+        (&[1, 40, 40, 1], 10, 4096, 5, F32, Strategy::Resident),
+        // So many rows of corrections that weights of its own cost a task less.
+        (&[256, 256, 256], 50, 32, 10, F32, Strategy::Materialised),
+        (&[256, 256, 256], 4, 32, 10, F32, Strategy::Dual),
+    ] {
+        let mlp = Mlp::with_hidden(
+            widths[0],
+            &widths[1..widths.len() - 1],
+            widths[widths.len() - 1],
+            Activation::Relu,
+            Activation::Linear,
+        );
+        let mlp = mlp.unwrap();
+        let inner = InnerConfig::new(Algorithm::Maml, steps);
+        let phi = vec![MetaOptimizer::uniform(inner.rates, &mlp, steps, 0.01).unwrap()];
+        let device = CudaDevice::with_driver(Refusing::new(None)).with_precision(precision);
+        let config = SupervisedConfig { mlp, loss: Loss::Mse, inner };
+        let learner = MetaLearner::new(device, config, Shape { tasks, shots, queries: shots }, phi).unwrap();
+        let estimates = Strategy::ALL.map(|form| learner.estimate_in(form));
+        assert_eq!(learner.planned(), expected, "{widths:?}, {tasks} tasks, {steps} steps: {estimates:?}");
+    }
+}

@@ -15,6 +15,7 @@ mod driver;
 #[cfg(feature = "emulate")]
 mod emulated;
 mod ended;
+mod factors;
 mod finish;
 #[cfg(feature = "cuda")]
 mod gpu;
@@ -63,10 +64,10 @@ pub use tune::{Tuning, tune};
 
 use super::{
     AdamRateGradient, AdamUpdate, AdjointBackward, AdjointForward, AdversarialCurvature, AdversarialLoss, ColumnScale,
-    ColumnScaleAdjoint, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward, LinearForward, LowRank,
-    MatrixPrecision, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep, PixelCurvature,
-    PixelLoss, RateTables, RateTablesGradient, Region, Resident, ReverseAdam, ReverseUpdate, SupervisedCurvature,
-    SupervisedLoss,
+    ColumnScaleAdjoint, CostFactors, Device, GradientCheck, Gram, GramInner, InnerUpdate, LinearBackward,
+    LinearForward, LowRank, MatrixPrecision, Normalise, NormaliseAdjoint, NormaliseJacobian, OuterProduct, OuterStep,
+    PixelCurvature, PixelLoss, RateTables, RateTablesGradient, Region, Resident, ReverseAdam, ReverseUpdate,
+    SupervisedCurvature, SupervisedLoss,
 };
 use crate::model::Activation;
 use crate::{Error, Result};
@@ -459,6 +460,12 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     }
     fn results<'g>(&self, graph: &'g mut CudaGraph<D>) -> &'g [f32] {
         graph::results(self, graph)
+    }
+    fn cost_factors(&self) -> CostFactors {
+        factors::factors(self)
+    }
+    fn resident_share(&self, operation: &Resident<'_, f32>) -> f64 {
+        factors::resident_share(operation)
     }
     fn learns_rates(&self) -> bool {
         true

@@ -92,7 +92,7 @@ fn call(op: &Resident<'_, f32>, [gradient, gradients]: [Region; 2]) -> NarrowMma
 
 /// Carries the operation out, whose regions have been checked, if that is for these kernels; says whether it was.
 pub(super) fn narrow_loop<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &Resident<'_, f32>) -> bool {
-    let rounds = device.precision == MatrixPrecision::Tf32 && op.tasks >= LEAST;
+    let rounds = device.precision != MatrixPrecision::F32 && op.tasks >= LEAST;
     let Some([to, gradients]) = op.gradient.filter(|_| rounds && fits(op)) else { return false };
     let call = call(op, [to, gradients]);
     let bytes = TASKS * call.length as usize * size_of::<f32>();
