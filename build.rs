@@ -70,12 +70,13 @@ mod emulated {
             return;
         }
         let mut build = cc::Build::new();
-        if std::env::var("INNERLOOP_EMULATE_SANITIZE").is_ok_and(|v| !v.is_empty() && v != "0") {
+        let sanitized = std::env::var("INNERLOOP_EMULATE_SANITIZE").is_ok_and(|v| !v.is_empty() && v != "0");
+        if sanitized {
             println!("cargo:rustc-cfg=sanitize_emulation");
             // Undefined behaviour traps, which takes no runtime; the address sanitizer's is linked whole, as its compiler
             // would if Rust did not ask for no default libraries.
             for flag in
-                ["-fsanitize=address,undefined", "-fsanitize-undefined-trap-on-error", "-fno-omit-frame-pointer", "-g"]
+                ["-fsanitize=address,undefined", "-fsanitize-undefined-trap-on-error", "-fno-omit-frame-pointer", "-g1"]
             {
                 build.flag(flag);
             }
@@ -86,7 +87,8 @@ mod emulated {
         build
             .cpp(true)
             .std("c++17")
-            .opt_level(2)
+            // With every access checked the compiler takes longer over the second level than the tests gain by it.
+            .opt_level(if sanitized { 1 } else { 2 })
             .define("INNERLOOP_EMULATE", None)
             .flag("-Wno-unknown-pragmas")
             // The kernels' numbers, not those of the host's fused instructions.

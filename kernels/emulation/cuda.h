@@ -21,8 +21,8 @@ struct Thread {
 };
 
 // Of the block that runs on this operating-system thread.
-extern thread_local Thread* current;
-extern thread_local Dim block_index, grid_size;
+extern __thread Thread* current;
+extern __thread Dim block_index, grid_size;
 
 // Runs `body` for every thread of every block.
 void launch(const char* kernel, const unsigned* grid, unsigned threads, uint64_t seed, void (*body)(void*), void* context);

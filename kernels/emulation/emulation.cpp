@@ -28,8 +28,8 @@
 
 namespace emulation {
 
-thread_local Thread* current;
-thread_local Dim block_index, grid_size;
+__thread Thread* current;
+__thread Dim block_index, grid_size;
 
 namespace {
 
@@ -51,6 +51,7 @@ void arrive(void*, const void**, size_t*) {}
 #endif
 
 constexpr unsigned WARP = 32;
+constexpr size_t OUTERMOST = 4 << 10;
 constexpr unsigned char CANARY = 0xA5;
 
 [[noreturn]] void fail(const char* what, const char* file, int line);
@@ -243,19 +244,21 @@ struct Scheduler {
     void run_block(unsigned threads);
 };
 
-thread_local Scheduler scheduler;
+thread_local Scheduler own;
+// The same, without asking whether it has been made, which every access of the other does.
+__thread Scheduler* scheduler;
 
 [[noreturn]] void fail(const char* what, const char* file, int line) {
-    fprintf(stderr, "emulated kernel %s, block (%u, %u, %u): %s (%s:%d)\n", scheduler.kernel, block_index.x,
+    fprintf(stderr, "emulated kernel %s, block (%u, %u, %u): %s (%s:%d)\n", scheduler->kernel, block_index.x,
             block_index.y, block_index.z, what, file, line);
     abort();
 }
 
 void enter() {
-    arrive(nullptr, &scheduler.main_stack, &scheduler.main_bytes);
+    arrive(nullptr, &scheduler->main_stack, &scheduler->main_bytes);
     for (;;) {
-        scheduler.body(scheduler.context);
-        scheduler.wait(State::Ended, "", 0);
+        scheduler->body(scheduler->context);
+        scheduler->wait(State::Ended, "", 0);
     }
 }
 
@@ -270,7 +273,8 @@ void Scheduler::run_block(unsigned threads) {
         fiber.groups = 0;
         fiber.works.clear();
         fiber.work_groups = 0;
-        allow(fiber.stack.get(), STACK);
+        // What ended there has left its frames, but for the outermost, which never returns.
+        allow(fiber.stack.get() + STACK - OUTERMOST, OUTERMOST);
         prepare(&fiber.place, fiber.stack.get(), enter);
     }
     do {
@@ -298,7 +302,7 @@ void Scheduler::run_block(unsigned threads) {
 
 void say_where(const char* what) {
     char text[200];
-    int length = snprintf(text, sizeof text, "emulated kernel %s, block (%u, %u, %u), thread %u: %s\n", scheduler.kernel,
+    int length = snprintf(text, sizeof text, "emulated kernel %s, block (%u, %u, %u), thread %u: %s\n", scheduler ? scheduler->kernel : "",
                           block_index.x, block_index.y, block_index.z, current ? current->thread.x : 0, what);
     (void)!write(2, text, length);
 }
@@ -312,43 +316,44 @@ void on_fault(int number) {
 }  // namespace
 
 void launch(const char* kernel, const unsigned* grid, unsigned threads, uint64_t seed, void (*body)(void*), void* context) {
-    scheduler.kernel = kernel;
-    scheduler.body = body;
-    scheduler.context = context;
-    scheduler.random = seed;
-    scheduler.shared.clear();
-    while (scheduler.fibers.size() < threads) scheduler.fibers.push_back(std::make_unique<Fiber>());
+    scheduler = &own;
+    scheduler->kernel = kernel;
+    scheduler->body = body;
+    scheduler->context = context;
+    scheduler->random = seed;
+    scheduler->shared.clear();
+    while (scheduler->fibers.size() < threads) scheduler->fibers.push_back(std::make_unique<Fiber>());
     grid_size = {grid[0], grid[1], grid[2]};
-    for (unsigned block : scheduler.order(grid[0] * grid[1] * grid[2])) {
+    for (unsigned block : scheduler->order(grid[0] * grid[1] * grid[2])) {
         block_index = {block % grid[0], block / grid[0] % grid[1], block / grid[0] / grid[1]};
-        scheduler.run_block(threads);
+        scheduler->run_block(threads);
     }
 }
 
-void barrier(const char* file, int line) { scheduler.wait(State::Barrier, file, line); }
+void barrier(const char* file, int line) { scheduler->wait(State::Barrier, file, line); }
 
 void hand(const Words& words, const char* file, int line) {
-    Fiber& fiber = *scheduler.running;
+    Fiber& fiber = *scheduler->running;
     fiber.words[fiber.exchanges++ % 2] = words;
-    scheduler.wait(State::Exchange, file, line);
+    scheduler->wait(State::Exchange, file, line);
 }
 
 const Words& handed(unsigned lane) {
-    const Fiber& fiber = *scheduler.running;
-    return scheduler.fibers[fiber.thread.thread.x / WARP * WARP + lane]->words[(fiber.exchanges - 1) % 2];
+    const Fiber& fiber = *scheduler->running;
+    return scheduler->fibers[fiber.thread.thread.x / WARP * WARP + lane]->words[(fiber.exchanges - 1) % 2];
 }
 
 void copy_later(void* to, const void* from, size_t bytes, bool inside, const char* file, int line) {
     if ((uintptr_t)to % bytes != 0 || (uintptr_t)from % bytes != 0) fail("a copy that is not aligned", file, line);
     std::memset(to, 0xff, bytes);
-    Fiber& fiber = *scheduler.running;
+    Fiber& fiber = *scheduler->running;
     fiber.copies.push_back({to, from, bytes, inside, fiber.groups});
 }
 
-void end_copies() { ++scheduler.running->groups; }
+void end_copies() { ++scheduler->running->groups; }
 
 void await_copies(unsigned pending) {
-    Fiber& fiber = *scheduler.running;
+    Fiber& fiber = *scheduler->running;
     size_t arrived = 0;
     for (const Copy& copy : fiber.copies) {
         if (copy.group + pending >= fiber.groups) break;
@@ -364,23 +369,23 @@ void await_copies(unsigned pending) {
 
 void wait_until(bool (*ready)(const void*, unsigned), const void* what, unsigned value, const char* file, int line) {
     if (ready(what, value)) return;
-    Fiber& fiber = *scheduler.running;
+    Fiber& fiber = *scheduler->running;
     fiber.ready = ready;
     fiber.what = what;
     fiber.value = value;
-    scheduler.wait(State::Until, file, line);
+    scheduler->wait(State::Until, file, line);
 }
 
-void beside(std::function<void()> work, const char*, int) { scheduler.beside.push_back({std::move(work), 0}); }
+void beside(std::function<void()> work, const char*, int) { scheduler->beside.push_back({std::move(work), 0}); }
 
 void work_later(std::function<void()> work) {
-    scheduler.running->works.push_back({std::move(work), scheduler.running->work_groups});
+    scheduler->running->works.push_back({std::move(work), scheduler->running->work_groups});
 }
 
-void end_work() { ++scheduler.running->work_groups; }
+void end_work() { ++scheduler->running->work_groups; }
 
 void await_work(unsigned pending) {
-    Fiber& fiber = *scheduler.running;
+    Fiber& fiber = *scheduler->running;
     size_t done = 0;
     for (; done < fiber.works.size() && fiber.works[done].group + pending < fiber.work_groups; ++done) fiber.works[done].work();
     fiber.works.erase(fiber.works.begin(), fiber.works.begin() + done);
@@ -393,11 +398,11 @@ constexpr unsigned SHARED_BEGIN = 1024 + 16;
 
 unsigned shared_address(const void* pointer) {
     const char* at = static_cast<const char*>(pointer);
-    return SHARED_BEGIN + (unsigned)(at - (scheduler.shared[0].bytes.get() + GUARD));
+    return SHARED_BEGIN + (unsigned)(at - (scheduler->shared[0].bytes.get() + GUARD));
 }
 
 char* shared_bytes(unsigned address, size_t bytes, const char* file, int line) {
-    const Allocation& allocation = scheduler.shared[0];
+    const Allocation& allocation = scheduler->shared[0];
     if (address < SHARED_BEGIN || address + bytes > SHARED_BEGIN + allocation.size) {
         fail("an address outside shared memory", file, line);
     }
@@ -406,15 +411,15 @@ char* shared_bytes(unsigned address, size_t bytes, const char* file, int line) {
 
 void* shared_memory(size_t bytes) {
     size_t index = current->shared++;
-    if (index == scheduler.shared.size()) {
+    if (index == scheduler->shared.size()) {
         Allocation allocation{std::unique_ptr<char[]>(new char[bytes + 2 * GUARD]), bytes};
         std::memset(allocation.bytes.get(), CANARY, bytes + 2 * GUARD);
         std::memset(allocation.bytes.get() + GUARD, 0xff, bytes);
         forbid(allocation.bytes.get(), GUARD);
         forbid(allocation.bytes.get() + GUARD + bytes, GUARD);
-        scheduler.shared.push_back(std::move(allocation));
+        scheduler->shared.push_back(std::move(allocation));
     }
-    return scheduler.shared[index].bytes.get() + GUARD;
+    return scheduler->shared[index].bytes.get() + GUARD;
 }
 
 }  // namespace emulation

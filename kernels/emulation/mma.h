@@ -65,24 +65,35 @@ inline float from_f16(u32 bits) {
 // The product of one instruction; PER is numbers in a register.
 template <int PER, class Decode>
 void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], Decode decode, const char* file, int line) {
-    constexpr int DEPTH = 8 * PER, BITS = 32 / PER;
+    constexpr int BITS = 32 / PER;
     Words mine;
     std::memcpy(&mine.word[0], a, sizeof a);
     std::memcpy(&mine.word[2], b, sizeof b);
     hand(mine, file, line);
-    // Number `k` of a row: `registers` of them lie between those of successive halves of the inner dimension.
-    auto number = [&](int row, int k, int first, int registers) {
-        const Words& words = handed(row % 8 * 4 + k % (4 * PER) / PER);
-        int index = first + row / 8 + registers * (k / (4 * PER));
-        uint64_t held = (u32)(words.word[index / 2] >> index % 2 * 32);
-        return decode((u32)(held >> k % PER * BITS & ((1ull << BITS) - 1)));
-    };
     int lane = current->thread.x % 32, row = lane / 4, column = lane % 4 * 2;
+    // Of the four lanes that hold the thread's rows, of its first column, and of its second.
+    const Words* holders[3][4];
+    for (int t = 0; t < 4; ++t) {
+        holders[0][t] = &handed(row * 4 + t);
+        for (int i = 0; i < 2; ++i) holders[1 + i][t] = &handed((column + i) * 4 + t);
+    }
+    auto number = [&](const Words& words, int index, int part) {
+        uint64_t held = (u32)(words.word[index / 2] >> index % 2 * 32);
+        return decode((u32)(held >> part * BITS & ((1ull << BITS) - 1)));
+    };
     double sum[4] = {d[0], d[1], d[2], d[3]};
-    for (int k = 0; k < DEPTH; ++k) {
-        double left[2] = {number(row, k, 0, 2), number(row + 8, k, 0, 2)};
-        double right[2] = {number(column, k, 4, 1), number(column + 1, k, 4, 1)};
-        for (int i = 0; i < 4; ++i) sum[i] += left[i / 2] * right[i % 2];
+    // Along the inner dimension: halves of it, lanes, and the numbers of a register.
+    for (int half = 0; half < 2; ++half) {
+        for (int t = 0; t < 4; ++t) {
+            for (int part = 0; part < PER; ++part) {
+                double left[2], right[2];
+                for (int i = 0; i < 2; ++i) {
+                    left[i] = number(*holders[0][t], 2 * half + i, part);
+                    right[i] = number(*holders[1 + i][t], 4 + half, part);
+                }
+                for (int i = 0; i < 4; ++i) sum[i] += left[i / 2] * right[i % 2];
+            }
+        }
     }
     for (int i = 0; i < 4; ++i) d[i] = (float)sum[i];
 }
@@ -97,11 +108,11 @@ inline float2 pair_of_bf16(u32 both) { return {emulation::from_bf16(both & 0xfff
 inline float2 pair_of_f16(u32 both) { return {emulation::from_f16(both & 0xffff), emulation::from_f16(both >> 16)}; }
 
 inline void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    emulation::multiply<2>(d, a, b, emulation::from_bf16, __FILE__, __LINE__);
+    emulation::multiply<2>(d, a, b, [](u32 bits) { return emulation::from_bf16(bits); }, __FILE__, __LINE__);
 }
 
 inline void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    emulation::multiply<2>(d, a, b, emulation::from_f16, __FILE__, __LINE__);
+    emulation::multiply<2>(d, a, b, [](u32 bits) { return emulation::from_f16(bits); }, __FILE__, __LINE__);
 }
 
 // The cores take no notice of the bits that tf32 does not have.

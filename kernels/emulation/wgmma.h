@@ -274,20 +274,20 @@ void leave_registers() {}
 
 template <bool A_OUTER, bool B_OUTER, int N>
 void multiply_bf16(float (&d)[N], u64 a, u64 b, bool add) {
-    emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, emulation::from_bf16, HERE);
+    emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, [](u32 bits) { return emulation::from_bf16(bits); }, HERE);
 }
 template <bool A_OUTER, bool B_OUTER, int N>
 void multiply_f16(float (&d)[N], u64 a, u64 b, bool add) {
-    emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, emulation::from_f16, HERE);
+    emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, [](u32 bits) { return emulation::from_f16(bits); }, HERE);
 }
 
 template <bool B_OUTER, int N>
 void multiply_held_bf16(float (&d)[N], const u32 (&a)[4], u64 b) {
-    emulation::multiply_held_later(d, a, b, B_OUTER, emulation::from_bf16, HERE);
+    emulation::multiply_held_later(d, a, b, B_OUTER, [](u32 bits) { return emulation::from_bf16(bits); }, HERE);
 }
 template <bool B_OUTER, int N>
 void multiply_held_f16(float (&d)[N], const u32 (&a)[4], u64 b) {
-    emulation::multiply_held_later(d, a, b, B_OUTER, emulation::from_f16, HERE);
+    emulation::multiply_held_later(d, a, b, B_OUTER, [](u32 bits) { return emulation::from_f16(bits); }, HERE);
 }
 
 #undef HERE
