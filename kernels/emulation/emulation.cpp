@@ -338,7 +338,7 @@ void hand(const Words& words, const char* file, int line) {
     scheduler->wait(State::Exchange, file, line);
 }
 
-const Words& handed(unsigned lane) {
+UNCHECKED const Words& handed(unsigned lane) {
     const Fiber& fiber = *scheduler->running;
     return scheduler->fibers[fiber.thread.thread.x / WARP * WARP + lane]->words[(fiber.exchanges - 1) % 2];
 }
@@ -401,7 +401,7 @@ unsigned shared_address(const void* pointer) {
     return SHARED_BEGIN + (unsigned)(at - (scheduler->shared[0].bytes.get() + GUARD));
 }
 
-char* shared_bytes(unsigned address, size_t bytes, const char* file, int line) {
+UNCHECKED char* shared_bytes(unsigned address, size_t bytes, const char* file, int line) {
     const Allocation& allocation = scheduler->shared[0];
     if (address < SHARED_BEGIN || address + bytes > SHARED_BEGIN + allocation.size) {
         fail("an address outside shared memory", file, line);

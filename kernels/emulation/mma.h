@@ -20,13 +20,13 @@ void await_copies() {
 
 namespace emulation {
 
-inline u32 bits_of(float value) {
+UNCHECKED inline u32 bits_of(float value) {
     u32 bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits;
 }
 
-inline float float_of(u32 bits) {
+UNCHECKED inline float float_of(u32 bits) {
     float value;
     std::memcpy(&value, &bits, sizeof value);
     return value;
@@ -42,7 +42,7 @@ u32 drop_bits(float value) {
 }
 
 inline u32 to_bf16(float value) { return drop_bits<16>(value) >> 16; }
-inline float from_bf16(u32 bits) { return float_of(bits << 16); }
+UNCHECKED inline float from_bf16(u32 bits) { return float_of(bits << 16); }
 
 inline u32 to_f16(float value) {
     u32 sign = bits_of(value) >> 16 & 0x8000;
@@ -55,16 +55,26 @@ inline u32 to_f16(float value) {
     return sign | ((drop_bits<13>(size) >> 13) - ((127 - 15) << 10));
 }
 
-inline float from_f16(u32 bits) {
+// The cores take no notice of the bits that tf32 does not have.
+UNCHECKED inline float from_tf32(u32 bits) { return float_of(bits & ~0x1fffu); }
+
+UNCHECKED inline float from_f16(u32 bits) {
     u32 sign = (bits & 0x8000) << 16, size = (bits & 0x7fff) << 13;
     // The exponent of f32 begins 112 lower.
     if ((bits & 0x7c00) != 0x7c00) return float_of(sign | bits_of(float_of(size) * 0x1p112f));
     return float_of(sign | 0x7f800000 | size);
 }
 
+// A part of a register that was handed over.
+template <int BITS>
+UNCHECKED inline u32 part_of(const Words& words, int index, int part) {
+    uint64_t held = (u32)(words.word[index / 2] >> index % 2 * 32);
+    return (u32)(held >> part * BITS & ((1ull << BITS) - 1));
+}
+
 // The product of one instruction; PER is numbers in a register.
-template <int PER, class Decode>
-void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], Decode decode, const char* file, int line) {
+template <int PER, float (*DECODE)(u32)>
+UNCHECKED void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], const char* file, int line) {
     constexpr int BITS = 32 / PER;
     Words mine;
     std::memcpy(&mine.word[0], a, sizeof a);
@@ -77,10 +87,6 @@ void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], Decode decode
         holders[0][t] = &handed(row * 4 + t);
         for (int i = 0; i < 2; ++i) holders[1 + i][t] = &handed((column + i) * 4 + t);
     }
-    auto number = [&](const Words& words, int index, int part) {
-        uint64_t held = (u32)(words.word[index / 2] >> index % 2 * 32);
-        return decode((u32)(held >> part * BITS & ((1ull << BITS) - 1)));
-    };
     double sum[4] = {d[0], d[1], d[2], d[3]};
     // Along the inner dimension: halves of it, lanes, and the numbers of a register.
     for (int half = 0; half < 2; ++half) {
@@ -88,8 +94,8 @@ void multiply(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2], Decode decode
             for (int part = 0; part < PER; ++part) {
                 double left[2], right[2];
                 for (int i = 0; i < 2; ++i) {
-                    left[i] = number(*holders[0][t], 2 * half + i, part);
-                    right[i] = number(*holders[1 + i][t], 4 + half, part);
+                    left[i] = DECODE(part_of<BITS>(*holders[0][t], 2 * half + i, part));
+                    right[i] = DECODE(part_of<BITS>(*holders[1 + i][t], 4 + half, part));
                 }
                 for (int i = 0; i < 4; ++i) sum[i] += left[i / 2] * right[i % 2];
             }
@@ -108,15 +114,13 @@ inline float2 pair_of_bf16(u32 both) { return {emulation::from_bf16(both & 0xfff
 inline float2 pair_of_f16(u32 both) { return {emulation::from_f16(both & 0xffff), emulation::from_f16(both >> 16)}; }
 
 inline void mma_bf16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    emulation::multiply<2>(d, a, b, [](u32 bits) { return emulation::from_bf16(bits); }, __FILE__, __LINE__);
+    emulation::multiply<2, emulation::from_bf16>(d, a, b, __FILE__, __LINE__);
 }
 
 inline void mma_f16(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    emulation::multiply<2>(d, a, b, [](u32 bits) { return emulation::from_f16(bits); }, __FILE__, __LINE__);
+    emulation::multiply<2, emulation::from_f16>(d, a, b, __FILE__, __LINE__);
 }
 
-// The cores take no notice of the bits that tf32 does not have.
 inline void mma_tf32(float (&d)[4], const u32 (&a)[4], const u32 (&b)[2]) {
-    auto decode = [](u32 bits) { return emulation::float_of(bits & ~0x1fffu); };
-    emulation::multiply<1>(d, a, b, decode, __FILE__, __LINE__);
+    emulation::multiply<1, emulation::from_tf32>(d, a, b, __FILE__, __LINE__);
 }

@@ -59,7 +59,7 @@ struct Matrix {
 };
 
 // Of an address that is a multiple of 16 but for its last 4 bits: `row_bytes` is the swizzle's.
-inline u32 swizzled(u32 address, u32 row_bytes) { return address ^ (address >> 3 & (row_bytes - 16)); }
+UNCHECKED inline u32 swizzled(u32 address, u32 row_bytes) { return address ^ (address >> 3 & (row_bytes - 16)); }
 
 // A product's operand, read by its description.
 struct Described {
@@ -75,7 +75,7 @@ struct Described {
         if (bits >> 49 & 7) mistaken("an operand whose pattern begins elsewhere", file, line);
     }
 
-    uint16_t at(u32 outer, u32 k) const {
+    UNCHECKED uint16_t at(u32 outer, u32 k) const {
         u32 number = row_bytes / 2, address;
         if (outer_contiguous) {
             // Without a swizzle the two distances change places.
@@ -92,14 +92,14 @@ struct Described {
 };
 
 // Adds the product of the thread's two rows of A with B.
-template <int N, class Decode>
-void add_product(float (&to)[N], const float (&rows)[2][16], const Described& right, bool add, Decode decode) {
+template <int N, float (*DECODE)(u32)>
+UNCHECKED void add_product(float (&to)[N], const float (&rows)[2][16], const Described& right, bool add) {
     int column = current->thread.x % 4 * 2;
     for (int j = 0; j < N / 4; ++j) {
         for (int i = 0; i < 2; ++i) {
             double sum[2] = {add ? to[4 * j + i] : 0.0, add ? to[4 * j + 2 + i] : 0.0};
             for (int k = 0; k < 16; ++k) {
-                double value = decode(right.at(8 * j + column + i, k));
+                double value = DECODE(right.at(8 * j + column + i, k));
                 for (int half = 0; half < 2; ++half) sum[half] += rows[half][k] * value;
             }
             for (int half = 0; half < 2; ++half) to[4 * j + 2 * half + i] = (float)sum[half];
@@ -114,9 +114,8 @@ inline void agree(const Words& mine, const char* file, int line) {
     if (std::memcmp(&other, &mine, sizeof mine) != 0) mistaken("lanes that multiply different things", file, line);
 }
 
-template <int N, class Decode>
-void multiply_later(float (&d)[N], uint64_t a, uint64_t b, bool a_outer, bool b_outer, bool add, Decode decode,
-                    const char* file, int line) {
+template <int N, float (*DECODE)(u32)>
+void multiply_later(float (&d)[N], uint64_t a, uint64_t b, bool a_outer, bool b_outer, bool add, const char* file, int line) {
     agree({{a, b, add}}, file, line);
     auto to = &d;
     work_later([=] {
@@ -124,15 +123,15 @@ void multiply_later(float (&d)[N], uint64_t a, uint64_t b, bool a_outer, bool b_
         int lane = current->thread.x % 32, row = current->thread.x / 32 % 4 * 16 + lane / 4;
         float rows[2][16];
         for (int k = 0; k < 16; ++k) {
-            for (int i = 0; i < 2; ++i) rows[i][k] = decode(left.at(row + 8 * i, k));
+            for (int i = 0; i < 2; ++i) rows[i][k] = DECODE(left.at(row + 8 * i, k));
         }
-        add_product(*to, rows, right, add, decode);
+        add_product<N, DECODE>(*to, rows, right, add);
     });
 }
 
 // Registers, too, are read when the product is waited for: those of the four lanes that hold the thread's rows.
-template <int N, class Decode>
-void multiply_held_later(float (&d)[N], const u32 (&a)[4], uint64_t b, bool b_outer, Decode decode, const char* file, int line) {
+template <int N, float (*DECODE)(u32)>
+void multiply_held_later(float (&d)[N], const u32 (&a)[4], uint64_t b, bool b_outer, const char* file, int line) {
     agree({{b}}, file, line);
     auto to = &d;
     auto from = &a;
@@ -146,12 +145,12 @@ void multiply_held_later(float (&d)[N], const u32 (&a)[4], uint64_t b, bool b_ou
             std::memcpy(held, handed(current->thread.x % 32 / 4 * 4 + t).word, sizeof held);
             for (int i = 0; i < 4; ++i) {
                 for (int half = 0; half < 2; ++half) {
-                    rows[i % 2][i / 2 * 8 + 2 * t + half] = decode(held[i] >> half * 16 & 0xffff);
+                    rows[i % 2][i / 2 * 8 + 2 * t + half] = DECODE(held[i] >> half * 16 & 0xffff);
                 }
             }
         }
         Described right(b, b_outer, file, line);
-        add_product(*to, rows, right, true, decode);
+        add_product<N, DECODE>(*to, rows, right, true);
     });
 }
 
@@ -274,20 +273,20 @@ void leave_registers() {}
 
 template <bool A_OUTER, bool B_OUTER, int N>
 void multiply_bf16(float (&d)[N], u64 a, u64 b, bool add) {
-    emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, [](u32 bits) { return emulation::from_bf16(bits); }, HERE);
+    emulation::multiply_later<N, emulation::from_bf16>(d, a, b, A_OUTER, B_OUTER, add, HERE);
 }
 template <bool A_OUTER, bool B_OUTER, int N>
 void multiply_f16(float (&d)[N], u64 a, u64 b, bool add) {
-    emulation::multiply_later(d, a, b, A_OUTER, B_OUTER, add, [](u32 bits) { return emulation::from_f16(bits); }, HERE);
+    emulation::multiply_later<N, emulation::from_f16>(d, a, b, A_OUTER, B_OUTER, add, HERE);
 }
 
 template <bool B_OUTER, int N>
 void multiply_held_bf16(float (&d)[N], const u32 (&a)[4], u64 b) {
-    emulation::multiply_held_later(d, a, b, B_OUTER, [](u32 bits) { return emulation::from_bf16(bits); }, HERE);
+    emulation::multiply_held_later<N, emulation::from_bf16>(d, a, b, B_OUTER, HERE);
 }
 template <bool B_OUTER, int N>
 void multiply_held_f16(float (&d)[N], const u32 (&a)[4], u64 b) {
-    emulation::multiply_held_later(d, a, b, B_OUTER, [](u32 bits) { return emulation::from_f16(bits); }, HERE);
+    emulation::multiply_held_later<N, emulation::from_f16>(d, a, b, B_OUTER, HERE);
 }
 
 #undef HERE
