@@ -79,7 +79,7 @@ impl<T: Scalar> LoopRows<'_, T> {
 
 /// How the adapted weights are represented.
 pub(super) enum Form<T> {
-    Dual(Dual<T>),
+    Dual(Box<Dual<T>>),
     Materialised(Box<Materialised<T>>),
     Resident(Box<ResidentForm<T>>),
 }
@@ -123,7 +123,10 @@ impl<T: Scalar> Network<T> {
         let transform = Transform::new(plan, &spec, slots);
         let normalised = Normalised::new(plan, &spec);
         let form = match strategy {
-            Strategy::Dual => Form::Dual(Dual::new(plan, &spec, &tape, transform.as_ref(), inner)),
+            Strategy::Dual => {
+                let form = Dual::new(plan, &spec, &tape, transform.as_ref(), inner);
+                Form::Dual(Box::new(form))
+            }
             Strategy::Materialised => {
                 let form = Materialised::new(plan, &spec, transform.as_ref(), inner);
                 Form::Materialised(Box::new(form))

@@ -1,5 +1,6 @@
 //! Meta-learning: the algorithms, the meta-optimizer, the outer optimizer, and the [`MetaLearner`] that ties them together.
 
+mod adapted;
 mod ahead;
 mod algorithm;
 mod annealing;

@@ -53,7 +53,7 @@ pub(super) fn outer_step<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>,
                 let one = |region: Region| region.elements(at, 1);
                 let g = arena.slice(one(gradient))[0] * factor;
                 let p = &mut arena.slice_mut(one(parameters))[0];
-                *p = *p * (-(T::from_f64(rate) * g * *p)).exp();
+                *p *= (-(T::from_f64(rate) * g * *p)).exp();
             }
         }
         OuterStep::Adam { in_logarithm, parameters, gradient, first, second, rate, finding, betas, epsilon, step } => {
@@ -80,7 +80,7 @@ pub(super) fn outer_step<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>,
                         let g = g[i] * factor * p[i];
                         m[i] = beta1 * m[i] + rest1 * g;
                         v[i] = beta2 * v[i] + rest2 * g * g;
-                        p[i] = p[i] * (-(rate * m[i] / ((v[i] * second_scale).sqrt() + epsilon))).exp();
+                        p[i] *= (-(rate * m[i] / ((v[i] * second_scale).sqrt() + epsilon))).exp();
                     }
                     return;
                 }
