@@ -34,7 +34,7 @@ impl Learned {
         InnerRates { steps: spec.steps, layers: spec.layers(), momentum, rates, bias }
     }
 
-    /// Sums the gradients of all steps and layers to that of a single rate, if it is one.
+    /// Sums the gradients of all steps and layers to that of a single rate, if it is one; else they are where they are to be.
     pub fn gather_gradient<T: Scalar, D: Device<T>>(
         &self,
         spec: &NetworkSpec,

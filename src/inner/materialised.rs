@@ -43,7 +43,7 @@ pub(super) struct Materialised<T> {
     /// Room for the gradient of the rates on the host.
     host: Cell<Vec<T>>,
     /// In the rates' layout.
-    rate_gradient: Region,
+    pub rate_gradient: Region,
     decay: T,
 }
 
@@ -164,17 +164,6 @@ impl<T: Scalar> Materialised<T> {
             None if Learned::is_single(spec) => Learned::new(plan, spec),
             None => Learned { rates: plan.take(1, gradient.len()), gradient },
         })
-    }
-
-    /// The gradient of a single rate, from those of all steps and layers.
-    pub fn learned_gradient<D: Device<T>>(
-        &self,
-        spec: &NetworkSpec,
-        device: &D,
-        arena: &mut D::Arena,
-        learned: &Learned,
-    ) {
-        learned.gather_gradient(spec, device, arena, self.rate_gradient);
     }
 
     fn rate(&self, net: &Network<T>, layer: usize, step: usize) -> Rate<T> {

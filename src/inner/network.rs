@@ -470,8 +470,8 @@ impl<T: Scalar> Network<T> {
         let Some(learned) = &self.learned else { return };
         match &self.form {
             Form::Dual(dual) => dual.learned_gradient(self, device, arena, learned),
-            Form::Materialised(form) => form.learned_gradient(&self.spec, device, arena, learned),
-            Form::Resident(form) => form.learned_gradient(&self.spec, device, arena, learned),
+            Form::Materialised(form) => learned.gather_gradient(&self.spec, device, arena, form.rate_gradient),
+            Form::Resident(form) => learned.gather_gradient(&self.spec, device, arena, form.rate_gradient),
         }
     }
 

@@ -20,7 +20,7 @@ pub struct ResidentForm<T> {
     /// For each task, gradients of the parameters and of the rates; and the sum of the latter.
     gradients: Region,
     rate_gradients: Region,
-    rate_gradient: Region,
+    pub rate_gradient: Region,
     /// For each rate the index of the first, where all are one.
     first: Vec<u32>,
     /// Room for the gradient of the rates on the host.
@@ -145,17 +145,6 @@ impl<T: Scalar> ResidentForm<T> {
                 }
             }
         }
-    }
-
-    /// The gradient of a single rate, from those of all steps and layers.
-    pub fn learned_gradient<D: Device<T>>(
-        &self,
-        spec: &NetworkSpec,
-        device: &D,
-        arena: &mut D::Arena,
-        learned: &Learned,
-    ) {
-        learned.gather_gradient(spec, device, arena, self.rate_gradient);
     }
 
     /// The operation that adapts, and does nothing else.
