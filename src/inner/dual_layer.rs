@@ -4,7 +4,7 @@ use super::coefficients::Coefficients;
 use super::tape::{NetworkSpec, Slot, Tape};
 use super::transform::Transform;
 use crate::Scalar;
-use crate::device::{ArenaPlan, GramView, OuterTerm, Region, Term};
+use crate::device::{ArenaPlan, GramView, InnerRates, OuterTerm, RateTables, Region, Term};
 use crate::meta::Side;
 
 /// Correction terms for each output block.
@@ -217,19 +217,19 @@ impl<T: Scalar> Layer<T> {
     }
 }
 
-/// Numbers of one layer's table.
+/// Numbers of one layer's table: [`RateTables`]' for one query pass, and a row more for each other.
 pub(super) fn table_width(spec: &NetworkSpec) -> usize {
-    one_index(spec.steps) + 1 + spec.query_passes * spec.steps
+    RateTables::width(spec.steps) + (spec.query_passes - 1) * spec.steps
 }
 
 /// Where the value of the bias's column at step `s` lies in a layer's table.
 pub(super) fn bias_index(steps: usize, s: usize) -> usize {
-    (steps + 1) * steps + s
+    InnerRates::table(steps) + s
 }
 
 /// Where 1 lies there.
 fn one_index(steps: usize) -> usize {
-    (steps + 2) * steps
+    bias_index(steps, steps)
 }
 
 /// Where `-w c[i][s]` lies there, for a query pass after `i` steps whose loss has the weight `w`.

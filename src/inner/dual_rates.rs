@@ -153,7 +153,7 @@ impl<T: Scalar> Dual<T> {
     pub fn rate_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, out: &mut [T]) {
         let spec = &net.spec;
         let (steps, layers) = (spec.steps, spec.layers());
-        let table = (steps + 1) * steps;
+        let table = InnerRates::table(steps);
         let (mut host, mut wide) = self.host.take();
         self.table_gradients(net, device, arena);
         for (index, layer) in self.layers.iter().enumerate().skip(spec.first_moving) {

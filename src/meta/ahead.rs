@@ -41,11 +41,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// unless phi's rates are learned by the host: in the dual form with weight decay or a multi-step loss, in the materialised one where phi
     /// transforms rows.
     pub fn may_submit(&self) -> usize {
-        if self.device.runs_behind() && self.lanes.len() == 1 && (!self.learns() || !self.rate_moments.is_empty()) {
-            AT_ONCE
-        } else {
-            1
-        }
+        if self.device.runs_behind() && self.lanes.len() == 1 && !self.host_learns() { AT_ONCE } else { 1 }
     }
 
     /// A whole meta-step, [`MetaLearner::run`] and [`MetaLearner::update`]: on a device that goes on by itself it is one

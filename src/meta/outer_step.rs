@@ -146,6 +146,11 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.objective.inner().learn_rates && self.objective.inner().algorithm.differentiates_query()
     }
 
+    /// Whether its rates are learned by the host, and not by the device.
+    pub(super) fn host_learns(&self) -> bool {
+        self.learns() && self.rate_moments.is_empty()
+    }
+
     /// That the gradient a configuration asks for is computed.
     pub(super) fn check_trains(&self, config: &OuterConfig) -> Result<()> {
         if config.trains_parameters && !O::network(&self.lanes[0].inner, 0).wants_gradient {
@@ -197,7 +202,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         self.device.submit(&mut first.arena, &mut graph, &[self.findings], |device, arena| {
             work.carry_out::<T, D, O>(device, arena, &first.inner, [None; 2]);
         });
-        let (scale, learns) = (work.scale, work.learns && self.rate_moments.is_empty());
+        let scale = work.scale;
         self.lanes = lanes;
         let fault = fault(self.device.results(&mut graph));
         self.update_graph = graph;
@@ -211,7 +216,7 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
                 continue;
             }
             self.steps_of[network] += 1;
-            if learns {
+            if self.host_learns() {
                 let (rate, step) = (config.phi_learning_rate * scale, self.steps_of[network]);
                 let gradient = &self.phi_gradient[network];
                 let values = self.phi[network].rates_mut().iter_mut();
