@@ -200,6 +200,12 @@ mod cuda {
         if let Some(unknown) = architectures.iter().find(|a| !known(a)) {
             fail(&format!("INNERLOOP_CUDA_ARCHS: {unknown:?}; expected numbers of 80 or above, such as 80,90a"));
         }
+        if let Some(both) =
+            architectures.iter().find(|a| a.ends_with('a') && architectures.iter().any(|b| **b == a[..a.len() - 1]))
+        {
+            // A GPU would take either, and the plain one's kernels for warpgroups are empty.
+            fail(&format!("INNERLOOP_CUDA_ARCHS: {both} and {}; expected one of them", &both[..both.len() - 1]));
+        }
         let mut targets: Vec<String> =
             architectures.iter().map(|a| format!("-gencode=arch=compute_{a},code=sm_{a}")).collect();
         // PTX of an `a` target runs nowhere else, so it takes the plain one.

@@ -156,14 +156,14 @@ fn operations(c: &mut Criterion) {
             rows: ROWS,
             input: values[STEPS],
             layer: layer(weight, bias),
-            corrections: Corrections { share: 1.0, blocks: if corrected { &terms } else { &[] }, scales, scratch },
+            corrections: Corrections { share: None, blocks: if corrected { &terms } else { &[] }, scales, scratch },
             activation: Activation::Tanh,
             output,
         };
         group.bench_function(name, |b| b.iter(|| device.linear_forward(&mut arena, &operation)));
     }
 
-    let term = |(p, q): (&Region, &Region)| OuterTerm { p: *p, q: *q, bias: 1.0, blocks: 1, scale: 1.0 };
+    let term = |(p, q): (&Region, &Region)| OuterTerm { p: *p, q: *q, bias: 1.0, blocks: 1, scale: 1.0, share: None };
     let terms: Vec<OuterTerm<f32>> = deltas.iter().zip(&values).map(term).collect();
     let operation =
         OuterProduct { tasks: TASKS, terms: &terms, layer: layer(gradient, gradient_bias), accumulate: false };

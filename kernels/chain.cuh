@@ -12,10 +12,11 @@
 
 constexpr u32 CHAIN_THREADS = 512;
 constexpr u32 CHAIN_WARPS = CHAIN_THREADS / 32;
-constexpr int LINKS = 8;
+// As many as arguments of 4 KB hold.
+constexpr int LINKS = 6;
 // Of all links.
-constexpr int CHAIN_TERMS = 96;
-constexpr int CHAIN_FACTORS = 64;
+constexpr int CHAIN_TERMS = 62;
+constexpr int CHAIN_FACTORS = 45;
 // Groups of a block at most, in each link.
 constexpr u32 CHAIN_GROUPS = 4;
 // Rows of earlier steps that are taken at once.
@@ -28,9 +29,31 @@ constexpr u32 CHAIN_PITCH = CHAIN_STRIP + 4;
 
 enum LinkKind : u32 { LINK_ROWS, LINK_FORWARD, LINK_BACKWARD, LINK_ADJOINT };
 
+// `Term`, smaller: places in the link's table.
+struct ChainTerm {
+    u64 gram;
+    u64 rows;
+    u32 task_stride;
+    u16 row_stride;
+    u16 column_stride;
+    u16 count;
+    u16 column;
+    u16 scale;
+    // Or NO_PLACE.
+    u16 shift;
+};
+static_assert(sizeof(ChainTerm) == 32, "mirrored in Rust");
+constexpr u16 NO_PLACE = 0xffff;
+
 struct Link {
-    // One group; of the source only the bias, and the rows that it reaches, and where either side is thin the weights.
-    Product product;
+    // One group.
+    ProductEnd product;
+    // Where either side is thin.
+    u64 weight;
+    // The bias, and the rows that it reaches.
+    u64 bias;
+    u32 bias_first;
+    u32 bias_rows;
     // Fragments, in numbers of 32 bits, where neither side is thin; NOWHERE without a product.
     u64 weights;
     // Sums that are there already, [parts, rows, width], or the rows themselves.
@@ -39,6 +62,8 @@ struct Link {
     u64 packed;
     // Of the inner products.
     u64 gram;
+    // The table of the terms' factors.
+    u64 scales;
     u32 kind;
     u32 parts;
     u32 inner;
@@ -57,11 +82,11 @@ struct Link {
     u32 most_factor;
     u32 unused;
 };
-static_assert(sizeof(Link) == 288, "mirrored in Rust");
+static_assert(sizeof(Link) == 224, "mirrored in Rust");
 
 struct Chain {
     Link links[LINKS];
-    Term terms[CHAIN_TERMS];
+    ChainTerm terms[CHAIN_TERMS];
     Factor factors[CHAIN_FACTORS];
     u32 count;
     u32 tasks;
@@ -76,7 +101,7 @@ struct Chain {
     u32 numbers;
     u32 unused;
 };
-static_assert(sizeof(Chain) == 7968, "mirrored in Rust");
+static_assert(sizeof(Chain) == 4080, "mirrored in Rust");
 
 // A group, the rows `first..first + rows` of a task's in one block of rows: the first of them in the output, the group of the link
 // before whose rows are multiplied into it, CHAIN_GROUPS where there is none, and its terms, from which on and how many rows they have.
@@ -130,7 +155,7 @@ struct ChainRun {
     __device__ u32 warp() const { return threadIdx.x / 32; }
     __device__ u32 lane() const { return threadIdx.x % 32; }
 
-    __device__ u32 groups(const Product& product) const { return tasks * product.blocks * chunks; }
+    __device__ u32 groups(const ProductEnd& product) const { return tasks * product.blocks * chunks; }
 
     // Looks the link's groups up, whose terms begin at `begin`: there are divisions in it.
     __device__ void begin(const Link& link, u32 begin) const {
@@ -148,7 +173,7 @@ struct ChainRun {
                 (block * op.tasks + first_task + task) * op.rows + first,
                 taken ? (task * link.given + link.taken + from) * chunks + chunk : CHAIN_GROUPS,
                 term,
-                term < end ? op.terms[end - 1].column + op.terms[end - 1].count : 0,
+                term < end ? (u32)op.terms[end - 1].column + op.terms[end - 1].count : 0,
             };
         }
         __syncthreads();
@@ -178,12 +203,12 @@ struct ChainRun {
     }
 
     // How many warps share a group's strip of columns, each with its part of the correction rows.
-    __device__ u32 shares(const Product& product) const { return CHAIN_WARPS / (groups(product) * strips(product)); }
-    __device__ static u32 strips(const Product& product) { return (product.width + CHAIN_STRIP - 1) / CHAIN_STRIP; }
+    __device__ u32 shares(const ProductEnd& product) const { return CHAIN_WARPS / (groups(product) * strips(product)); }
+    __device__ static u32 strips(const ProductEnd& product) { return (product.width + CHAIN_STRIP - 1) / CHAIN_STRIP; }
 
     // Calls `work` with the warp's rows, by strips: the row among all groups', its group, its place in that, and the lane's column.
     template <class Work>
-    __device__ void each_row(const Product& product, Work work) const {
+    __device__ void each_row(const ProductEnd& product, Work work) const {
         u32 strips = this->strips(product);
 #pragma unroll 1
         for (u32 unit = warp(); unit < groups(product) * GROUP * strips; unit += CHAIN_WARPS) {
@@ -247,7 +272,7 @@ __device__ inline void ChainRun::multiply(const Link& link) const {
 
 // The corrections, to `tiles`: each warp its part of them, of 128 columns of a group.
 __device__ inline void ChainRun::correct(const Link& link) const {
-    const Product& product = link.product;
+    const ProductEnd& product = link.product;
     u32 g = lane() / 4, t = lane() % 4, count = groups(product), strips = this->strips(product), shares = this->shares(product);
     bool few = product.width <= THIN;
     u32 slot = warp() / shares, part = warp() % shares, own = slot / strips, column = slot % strips * CHAIN_STRIP + 8 * g;
@@ -265,15 +290,15 @@ __device__ inline void ChainRun::correct(const Link& link) const {
             if (n >= of.corrected) continue;
             // No term before this one can hold it, and it is this one where all are of one length.
             u32 f = of.term + n / link.most;
-            while (n >= op.terms[f].column + op.terms[f].count) ++f;
-            const Term& term = op.terms[f];
+            while (n >= (u32)op.terms[f].column + op.terms[f].count) ++f;
+            const ChainTerm& term = op.terms[f];
             u32 within = n - term.column;
             u64 number = (u64)of.task * term.count + within;
             row[index][j] = few ? term.rows + number * product.width : copied_row(term.rows, number, product.width);
             const float* gram = arena + term.gram + (u64)of.task * term.task_stride + (u64)within * term.column_stride +
                                 (u64)of.first * term.row_stride;
-            float inner[GROUP] = {}, scale, shift;
-            read_factors(arena, term, scale, shift);
+            float inner[GROUP] = {}, scale = arena[link.scales + term.scale];
+            float shift = term.shift != NO_PLACE ? arena[link.scales + term.shift] : 0.0f;
 #pragma unroll
             for (u32 r = 0; r < GROUP; ++r) {
                 if (r < of.rows) inner[r] = gram[(u64)r * term.row_stride];
@@ -307,8 +332,7 @@ __device__ inline void ChainRun::correct(const Link& link) const {
 template <class End>
 __device__ inline void ChainRun::end(const Link& link) const {
     constexpr bool FORWARD = std::is_same_v<End, Forward>, ADJOINT = std::is_same_v<End, Adjoint>;
-    const Product& product = link.product;
-    const Source& bias = product.sources[0];
+    const ProductEnd& product = link.product;
     const Gate& gate = product.gate;
     bool gated = is_gated<End>(product), curved = is_curved<End>(product);
     u32 shares = this->shares(product), strips = this->strips(product), block_rows = op.tasks * op.rows;
@@ -322,8 +346,9 @@ __device__ inline void ChainRun::end(const Link& link) const {
             u64 at = (u64)row * product.width + column, gate_at = gate_row * product.width + column;
             Outputs<1, 4> all = {};
             // All that comes from far is on its way first.
-            all.biased[0] = FORWARD && bias.bias != NOWHERE && row - bias.first < bias.rows;
-            load_piece_or_zero(all.bias, arena + bias.bias + column, all.biased[0]);
+            all.share = share_of(arena, product);
+            all.biased[0] = FORWARD && link.bias != NOWHERE && row - link.bias_first < link.bias_rows;
+            load_piece_or_zero(all.bias, arena + link.bias + column, all.biased[0]);
             load_piece_or_zero(all.gate[0], arena + gate.values + gate_at, gated);
             load_piece_or_zero(all.delta[0], arena + product.delta + at, curved);
             load_piece_or_zero(all.output[0], arena + product.output + at, product.begun);
@@ -343,7 +368,7 @@ __device__ inline void ChainRun::end(const Link& link) const {
             }
             // What a forward or an adjoint output holds already goes into the activation too.
             if (product.begun && (FORWARD || ADJOINT)) all.each([&](int i, int c) { all.added[i][c] += all.output[i][c]; });
-            all.template end_by<decltype(chosen)::activation>(product, (End*)nullptr);
+            all.template end_by<decltype(chosen)::activation>((End*)nullptr);
             if (curved) store_piece(arena + product.z + gate_at, all.delta[0]);
             store_piece(arena + product.output + at, all.output[0]);
             store_copy(arena, link.packed, at, AS_BF16, all.output[0]);
@@ -364,7 +389,7 @@ __device__ inline void ChainRun::rows_as_they_are(const Link& link) const {
 // The inner products of what was made with the task's rows of each factor. A warp computes 16 x 8 of them over a strip, and strips
 // are added in their order.
 __device__ inline void ChainRun::inner_products(const Link& link, u32 begin) const {
-    const Product& product = link.product;
+    const ProductEnd& product = link.product;
     u32 g = lane() / 4, t = lane() % 4, count = groups(product), strips = this->strips(product);
     float* output = arena + link.gram;
     for (u32 start = 0; start < link.columns; start += CHAIN_ROWS) {

@@ -9,7 +9,7 @@ __device__ inline float2 round_both(float first, float second) { return pair_of_
 // Few columns of long sums, with weights [width, inner]: a warp each.
 __device__ inline void ChainRun::multiply_to_few(const Link& link) const {
     u32 width = link.product.width;
-    const float* weights = arena + link.product.sources[0].weight;
+    const float* weights = arena + link.weight;
 #pragma unroll 1
     for (u32 unit = warp(); unit < groups(link.product) * GROUP * width; unit += CHAIN_WARPS) {
         u32 local = unit / width, n = unit - local * width, source = group[local / GROUP].source;
@@ -33,7 +33,7 @@ __device__ inline void ChainRun::multiply_few(const Link& link) const {
     u32 width = link.product.width, inner = link.inner;
     bool back = link.kind == LINK_BACKWARD;
     u32 across = back ? 1 : inner, along = back ? width : 1;
-    const float* weights = arena + link.product.sources[0].weight;
+    const float* weights = arena + link.weight;
     each_row(link.product, [&](u32 local, u32 index, u32 within, u32 column) {
         u32 source = group[index].source;
         float sum[4] = {};
@@ -64,8 +64,7 @@ __device__ inline void ChainRun::correct_few(const Link& link, u32 start) const 
 template <class End>
 __device__ inline void ChainRun::end_few(const Link& link) const {
     constexpr bool FORWARD = std::is_same_v<End, Forward>, ADJOINT = std::is_same_v<End, Adjoint>;
-    const Product& product = link.product;
-    const Source& bias = product.sources[0];
+    const ProductEnd& product = link.product;
     bool gated = is_gated<End>(product), curved = is_curved<End>(product);
     u64 part = (u64)product.group_rows * product.blocks * product.width;
     for (u32 i = threadIdx.x; i < groups(product) * GROUP * product.width; i += CHAIN_THREADS) {
@@ -75,8 +74,9 @@ __device__ inline void ChainRun::end_few(const Link& link) const {
         u32 row = of.output_row + within;
         u64 at = (u64)row * product.width + n, gate_at = gated ? product.gate.row(row) * product.width + n : 0;
         Outputs<1, 1> all = {};
-        all.biased[0] = FORWARD && bias.bias != NOWHERE && row - bias.first < bias.rows;
-        if (all.biased[0]) all.bias[0] = arena[bias.bias + n];
+        all.share = share_of(arena, product);
+        all.biased[0] = FORWARD && link.bias != NOWHERE && row - link.bias_first < link.bias_rows;
+        if (all.biased[0]) all.bias[0] = arena[link.bias + n];
         if (gated) all.gate[0][0] = arena[product.gate.values + gate_at];
         if (curved) all.delta[0][0] = arena[product.delta + at];
         if (product.begun) all.output[0][0] = arena[product.output + at];

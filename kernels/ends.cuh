@@ -6,18 +6,18 @@
 #include "product.cuh"
 
 // The activation that an end goes by.
-__device__ inline u32 activation_of(const Product& op, Forward*) { return op.activation; }
-__device__ inline u32 activation_of(const Product& op, Backward*) { return op.gated ? op.gate.activation : (u32)LINEAR; }
-__device__ inline u32 activation_of(const Product& op, Adjoint*) { return op.delta != NOWHERE ? op.gate.activation : (u32)LINEAR; }
+__device__ inline u32 activation_of(const ProductEnd& op, Forward*) { return op.activation; }
+__device__ inline u32 activation_of(const ProductEnd& op, Backward*) { return op.gated ? op.gate.activation : (u32)LINEAR; }
+__device__ inline u32 activation_of(const ProductEnd& op, Adjoint*) { return op.delta != NOWHERE ? op.gate.activation : (u32)LINEAR; }
 
 // Whether an end reads a gate's values, and delta beside them.
 template <class End>
-__device__ inline bool is_gated(const Product& op) {
+__device__ inline bool is_gated(const ProductEnd& op) {
     if (std::is_same_v<End, Adjoint>) return op.delta != NOWHERE;
     return std::is_same_v<End, Backward> && op.gated;
 }
 template <class End>
-__device__ inline bool is_curved(const Product& op) {
+__device__ inline bool is_curved(const ProductEnd& op) {
     return std::is_same_v<End, Adjoint> && op.delta != NOWHERE && op.z != NOWHERE;
 }
 
@@ -25,7 +25,7 @@ __device__ inline bool is_curved(const Product& op) {
 template <int N, int P>
 struct alignas(16) Outputs {
     // `added`: to the sums, after their share was taken.
-    float sums[N][P], added[N][P], output[N][P], gate[N][P], delta[N][P], bias[P];
+    float sums[N][P], added[N][P], output[N][P], gate[N][P], delta[N][P], bias[P], share;
     // Whether the bias reaches a row.
     bool biased[N];
 
@@ -38,35 +38,35 @@ struct alignas(16) Outputs {
         }
     }
 
-    __device__ float sum(const Product& op, int i, int c) const {
-        return op.share * (sums[i][c] + (biased[i] ? bias[c] : 0.0f)) + added[i][c];
+    __device__ float sum(int i, int c) const {
+        return share * (sums[i][c] + (biased[i] ? bias[c] : 0.0f)) + added[i][c];
     }
 
     // output = act(sum)
     template <u32 ACTIVATION>
-    __device__ void end_by(const Product& op, Forward*) {
-        each([&](int i, int c) { output[i][c] = act(ACTIVATION, sum(op, i, c)); });
+    __device__ void end_by(Forward*) {
+        each([&](int i, int c) { output[i][c] = act(ACTIVATION, sum(i, c)); });
     }
 
     // output = [output +] sum * act'(gate)
     template <u32 ACTIVATION>
-    __device__ void end_by(const Product& op, Backward*) {
-        each([&](int i, int c) { output[i][c] += sum(op, i, c) * act_derivative(ACTIVATION, gate[i][c]); });
+    __device__ void end_by(Backward*) {
+        each([&](int i, int c) { output[i][c] += sum(i, c) * act_derivative(ACTIVATION, gate[i][c]); });
     }
 
     // z = sum * delta * curvature(gate), left in `delta`;  output = sum * act'(gate)
     template <u32 ACTIVATION>
-    __device__ void end_by(const Product& op, Adjoint*) {
+    __device__ void end_by(Adjoint*) {
         each([&](int i, int c) {
-            float g = sum(op, i, c);
+            float g = sum(i, c);
             delta[i][c] *= g * act_curvature(ACTIVATION, gate[i][c]);
             output[i][c] = g * act_derivative(ACTIVATION, gate[i][c]);
         });
     }
 
     template <class End>
-    __device__ void end(const Product& op, End* as) {
-        choose(activation_of(op, as), [&](auto chosen) { end_by<decltype(chosen)::activation>(op, as); });
+    __device__ void end(const ProductEnd& op, End* as) {
+        choose(activation_of(op, as), [&](auto chosen) { end_by<decltype(chosen)::activation>(as); });
     }
 };
 
@@ -81,6 +81,7 @@ __device__ inline void end_outputs(float* arena, const Product& op, const int (&
     bool biased = !BACKWARD && source.bias != NOWHERE;
     u32 gate_row[N];
     auto at = [&](int i) { return (u64)row[i] * op.width + column; };
+    all.share = share_of(arena, op);
 #pragma unroll
     for (int c = 0; c < P; ++c) all.bias[c] = 0.0f;
     if (biased) access.load(all.bias, arena + source.bias + column);

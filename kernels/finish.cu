@@ -96,6 +96,7 @@ struct Ending {
         bool here = PIECE == 4 && op.staged > 0, biased = FORWARD && source.bias != NOWHERE;
         Outputs<1, PIECE> all = {};
         load_piece_or_zero(all.bias, arena + source.bias + own.column, biased);
+        all.share = share_of(arena, product);
         u32 row = this->row(own, own.part), parts = 1u << own.spread;
         u64 at = (u64)row * of.width + own.column, gate_at = gated ? gate_row(own, row) * of.width + own.column : 0;
         // Within a group both go on from row to row: those of one block are one after the other, and gated by such.
@@ -127,7 +128,7 @@ struct Ending {
                 // What a forward or an adjoint output holds already goes into the activation too.
                 if (FORWARD || ADJOINT) all.each([&](int i, int c) { all.added[i][c] += all.output[i][c]; });
             }
-            all.template end_by<ACTIVATION>(product, (End*)nullptr);
+            all.template end_by<ACTIVATION>((End*)nullptr);
             if (curved) store_piece(arena + product.z + gate_at, all.delta[0]);
             if (product.output != NOWHERE) store_piece(output, all.output[0]);
             if constexpr (PIECE == 4) {

@@ -50,8 +50,14 @@ struct OuterTerm {
     u32 blocks;
     float bias;
     float scale;
+    // Where a factor lies; NOWHERE without one.
+    u64 share;
 };
-static_assert(sizeof(OuterTerm) == 32, "mirrored in Rust");
+static_assert(sizeof(OuterTerm) == 40, "mirrored in Rust");
+
+__device__ inline float scale_of(const float* arena, const OuterTerm& term) {
+    return term.share != NOWHERE ? term.scale * arena[term.share] : term.scale;
+}
 
 struct alignas(16) GradientTiles {
     Tiles tiles;

@@ -135,7 +135,7 @@ struct HopperEnd {
     // d = act(share (d + bias))
     __device__ void end(Sums& d, u32 column) const {
         const Product& product = op.product;
-        float bias[2] = {};
+        float bias[2] = {}, share = share_of(arena, product);
         if (FORWARD && product.sources[0].bias != NOWHERE) {
 #pragma unroll
             for (int h = 0; h < 2; ++h) {
@@ -144,7 +144,7 @@ struct HopperEnd {
         }
         u32 activation = FORWARD ? product.activation : (u32)LINEAR;
         auto one = [&](auto chosen, float sum, int i) {
-            return act(chosen.activation, product.share * (sum + bias[i / 2 % 2]));
+            return act(chosen.activation, share * (sum + bias[i / 2 % 2]));
         };
         auto all = [&](auto chosen) {
 #pragma unroll

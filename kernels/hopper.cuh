@@ -172,18 +172,18 @@ __device__ inline void consume(typename Tile::Shared& shared, float (&d)[Tile::R
         await_phase(shared.full[turn.stage], turn.parity);
         u64 left = describe(shared_address(shared.left[turn.stage][consumer]), LEFT_OUTER);
         u64 right = describe(shared_address(shared.right[turn.stage]), false);
-        begin_products();
+        begin_products(d);
 #pragma unroll
         for (int k = 0; k < PANEL / 16; ++k) {
             Multiply::template add<LEFT_OUTER, false>(d, left + k * step_of(LEFT_OUTER), right + k * step_of(false));
         }
         end_products();
         // The stage before is multiplied, so its room is free.
-        await_products<1>();
+        await_products<1>(d);
         if (stage > 0) give_back<Tile::TEAM>(shared.empty[before]);
         before = turn.stage;
     }
-    await_products<0>();
+    await_products<0>(d);
     give_back<Tile::TEAM>(shared.empty[before]);
 }
 

@@ -3,6 +3,9 @@
 #include "hopper_outer.cuh"
 #include "tensor.cuh"
 
+// Of one launch: as many as arguments of 4 KB hold.
+constexpr int COPIED_TERMS = 14;
+
 struct CopiedTerm {
     u32 rows;
     float bias;
@@ -12,16 +15,16 @@ struct CopiedTerm {
 };
 
 struct HopperCopied {
-    TensorMap p[HOPPER_TERMS];
-    TensorMap q[HOPPER_TERMS];
-    CopiedTerm terms[HOPPER_TERMS];
+    TensorMap p[COPIED_TERMS];
+    TensorMap q[COPIED_TERMS];
+    CopiedTerm terms[COPIED_TERMS];
     u64 partials;
     u32 count;
     u32 inputs;
     u32 outputs;
-    u32 unused[11];
+    u32 unused[3];
 };
-static_assert(sizeof(HopperCopied) == 6592, "mirrored in Rust");
+static_assert(sizeof(HopperCopied) == 3840, "mirrored in Rust");
 
 using Copied128x128 = OuterTile<128, 128 / PANEL, 6>;
 using Copied128x256 = OuterTile<256, 128 / PANEL, 4>;
@@ -85,7 +88,7 @@ __device__ inline void consume_copied(OuterSums<Tile>& sums, typename Tile::Shar
             await_phase(shared.full[turn.stage], turn.parity);
             const unsigned char* tile = shared.left[turn.stage][consumer];
             u64 p = describe(shared_address(tile), true), q = describe(shared_address(shared.right[turn.stage]), true);
-            begin_products();
+            begin_products(sums.d);
 #pragma unroll
             for (int k = 0; k < PANEL / 16; ++k) {
                 multiply_bf16<true, true>(sums.d, p + k * step_of(true), q + k * step_of(true), true);
@@ -93,11 +96,11 @@ __device__ inline void consume_copied(OuterSums<Tile>& sums, typename Tile::Shar
             end_products();
             if (biased) add_columns(total, tile);
             // The stage before is multiplied, so its room is free.
-            await_products<1>();
+            await_products<1>(sums.d);
             if (stage > 0) give_back(shared.empty[before]);
             before = turn.stage;
         }
-        await_products<0>();
+        await_products<0>(sums.d);
         give_back(shared.empty[before]);
 #pragma unroll
         for (int i = 0; i < 2; ++i) bias[i] += term.bias * term.scale * total[i];

@@ -131,17 +131,17 @@ __device__ inline void consume_outer(OuterSums<Tile>& sums, typename Tile::Share
                     a[k % 2][i] = Numbers::round(lower, upper);
                     total[i % 2] += lower + upper;
                 }
-                begin_products();
+                begin_products(sums.d);
                 Numbers::add(sums.d, a[k % 2], right + k * step_of(true));
                 end_products();
                 // The product before has been, so that its registers are free, and with the first of a stage the room of the
                 // stage before.
-                await_products<1>();
+                await_products<1>(sums.d);
                 if (k == 0 && stage > 0) give_back(shared.empty[before]);
             }
             before = turn.stage;
         }
-        await_products<0>();
+        await_products<0>(sums.d);
         give_back(shared.empty[before]);
 #pragma unroll
         for (int half = 0; half < 2; ++half) sums.bias[half] += term.bias * term.scale * total[half];

@@ -31,6 +31,7 @@
     Type& name = *(Type*)(name##_room + (-(u32)__cvta_generic_to_shared(name##_room) & 1023))
 #endif
 
+typedef unsigned short u16;
 typedef unsigned int u32;
 typedef unsigned long long u64;
 

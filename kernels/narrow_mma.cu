@@ -92,7 +92,7 @@ struct MmaTask : TaskPlaces<NarrowMma> {
     }
     // to *= act'(of), of what is 0 or more.
     __device__ static void gate(UnitColumns& to, const RightOperand& of) {
-        to.each([&](u32 q, u32 h, u32 e, float& value) { value = of.at[q][h][e] != 0 ? value : 0.0f; });
+        to.each([&](u32 q, u32 h, u32 e, float& value) { value = (of.at[q][h][e] & 0x7fffffff) != 0 ? value : 0.0f; });
     }
 
     // Which are active, a bit each; and whether one is.

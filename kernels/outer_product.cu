@@ -26,7 +26,7 @@ struct OuterProduct {
     // `Rounding`; of the kernels for tensor cores.
     u32 operands;
 };
-static_assert(sizeof(OuterProduct) == 2104, "mirrored in Rust");
+static_assert(sizeof(OuterProduct) == 2616, "mirrored in Rust");
 
 // Where a block's gradient goes: to the layer's, or among the partial sums.
 struct Writer {
@@ -56,7 +56,7 @@ KERNEL(outer_product, OuterProduct) {
         // All of the term's, where there are several groups or blocks.
         u32 rows = min(term.rows - at.row, left * DEPTH);
         gradient.add_blocks(shared.tiles, arena + term.p + (u64)at.row * op.outputs, arena + term.q + (u64)at.row * op.inputs,
-                            term.blocks, op.groups, rows, term.scale, term.bias);
+                            term.blocks, op.groups, rows, scale_of(arena, term), term.bias);
         at.row += rows;
         left -= (rows + DEPTH - 1) / DEPTH;
     }
@@ -139,11 +139,12 @@ struct SharedTerms {
     __device__ void multiply(Tile& tile, const float* left, const float* right) {
         const OuterTerm& term = multiplied.settle(op.terms);
         multiplied.row += DEPTH;
-        tile.template add<Numbers, Left, Right>(left, right, term.scale);
+        float scale = scale_of(arena, term);
+        tile.template add<Numbers, Left, Right>(left, right, scale);
         if (!gradient.has_bias() || threadIdx.x >= Tile::TILE_ROWS) return;
         float sum = 0.0f;
         for (int k = 0; k < DEPTH; ++k) sum += left[Left::place(threadIdx.x, k)];
-        bias += term.bias * term.scale * sum;
+        bias += term.bias * scale * sum;
     }
 };
 

@@ -17,9 +17,8 @@ struct Source {
     u32 unused;
 };
 
-struct Product {
-    // The second one is absent when it has no rows.
-    Source sources[2];
+// What becomes of a product's sums.
+struct ProductEnd {
     Gate gate;
     u64 output;
     u32 groups;
@@ -36,11 +35,16 @@ struct Product {
     u64 z;
     // Backward: whether there is a gate.
     u32 gated;
-    // The share of weights and biases that is taken.
-    float share;
     // `Rounding`; of the kernels for tensor cores.
     u32 operands;
-    u32 unused;
+    // Where the share of weights and biases that is taken lies; NOWHERE if they are taken whole.
+    u64 share;
+};
+static_assert(sizeof(ProductEnd) == 96, "mirrored in Rust");
+
+struct Product : ProductEnd {
+    // The second one is absent when it has no rows.
+    Source sources[2];
 };
 static_assert(sizeof(Product) == 192, "mirrored in Rust");
 
@@ -65,6 +69,10 @@ struct Place {
     }
 };
 
+__device__ inline float share_of(const float* arena, const ProductEnd& op) {
+    return op.share != NOWHERE ? arena[op.share] : 1.0f;
+}
+
 // The biases of the sources that reach output row `row`.
 __device__ inline float biases(const float* arena, const Product& op, u32 group, int row, u32 column) {
     float sum = 0.0f;
@@ -88,14 +96,14 @@ struct Forward {
     int row;
 
     struct Before {
-        float bias, output;
+        float bias, output, share;
     };
     __device__ float* out(u32 column) const { return arena + op.output + (u64)row * op.width + column; }
     __device__ Before before(u32 column) const {
-        return {biases(arena, op, group, row, column), op.begun ? *out(column) : 0.0f};
+        return {biases(arena, op, group, row, column), op.begun ? *out(column) : 0.0f, share_of(arena, op)};
     }
     __device__ void finish(u32 column, float sum, const Before& before) const {
-        float z = op.share * (sum + before.bias);
+        float z = before.share * (sum + before.bias);
         *out(column) = act(op.activation, z + before.output);
     }
 };
@@ -110,14 +118,14 @@ struct Backward {
     const float* values = arena + op.gate.values + (op.gated ? op.gate.row(row) * op.width : 0);
 
     struct Before {
-        float gate, output;
+        float gate, output, share;
     };
     __device__ float* out(u32 column) const { return arena + op.output + (u64)row * op.width + column; }
     __device__ Before before(u32 column) const {
-        return {op.gated ? values[column] : 0.0f, op.begun ? *out(column) : 0.0f};
+        return {op.gated ? values[column] : 0.0f, op.begun ? *out(column) : 0.0f, share_of(arena, op)};
     }
     __device__ void finish(u32 column, float sum, const Before& before) const {
-        float value = op.share * sum;
+        float value = before.share * sum;
         if (op.gated) value *= act_derivative(op.gate.activation, before.gate);
         *out(column) = op.begun ? before.output + value : value;
     }
@@ -136,16 +144,17 @@ struct Adjoint {
     u64 gate_row = op.gate.row(row) * op.width;
 
     struct Before {
-        float bias, output, gate, delta;
+        float bias, output, gate, delta, share;
     };
     __device__ u64 at(u32 column) const { return (u64)row * op.width + column; }
     __device__ Before before(u32 column) const {
         bool gated = op.delta != NOWHERE, curved = gated && op.z != NOWHERE;
         return {biases(arena, op, group, row, column), op.begun ? arena[op.output + at(column)] : 0.0f,
-                gated ? arena[op.gate.values + gate_row + column] : 0.0f, curved ? arena[op.delta + at(column)] : 0.0f};
+                gated ? arena[op.gate.values + gate_row + column] : 0.0f, curved ? arena[op.delta + at(column)] : 0.0f,
+                share_of(arena, op)};
     }
     __device__ void finish(u32 column, float sum, const Before& before) const {
-        float g = op.share * (sum + before.bias) + before.output;
+        float g = before.share * (sum + before.bias) + before.output;
         if (op.delta != NOWHERE) {
             if (op.z != NOWHERE) {
                 arena[op.z + gate_row + column] = g * before.delta * act_curvature(op.gate.activation, before.gate);

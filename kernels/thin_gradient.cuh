@@ -21,7 +21,7 @@ struct alignas(16) ThinGradient {
 
     // Finds the task's row `thread`, counting through the blocks of every term. Wants a barrier behind it.
     template <class Term>
-    __device__ void find(u32 count, Term term, u32 tasks, u32 task, u32 inputs, u32 outputs) {
+    __device__ void find(const float* arena, u32 count, Term term, u32 tasks, u32 task, u32 inputs, u32 outputs) {
         if (threadIdx.x >= ROWS) return;
         p_at[threadIdx.x] = q_at[threadIdx.x] = NOWHERE;
         scale[threadIdx.x] = bias[threadIdx.x] = 0.0f;
@@ -33,7 +33,7 @@ struct alignas(16) ThinGradient {
                 u64 row = (u64)(local / own.rows * tasks + task) * own.rows + local % own.rows;
                 p_at[threadIdx.x] = own.p + row * outputs;
                 q_at[threadIdx.x] = own.q + row * inputs;
-                scale[threadIdx.x] = own.scale;
+                scale[threadIdx.x] = scale_of(arena, own);
                 bias[threadIdx.x] = own.bias;
                 return;
             }
@@ -56,7 +56,7 @@ __device__ inline void thin_gradient(const float* arena, ThinGradient<ROWS>& sha
     u32 first_input = (blockIdx.x - unit * strips) * STRIP;
     u32 task = unit / tiles;
     u32 first_output = (unit - task * tiles) * THIN_OUTPUTS;
-    shared.find(count, term, tasks, task, inputs, outputs);
+    shared.find(arena, count, term, tasks, task, inputs, outputs);
     __syncthreads();
 
     Strip<FOURS> columns(first_input, inputs - first_input);
@@ -109,7 +109,7 @@ __device__ inline void thin_gradient(const float* arena, ThinGradient<ROWS>& sha
 template <bool FOURS, u32 ROWS, class MakeEnd>
 __device__ inline void each_thin_gradient(const float* arena, ThinGradient<ROWS>& shared, const GradientRows& from,
                                           MakeEnd make_end) {
-    OuterTerm term = {from.delta, from.values, from.rows, from.blocks, from.bias, 1.0f};
+    OuterTerm term = {from.delta, from.values, from.rows, from.blocks, from.bias, 1.0f, NOWHERE};
     thin_gradient<FOURS>(arena, shared, 1, [&](u32) -> const OuterTerm& { return term; }, from.tasks, from.inputs,
                          from.outputs, make_end);
 }

@@ -150,14 +150,26 @@ __device__ inline void prefetch_map(const TensorMap& map) {
     asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
 
-// Before the first product of a group: registers that were written are ready.
-__device__ inline void begin_products() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+// Nothing that is done with d moves past this.
+template <int N>
+__device__ inline void keep_in_order(float (&d)[N]) {
+#pragma unroll
+    for (int i = 0; i < N; ++i) asm volatile("" : "+f"(d[i])::"memory");
+}
+
+// Before the first product of a group, which adds to d: registers that were written are ready.
+template <int N>
+__device__ inline void begin_products(float (&d)[N]) {
+    keep_in_order(d);
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 // Ends a group of products.
 __device__ inline void end_products() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
-// Waits for all but the last PENDING groups.
-template <int PENDING>
-__device__ inline void await_products() {
+// Waits for all but the last PENDING groups, which add to d as well.
+template <int PENDING, int N>
+__device__ inline void await_products(float (&d)[N]) {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+    keep_in_order(d);
 }
 
 // Takes more registers than a block's equal share, or fewer: for every thread of a warpgroup.

@@ -76,6 +76,13 @@ fn main() {
             Ok(())
         })
     }));
+    trials.push(Trial::test("warpgroups_outer_product_of_many_rows_bf16", || {
+        let make =
+            |seed| CudaDevice::emulated(seed).with_precision(MatrixPrecision::Bf16).with_warpgroups(Warpgroups::Always);
+        // Few enough for the emulation: a stage is used twice.
+        device::gradients::outer_product_of_many_rows(&make, (700, (264, 136)));
+        Ok(())
+    }));
     libtest_mimic::run(&arguments, trials).exit();
 }
 

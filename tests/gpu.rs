@@ -2,6 +2,7 @@
 
 mod device;
 
+use innerloop::device::MatrixPrecision;
 use innerloop::device::cuda::{CudaDevice, GpuDriver, Warpgroups};
 use libtest_mimic::{Arguments, Completion, Trial};
 
@@ -29,5 +30,10 @@ fn main() {
         let make = move |gpu: CudaDevice<GpuDriver>| gpu.with_precision(precision).with_warpgroups(Warpgroups::Always);
         trial(&name, Box::new(move |gpu| check(&|_| make(gpu.clone()), precision)))
     }));
+    let many = |gpu: CudaDevice<GpuDriver>| {
+        let gpu = gpu.with_precision(MatrixPrecision::Bf16).with_warpgroups(Warpgroups::Always);
+        device::gradients::outer_product_of_many_rows(&|_| gpu.clone(), (100_000, (2816, 1536)));
+    };
+    trials.push(trial("warpgroups_outer_product_of_many_rows_bf16", Box::new(many)));
     libtest_mimic::run(&arguments, trials).exit();
 }

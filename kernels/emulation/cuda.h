@@ -27,8 +27,14 @@ struct Thread {
 extern __thread Thread* current;
 extern __thread Dim block_index, grid_size;
 
-// Runs `body` for every thread of every block.
-void launch(const char* kernel, const unsigned* grid, unsigned threads, uint64_t seed, void (*body)(void*), void* context);
+// Of a launch: the grid, threads a block, and bytes of shared memory beside what kernels declare.
+struct Launched {
+    unsigned grid[3];
+    unsigned threads;
+    unsigned shared;
+};
+// Runs `body` for every thread of every block; the kernel is for so many a block.
+void launch(const char* kernel, const Launched& launched, unsigned threads, uint64_t seed, void (*body)(void*), void* context);
 // Waits for every thread of the block at the same line.
 void barrier(const char* file, int line);
 struct Words {
@@ -58,6 +64,8 @@ unsigned shared_address(const void* pointer);
 char* shared_bytes(unsigned address, size_t bytes, const char* file, int line);
 // Shared memory of the block: the same address for every thread, NaN when the block begins.
 void* shared_memory(size_t bytes);
+// The same of what the launch has asked for, which is to be so much at least.
+void* launched_memory(size_t bytes, size_t least, const char* file, int line);
 
 // The value of another lane of the warp.
 template <class T>
@@ -82,18 +90,19 @@ T shuffle(T value, unsigned lane, const char* file, int line) {
 
 #define SHARED(Type, name) Type& name = *static_cast<Type*>(emulation::shared_memory(sizeof(Type)))
 
-#define SHARED_NUMBERS(name, count) float* name = static_cast<float*>(emulation::shared_memory((count) * sizeof(float)))
+#define SHARED_NUMBERS(name, count) \
+    float* name = static_cast<float*>(emulation::launched_memory((count) * sizeof(float), (count) * sizeof(float), __FILE__, __LINE__))
 
 // A device's shared memory need not begin at a multiple of 1024 either.
 #define SHARED_FROM_1024(Type, name)                                                                       \
-    char* name##_room = static_cast<char*>(emulation::shared_memory(sizeof(Type) + 1024));                 \
+    char* name##_room = static_cast<char*>(emulation::launched_memory(sizeof(Type) + 1024, sizeof(Type) + 1023, __FILE__, __LINE__)); \
     Type& name = *reinterpret_cast<Type*>(name##_room + (-emulation::shared_address(name##_room) & 1023))
 
 #define KERNEL(name, Arguments) KERNEL_OF(name, Arguments, THREADS, 1)
 // The kernel, and the entry the emulated driver calls.
 #define KERNEL_OF(name, Arguments, threads, blocks)                                                                                       \
     static void name##_kernel(float* arena, const Arguments& op);                                                     \
-    extern "C" void emulate_##name(float* arena, const void* op, const unsigned* grid, uint64_t seed) {               \
+    extern "C" void emulate_##name(float* arena, const void* op, const emulation::Launched* launched, uint64_t seed) { \
         struct Call {                                                                                                 \
             float* arena;                                                                                             \
             Arguments op;                                                                                             \
@@ -102,7 +111,7 @@ T shuffle(T value, unsigned lane, const char* file, int line) {
             Call* call = static_cast<Call*>(context);                                                                 \
             name##_kernel(call->arena, call->op);                                                                     \
         };                                                                                                            \
-        emulation::launch(#name, grid, threads, seed, body, &call);                                                   \
+        emulation::launch(#name, *launched, threads, seed, body, &call);                                              \
     }                                                                                                                 \
     static void name##_kernel(float* arena, const Arguments& op)
 

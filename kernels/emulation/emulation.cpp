@@ -166,6 +166,8 @@ struct Scheduler {
     void (*body)(void*) = nullptr;
     void* context = nullptr;
     uint64_t random = 0;
+    // Shared memory that the launch has asked for.
+    size_t launched_bytes = 0;
 
     // SplitMix64 (Steele et al. 2014).
     uint64_t draw() {
@@ -315,9 +317,12 @@ void on_fault(int number) {
 
 }  // namespace
 
-void launch(const char* kernel, const unsigned* grid, unsigned threads, uint64_t seed, void (*body)(void*), void* context) {
+void launch(const char* kernel, const Launched& launched, unsigned threads, uint64_t seed, void (*body)(void*), void* context) {
     scheduler = &own;
     scheduler->kernel = kernel;
+    if (launched.threads != threads) fail("launched with another number of threads a block", kernel, 0);
+    scheduler->launched_bytes = launched.shared;
+    const unsigned* grid = launched.grid;
     scheduler->body = body;
     scheduler->context = context;
     scheduler->random = seed;
@@ -420,6 +425,11 @@ void* shared_memory(size_t bytes) {
         scheduler->shared.push_back(std::move(allocation));
     }
     return scheduler->shared[index].bytes.get() + GUARD;
+}
+
+void* launched_memory(size_t bytes, size_t least, const char* file, int line) {
+    if (scheduler->launched_bytes < least) fail("launched with less shared memory", file, line);
+    return shared_memory(bytes);
 }
 
 }  // namespace emulation

@@ -260,10 +260,11 @@ inline void store_columns(void* to, const u32 (&matrix)[4]) {
     }
 }
 
-inline void begin_products() {}
+template <int N>
+void begin_products(float (&)[N]) {}
 inline void end_products() { emulation::end_work(); }
-template <int PENDING>
-void await_products() {
+template <int PENDING, int N>
+void await_products(float (&)[N]) {
     emulation::await_work(PENDING);
 }
 template <int COUNT>

@@ -148,13 +148,13 @@ impl<T: Scalar, D: Device<T> + Clone> Device<T> for Explained<D> {
     }
 
     pass_on! {
-        linear_forward(LinearForward<'_, T>);
-        linear_backward(LinearBackward<'_, T>);
-        adjoint_forward(AdjointForward<'_, T>);
-        adjoint_backward(AdjointBackward<'_, T>);
+        linear_forward(LinearForward<'_>);
+        linear_backward(LinearBackward<'_>);
+        adjoint_forward(AdjointForward<'_>);
+        adjoint_backward(AdjointBackward<'_>);
         gram(Gram<'_>);
         gram_inner(GramInner);
-        low_rank(LowRank<'_, T>);
+        low_rank(LowRank<'_>);
         column_scale(ColumnScale);
         column_scale_adjoint(ColumnScaleAdjoint<T>);
         normalise(Normalise);

@@ -98,18 +98,18 @@ pub trait Device<T: Scalar>: Sync {
     fn gather(&self, arena: &mut Self::Arena, from: Region, indices: &[u32], to: Region);
 
     /// See [`LinearForward`].
-    fn linear_forward(&self, arena: &mut Self::Arena, operation: &LinearForward<'_, T>);
+    fn linear_forward(&self, arena: &mut Self::Arena, operation: &LinearForward<'_>);
     /// The same without corrections, to measure with: rows and weights are rounded to what the device multiplies once, until they
     /// are written to, and all that is left of the output is a copy in as many bits. Whether the device can.
-    fn linear_forward_rounded(&self, _arena: &mut Self::Arena, _operation: &LinearForward<'_, T>) -> bool {
+    fn linear_forward_rounded(&self, _arena: &mut Self::Arena, _operation: &LinearForward<'_>) -> bool {
         false
     }
     /// See [`LinearBackward`].
-    fn linear_backward(&self, arena: &mut Self::Arena, operation: &LinearBackward<'_, T>);
+    fn linear_backward(&self, arena: &mut Self::Arena, operation: &LinearBackward<'_>);
     /// See [`AdjointForward`].
-    fn adjoint_forward(&self, arena: &mut Self::Arena, operation: &AdjointForward<'_, T>);
+    fn adjoint_forward(&self, arena: &mut Self::Arena, operation: &AdjointForward<'_>);
     /// See [`AdjointBackward`].
-    fn adjoint_backward(&self, arena: &mut Self::Arena, operation: &AdjointBackward<'_, T>);
+    fn adjoint_backward(&self, arena: &mut Self::Arena, operation: &AdjointBackward<'_>);
     /// See [`Gram`].
     fn gram(&self, arena: &mut Self::Arena, operation: &Gram<'_>);
     /// See [`GramInner`].
@@ -119,7 +119,7 @@ pub trait Device<T: Scalar>: Sync {
         operations.iter().for_each(|operation| self.gram_inner(arena, operation));
     }
     /// See [`LowRank`].
-    fn low_rank(&self, arena: &mut Self::Arena, operation: &LowRank<'_, T>);
+    fn low_rank(&self, arena: &mut Self::Arena, operation: &LowRank<'_>);
     /// See [`ColumnScale`].
     fn column_scale(&self, arena: &mut Self::Arena, operation: &ColumnScale);
     /// See [`ColumnScaleAdjoint`].

@@ -58,22 +58,23 @@ pub struct Term {
 /// What the inner steps make of a product with the shared weights (dual form, section "Why"): a share of it, and what they
 /// add.
 #[derive(Clone, Copy, Debug)]
-pub struct Corrections<'a, T> {
-    /// The factor of the operation's products with weights, and of their biases: what weight decay has left of them.
-    pub share: T,
+pub struct Corrections<'a> {
+    /// Which of `scales` is the factor of the operation's products with weights, and of their biases: what weight decay has left
+    /// of them. Without it they are whole.
+    pub share: Option<usize>,
     /// Terms for each output block; empty when there are none at all.
     pub blocks: &'a [Vec<Term>],
-    /// The factors the terms refer to, on the device, so that what it works out itself can be among them.
+    /// The factors that all this refers to, on the device, so that what it works out itself can be among them.
     pub scales: Region,
     /// Room for the assembled coefficients.
     pub scratch: Region,
 }
 
-impl<T: Scalar> Corrections<'_, T> {
+impl Corrections<'_> {
     /// No corrections.
     pub const NONE: Self = {
         let nothing = Region { offset: 0, rows: 0, width: 0 };
-        Self { share: T::ONE, blocks: &[], scales: nothing, scratch: nothing }
+        Self { share: None, blocks: &[], scales: nothing, scratch: nothing }
     };
 }
 
@@ -100,7 +101,7 @@ pub struct Direction {
 
 /// `output = act(input W^T + b + corrections)`; W and b are a share of the layer's.
 #[derive(Clone, Copy, Debug)]
-pub struct LinearForward<'a, T> {
+pub struct LinearForward<'a> {
     /// T.
     pub tasks: usize,
     /// K.
@@ -110,7 +111,7 @@ pub struct LinearForward<'a, T> {
     /// W and b.
     pub layer: Linear,
     /// Added before the activation.
-    pub corrections: Corrections<'a, T>,
+    pub corrections: Corrections<'a>,
     /// act.
     pub activation: Activation,
     /// Written: as many rows as `input`, of width `layer.outputs`.
@@ -119,7 +120,7 @@ pub struct LinearForward<'a, T> {
 
 /// `output = (delta W + corrections) * act'(gate)`.
 #[derive(Clone, Copy, Debug)]
-pub struct LinearBackward<'a, T> {
+pub struct LinearBackward<'a> {
     /// T.
     pub tasks: usize,
     /// K.
@@ -129,7 +130,7 @@ pub struct LinearBackward<'a, T> {
     /// W.
     pub layer: Linear,
     /// Added to the product.
-    pub corrections: Corrections<'a, T>,
+    pub corrections: Corrections<'a>,
     /// The activation below, if any.
     pub gate: Option<Gate<'a>>,
     /// Written: as many rows as `delta`, of width `layer.inputs`.
@@ -144,7 +145,7 @@ pub struct LinearBackward<'a, T> {
 /// e_cotangent  = g * act'(a)
 /// ```
 #[derive(Clone, Copy, Debug)]
-pub struct AdjointForward<'a, T> {
+pub struct AdjointForward<'a> {
     /// T.
     pub tasks: usize,
     /// K.
@@ -157,7 +158,7 @@ pub struct AdjointForward<'a, T> {
     /// Materialised form: the direction with its bias.
     pub direction: Option<Direction>,
     /// Dual form.
-    pub corrections: Corrections<'a, T>,
+    pub corrections: Corrections<'a>,
     /// The layer's activation, its values and their blocks.
     pub gate: Gate<'a>,
     /// delta: as many rows as `e_cotangent`.
@@ -170,7 +171,7 @@ pub struct AdjointForward<'a, T> {
 
 /// The adjoint pass downwards: `output (+)= (z_cotangent W + direction + corrections) * act'(gate)`.
 #[derive(Clone, Copy, Debug)]
-pub struct AdjointBackward<'a, T> {
+pub struct AdjointBackward<'a> {
     /// T.
     pub tasks: usize,
     /// K.
@@ -182,7 +183,7 @@ pub struct AdjointBackward<'a, T> {
     /// Materialised form: the direction, without its bias.
     pub direction: Option<Direction>,
     /// Dual form.
-    pub corrections: Corrections<'a, T>,
+    pub corrections: Corrections<'a>,
     /// The activation below, if any.
     pub gate: Option<Gate<'a>>,
     /// Added to, or written: as many rows as `z_cotangent`, of width `layer.inputs`.
@@ -240,6 +241,8 @@ pub struct OuterTerm<T> {
     pub blocks: usize,
     /// The factor.
     pub scale: T,
+    /// A number on the device that is a factor too: [`Corrections::share`]'s, of a pass.
+    pub share: Option<Region>,
 }
 
 /// `weight (+)= sum over terms of scale * p^T q`, `bias (+)= sum of scale * p^T bias`.
@@ -259,13 +262,13 @@ pub struct OuterProduct<'a, T> {
 
 /// `output = corrections`: see [`Corrections`].
 #[derive(Clone, Copy, Debug)]
-pub struct LowRank<'a, T> {
+pub struct LowRank<'a> {
     /// T.
     pub tasks: usize,
     /// K.
     pub rows: usize,
     /// What is written; one list of terms for each block of `output`.
-    pub corrections: Corrections<'a, T>,
+    pub corrections: Corrections<'a>,
     /// Written: blocks of the width of the terms' rows.
     pub output: Region,
 }

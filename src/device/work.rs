@@ -108,7 +108,7 @@ fn gate_below(below: Option<Gate<'_>>, tasks: usize, rows: usize, output: Region
 }
 
 /// Applying corrections: rows that several blocks share are read once.
-fn applied<T>(corrections: &Corrections<'_, T>, rows: usize) -> Work {
+fn applied<T>(corrections: &Corrections<'_>, rows: usize) -> Work {
     let mut seen = BTreeSet::new();
     let (mut flop, mut elements) = (0, 0);
     for term in corrections.blocks.iter().flatten() {
@@ -130,18 +130,18 @@ fn rate<T>(rate: &Rate<T>) -> usize {
     }
 }
 
-impl<T: Scalar> Counted<T> for LinearForward<'_, T> {
+impl<T: Scalar> Counted<T> for LinearForward<'_> {
     fn work(&self) -> Work {
         let elements = self.input.len() + parameters(&self.layer, self.tasks) + self.output.len();
-        Work::new::<T>(product(&self.layer, self.input.rows), elements) + applied(&self.corrections, self.rows)
+        Work::new::<T>(product(&self.layer, self.input.rows), elements) + applied::<T>(&self.corrections, self.rows)
     }
 }
 
-impl<T: Scalar> Counted<T> for LinearBackward<'_, T> {
+impl<T: Scalar> Counted<T> for LinearBackward<'_> {
     fn work(&self) -> Work {
         let gate = gate_below(self.gate, self.tasks, self.rows, self.output);
         let elements = self.delta.len() + weights(&self.layer, self.tasks) + gate + self.output.len();
-        Work::new::<T>(product(&self.layer, self.delta.rows), elements) + applied(&self.corrections, self.rows)
+        Work::new::<T>(product(&self.layer, self.delta.rows), elements) + applied::<T>(&self.corrections, self.rows)
     }
 }
 
@@ -153,7 +153,7 @@ fn direction<T>(direction: Option<Direction>, tasks: usize, bias: bool) -> Work 
     })
 }
 
-impl<T: Scalar> Counted<T> for AdjointForward<'_, T> {
+impl<T: Scalar> Counted<T> for AdjointForward<'_> {
     fn work(&self) -> Work {
         let block = self.tasks * self.rows * self.layer.outputs;
         let mut elements = gate(&self.gate, self.gate.blocks.len(), block) + self.e_cotangent.len();
@@ -165,18 +165,18 @@ impl<T: Scalar> Counted<T> for AdjointForward<'_, T> {
         });
         own + Work::new::<T>(0, elements)
             + direction::<T>(self.direction, self.tasks, true)
-            + applied(&self.corrections, self.rows)
+            + applied::<T>(&self.corrections, self.rows)
     }
 }
 
-impl<T: Scalar> Counted<T> for AdjointBackward<'_, T> {
+impl<T: Scalar> Counted<T> for AdjointBackward<'_> {
     fn work(&self) -> Work {
         let gate = gate_below(self.gate, self.tasks, self.rows, self.output);
         let output = written(self.output.len(), self.accumulate);
         let elements = self.z_cotangent.len() + weights(&self.layer, self.tasks) + gate + output;
         Work::new::<T>(product(&self.layer, self.z_cotangent.rows), elements)
             + direction::<T>(self.direction, self.tasks, false)
-            + applied(&self.corrections, self.rows)
+            + applied::<T>(&self.corrections, self.rows)
     }
 }
 
@@ -196,9 +196,9 @@ impl<T: Scalar> Counted<T> for GramInner {
     }
 }
 
-impl<T: Scalar> Counted<T> for LowRank<'_, T> {
+impl<T: Scalar> Counted<T> for LowRank<'_> {
     fn work(&self) -> Work {
-        Work::new::<T>(0, self.output.len()) + applied(&self.corrections, self.rows)
+        Work::new::<T>(0, self.output.len()) + applied::<T>(&self.corrections, self.rows)
     }
 }
 

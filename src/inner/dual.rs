@@ -11,7 +11,7 @@ use std::cell::Cell;
 
 use super::change::{LayerChange, LowRankChange};
 use super::coefficients::Rule;
-use super::dual_layer::{Layer, Terms, bias_index, pass};
+use super::dual_layer::{Layer, Terms, bias_index, pass, share_index};
 use super::dual_rates::Tables;
 use super::network::Network;
 use super::tape::{NetworkSpec, Slot, Tape};
@@ -77,10 +77,15 @@ impl<T: Scalar> Dual<T> {
     }
 
     /// What `history` steps have made of a layer's weights, as far as `terms` goes.
-    fn corrections<'a>(&'a self, layer: usize, history: usize, terms: &'a [Vec<Term>]) -> Corrections<'a, T> {
+    fn corrections<'a>(
+        &'a self,
+        spec: &NetworkSpec,
+        (layer, history): (usize, usize),
+        terms: &'a [Vec<Term>],
+    ) -> Corrections<'a> {
         let any = terms.iter().any(|block| !block.is_empty());
         Corrections {
-            share: T::from_f64(self.layers[layer].coefficients.share[history]),
+            share: share_index(spec, layer, history),
             blocks: if any { terms } else { &[] },
             scales: self.tables.region_of(layer),
             scratch: self.scratch,
@@ -108,7 +113,7 @@ impl<T: Scalar> Dual<T> {
             rows: spec.rows(slot),
             input,
             layer: net.shared_layer(layer),
-            corrections: self.corrections(layer, history, terms),
+            corrections: self.corrections(spec, (layer, history), terms),
             activation,
             output,
         };
@@ -135,8 +140,8 @@ impl<T: Scalar> Dual<T> {
             delta,
             layer: net.shared_layer(layer),
             corrections: self.corrections(
-                layer,
-                slot.history(),
+                &net.spec,
+                (layer, slot.history()),
                 &self.layers[layer].backward[pass(&net.spec, slot)][first..last],
             ),
             gate,
@@ -180,7 +185,7 @@ impl<T: Scalar> Dual<T> {
         step: usize,
         output: Region,
     ) {
-        let corrections = self.corrections(layer, 0, &self.layers[layer].descended[side as usize][step]);
+        let corrections = self.corrections(&net.spec, (layer, 0), &self.layers[layer].descended[side as usize][step]);
         let operation = LowRank { tasks: net.spec.tasks, rows: net.spec.support_rows, corrections, output };
         device.low_rank(arena, &operation);
     }
@@ -209,7 +214,7 @@ impl<T: Scalar> Dual<T> {
             input: input.map(|region| (region, first)),
             layer: net.shared_layer(layer),
             direction: None,
-            corrections: self.corrections(layer, step, &kept.up[step]),
+            corrections: self.corrections(spec, (layer, step), &kept.up[step]),
             gate,
             delta: net.tape.delta(layer, slot),
             z_cotangent: net.tape.z(layer, slot),
@@ -241,7 +246,7 @@ impl<T: Scalar> Dual<T> {
             z_cotangent,
             layer: net.shared_layer(layer),
             direction: None,
-            corrections: self.corrections(layer, step, &self.layers[layer].down[step][first..last]),
+            corrections: self.corrections(&net.spec, (layer, step), &self.layers[layer].down[step][first..last]),
             gate,
             output,
             accumulate,
@@ -314,7 +319,7 @@ impl<T: Scalar> Dual<T> {
         let layers = self.layers.iter().enumerate().map(|(index, layer)| {
             let (inputs, outputs) = (spec.mlp.widths()[index], spec.mlp.widths()[index + 1]);
             let scales = self.tables.read(device, arena, index);
-            let share = T::from_f64(layer.coefficients.share[spec.steps]);
+            let share = share_index(spec, index, spec.steps).map_or(T::ONE, |place| scales[place]);
             let mut change =
                 LayerChange { share, deltas: Vec::new(), values: Vec::new(), bias: vec![T::ZERO; outputs] };
             let blocks = if spec.moves(index) { layer.deltas.len() } else { 0 };
@@ -368,11 +373,11 @@ impl<T: Scalar> Dual<T> {
                     let rows = |r: &Region| r.rows(task * spec.support_rows, spec.support_rows);
                     let scale = last[i / spec.forward_blocks];
                     let bias = scales[bias_index(spec.steps, i / spec.forward_blocks)];
-                    terms.push(OuterTerm { p: rows(p), q: rows(q), bias, blocks: 1, scale });
+                    terms.push(OuterTerm { p: rows(p), q: rows(q), bias, blocks: 1, scale, share: None });
                 }
             }
             self.outer_product(net, device, arena, index, &terms);
-            let share = T::from_f64(layer.coefficients.share[spec.steps]);
+            let share = share_index(spec, index, spec.steps).map_or(T::ONE, |place| scales[place]);
             let [from, to] = [net.parameters, net.gradient].map(|flat| spec.layer_parameters(flat, index));
             device.add_scaled(arena, from, share, to);
         }

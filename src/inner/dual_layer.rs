@@ -4,7 +4,7 @@ use super::coefficients::Coefficients;
 use super::tape::{NetworkSpec, Slot, Tape};
 use super::transform::Transform;
 use crate::Scalar;
-use crate::device::{ArenaPlan, GramView, InnerRates, OuterTerm, RateTables, Region, Term};
+use crate::device::{ArenaPlan, GramView, OuterTerm, RateTables, Region, Term};
 use crate::meta::Side;
 
 /// Correction terms for each output block.
@@ -32,8 +32,6 @@ pub(super) struct Layer<T> {
     pub descended: [Vec<Terms>; 2],
     /// The inner optimizer in numbers.
     pub coefficients: Coefficients,
-    /// With weight decay: the gradient of the shares, `[1, steps + 1]`.
-    pub share_gradient: Region,
     /// The meta-gradient, and the pass that each term belongs to.
     pub gradient_terms: Vec<OuterTerm<T>>,
     pub gradient_passes: Vec<Slot>,
@@ -82,7 +80,6 @@ impl<T: Scalar> Layer<T> {
             down: Vec::new(),
             descended: [Vec::new(), Vec::new()],
             coefficients: Coefficients::new(steps),
-            share_gradient: plan.take(1, if spec.decays && spec.rate_gradient { steps + 1 } else { 0 }),
             gradient_passes: gradient_terms.iter().map(|(pass, _)| *pass).collect(),
             gradient_terms: gradient_terms.into_iter().map(|(_, term)| term).collect(),
             displacement_terms: Vec::new(),
@@ -95,7 +92,7 @@ impl<T: Scalar> Layer<T> {
             let rows = |s, side| tape.descended(layer, Slot::Step(s), side);
             this.displacement_terms = (0..steps)
                 .map(|s| (rows(s, Side::Delta), rows(s, Side::Values)))
-                .map(|(p, q)| OuterTerm { p, q, bias: T::ONE, blocks: f, scale: T::ZERO })
+                .map(|(p, q)| OuterTerm { p, q, bias: T::ONE, blocks: f, scale: T::ZERO, share: None })
                 .collect();
         }
         // What the steps before a pass add to its products with the weights: `region` holds their coefficients.
@@ -134,7 +131,7 @@ impl<T: Scalar> Layer<T> {
                             terms.push(later);
                         }
                         // What became of these when they were pulled back is added as it is.
-                        Side::BOTH.map(|side| transform.pulled_back(spec, layer, side, one_index(steps)))
+                        Side::BOTH.map(|side| transform.pulled_back(spec, layer, side, RateTables::one(steps)))
                     }
                     None => later,
                 };
@@ -217,24 +214,25 @@ impl<T: Scalar> Layer<T> {
     }
 }
 
-/// Numbers of one layer's table: [`RateTables`]' for one query pass, and a row more for each other.
+/// Numbers of one layer's table.
 pub(super) fn table_width(spec: &NetworkSpec) -> usize {
-    RateTables::width(spec.steps) + (spec.query_passes - 1) * spec.steps
+    RateTables::width(spec.steps, spec.query_passes)
 }
 
 /// Where the value of the bias's column at step `s` lies in a layer's table.
 pub(super) fn bias_index(steps: usize, s: usize) -> usize {
-    InnerRates::table(steps) + s
+    RateTables::bias(steps) + s
 }
 
-/// Where 1 lies there.
-fn one_index(steps: usize) -> usize {
-    bias_index(steps, steps)
+/// Where the share lies there that weight decay has left of the weights after `history` steps, if it has taken any.
+pub(super) fn share_index(spec: &NetworkSpec, layer: usize, history: usize) -> Option<usize> {
+    let decayed = spec.decays && spec.moves(layer) && history > 0;
+    decayed.then(|| RateTables::shares(spec.steps) + history)
 }
 
 /// Where `-w c[i][s]` lies there, for a query pass after `i` steps whose loss has the weight `w`.
 pub(super) fn query_index(spec: &NetworkSpec, query: Slot, s: usize) -> usize {
-    one_index(spec.steps) + 1 + (pass(spec, query) - spec.steps) * spec.steps + s
+    RateTables::queries(spec.steps) + (pass(spec, query) - spec.steps) * spec.steps + s
 }
 
 /// Where the scale of what a later pass asks of step `s` lies there.
@@ -275,7 +273,7 @@ fn transposed_view(spec: &NetworkSpec, region: Region, rows: usize, block: usize
 /// they have without weight decay, they make one term.
 fn gradient_terms<T: Scalar>(spec: &NetworkSpec, tape: &Tape, layer: usize) -> Vec<(Slot, OuterTerm<T>)> {
     let scale = T::from_f64(spec.task_weight());
-    let term = |p: Region, q: Region, bias| OuterTerm { p, q, bias, blocks: 1, scale };
+    let term = |p: Region, q: Region, bias| OuterTerm { p, q, bias, blocks: 1, scale, share: None };
     let one = spec.bias_column(layer);
     let of_query = |slot| (slot, term(tape.own(layer, slot), tape.values(layer, slot), one));
     let mut terms: Vec<_> = spec.queries().map(of_query).collect();

@@ -3,7 +3,7 @@
 use std::borrow::Cow;
 
 use super::dual::Dual;
-use super::dual_layer::{bias_index, pass, query_index, table_width};
+use super::dual_layer::{bias_index, pass, query_index, share_index, table_width};
 use super::learned::Learned;
 use super::network::{Network, Rates};
 use super::tape::{NetworkSpec, Slot};
@@ -16,10 +16,15 @@ use crate::model::Activation;
 
 /// The factors of every layer's corrections, and their gradient.
 pub(super) struct Tables<T> {
-    /// For each layer `-c[s][j]` at `s * steps + j`, then what [`bias_index`] and [`query_index`] point to.
+    /// See [`RateTables`].
     region: Region,
     /// That of `c`, laid as the tables; where phi transforms rows, a second row of each layer is that of the bias's column.
     gradient: Region,
+    /// That of the shares, where they depend on learned rates.
+    pub(super) share_gradient: Region,
+    /// The weights of several query passes' losses, for tables that are made on the device, and as they go there.
+    query_weights: Option<Region>,
+    query_values: Vec<T>,
     /// What the host has put there last, and whether it is there.
     values: Vec<T>,
     there: bool,
@@ -34,6 +39,9 @@ impl<T: Scalar> Tables<T> {
         Self {
             region: plan.take(layers, width),
             gradient: plan.take(layers * parts, InnerRates::table(spec.steps)),
+            share_gradient: plan.take(if spec.decays && spec.rate_gradient { layers } else { 0 }, spec.steps + 1),
+            query_weights: (!spec.query_weights.is_empty()).then(|| plan.take(1, spec.query_passes)),
+            query_values: vec![T::ZERO; spec.query_passes],
             values: vec![T::ONE; layers * width],
             there: false,
             made: false,
@@ -84,6 +92,11 @@ impl<T: Scalar> Tables<T> {
     /// Has the device make them.
     fn make<D: Device<T>>(&mut self, spec: &NetworkSpec, device: &D, arena: &mut D::Arena, of: &InnerRates) {
         (self.there, self.made) = (false, true);
+        if let Some(region) = self.query_weights {
+            let values = self.query_values.iter_mut().zip(spec.queries());
+            values.for_each(|(value, slot)| *value = T::from_f64(spec.weight(slot)));
+            device.upload(arena, region, &self.query_values);
+        }
         device.rate_tables(arena, &RateTables { of: *of, tables: self.region });
         // In a layer with batch normalisation the bias has no part.
         for layer in (0..spec.layers()).filter(|layer| of.bias.is_some() && spec.mlp.batch_norm(*layer).is_some()) {
@@ -107,13 +120,28 @@ impl<T: Scalar> Dual<T> {
                 self.fill_tables(spec, rates, bias);
                 self.tables.upload(device, arena);
             }
-            (Rates::Learned, Some(learned)) => self.tables.make(spec, device, arena, &self.rates_of(spec, learned)),
+            (Rates::Learned, Some(learned)) => {
+                self.tables.make(spec, device, arena, &self.rates_of(spec, learned));
+                self.take_shares(spec);
+            }
             _ => unreachable!("the plan has refused per-parameter rates, and rates on the device where they are not"),
         }
     }
 
     fn rates_of(&self, spec: &NetworkSpec, learned: &Learned) -> InnerRates {
-        learned.inner_rates(spec, self.rule.momentum)
+        learned.inner_rates(spec, self.rule, self.tables.query_weights)
+    }
+
+    /// Has the meta-gradient's terms take the shares from tables that the device has made.
+    fn take_shares(&mut self, spec: &NetworkSpec) {
+        for (index, layer) in self.layers.iter_mut().enumerate() {
+            let table = self.tables.region_of(index);
+            for (term, slot) in layer.gradient_terms.iter_mut().zip(&layer.gradient_passes) {
+                let share = share_index(spec, index, slot.history());
+                term.scale = T::from_f64(spec.weight(*slot) * spec.task_weight());
+                term.share = share.map(|place| table.elements(place, 1));
+            }
+        }
     }
 
     fn fill_tables(&mut self, spec: &NetworkSpec, rates: &[T], bias: &[T]) {
@@ -128,6 +156,10 @@ impl<T: Scalar> Dual<T> {
             for (term, slot) in layer.gradient_terms.iter_mut().zip(&layer.gradient_passes) {
                 let share = layer.coefficients.share[slot.history()];
                 term.scale = T::from_f64(share * spec.weight(*slot) * spec.task_weight());
+                term.share = None;
+            }
+            for (i, share) in layer.coefficients.share.iter().enumerate() {
+                tables.set(index, RateTables::shares(spec.steps) + i, T::from_f64(*share));
             }
             for slot in spec.queries() {
                 for step in 0..slot.history() {
@@ -157,13 +189,11 @@ impl<T: Scalar> Dual<T> {
         let (mut host, mut wide) = self.host.take();
         self.table_gradients(net, device, arena);
         for (index, layer) in self.layers.iter().enumerate().skip(spec.first_moving) {
-            if spec.decays {
-                self.share_gradient(net, device, arena, index);
-            }
             let (host, of_share) = host.split_at_mut(self.tables.gradient_of(index).len());
             device.download(arena, self.tables.gradient_of(index), host);
-            let of_share = &mut of_share[..layer.share_gradient.len()];
-            device.download(arena, layer.share_gradient, of_share);
+            let of_shares = self.tables.share_gradient;
+            let of_share = &mut of_share[..of_shares.width.min(of_shares.len())];
+            device.download(arena, of_shares.elements(index * of_share.len(), of_share.len()), of_share);
             let (host, of_bias) = host.split_at_mut(table);
             if !of_bias.is_empty() {
                 for j in 0..steps {
@@ -201,6 +231,7 @@ impl<T: Scalar> Dual<T> {
             of: self.rates_of(spec, learned),
             tables: self.tables.region,
             of_tables: self.tables.gradient,
+            of_shares: spec.decays.then_some(self.tables.share_gradient),
             first_moving: spec.first_moving,
             gradient,
             bias_gradient,
@@ -214,7 +245,7 @@ impl<T: Scalar> Dual<T> {
         (0..steps).map(Slot::Step).chain(spec.queries())
     }
 
-    /// The gradient of every layer's `c`; and where phi transforms rows, what that of the bias's column is made of.
+    /// The gradient of every layer's `c` and shares; and where phi transforms rows, what that of the bias's column is made of.
     fn table_gradients<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena) {
         let spec = &net.spec;
         device.fill(arena, self.tables.gradient, T::ZERO);
@@ -228,6 +259,10 @@ impl<T: Scalar> Dual<T> {
         }
         device.gram_inners(arena, &terms);
         self.inner.set(terms);
+        if spec.decays {
+            device.fill(arena, self.tables.share_gradient, T::ZERO);
+            (spec.first_moving..spec.layers()).for_each(|layer| self.share_gradient(net, device, arena, layer));
+        }
     }
 
     /// Those of `z^T a` of one layer, or those of `delta^T e`.
@@ -263,12 +298,12 @@ impl<T: Scalar> Dual<T> {
 
     /// The gradient of one layer's shares: `dL/dshare_i = <Lambda_i, W0>`, by way of products with the shared weights.
     fn share_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, index: usize) {
-        let (spec, layer) = (&net.spec, &self.layers[index]);
-        device.fill(arena, layer.share_gradient, T::ZERO);
+        let spec = &net.spec;
+        let gradient = self.tables.share_gradient.rows(index, 1);
         let room = |rows: usize, width: usize| Region { rows, width, ..self.shared_products };
         let add = |arena: &mut D::Arena, left: Region, right: Region, slot: Slot| {
             let scale = -spec.weight(slot) * spec.task_weight();
-            let output = layer.share_gradient.elements(slot.history(), 1);
+            let output = gradient.elements(slot.history(), 1);
             let group = left.width;
             device.gram_inner(arena, &GramInner { left, right: Some(right), group, plus_one: false, scale, output });
         };

@@ -77,11 +77,11 @@ fn forward_alike<T: Scalar, D: Device<T>>(
     let scratch = plan.take(pass.rows, most);
     // What stands for the inputs of the rows that are biases: nothing but the 1 that is added to it.
     let nothing = plan.take(tasks * pass.rows, 1);
-    let scales = plan.take(1, 1);
+    // 1, and the share of the weights that the layer takes.
+    let scales = plan.take(1, 2);
     let mut arena = device.arena(plan.elements())?;
     pass.begin(device, &mut arena, parameters, inputs);
     device.fill(&mut arena, nothing, T::ZERO);
-    device.fill(&mut arena, scales, T::ONE);
     for (layer, rows) in layers.iter().enumerate() {
         rows.upload(device, &mut arena, changes, layer);
         let mut terms = vec![Term { gram: view(&pass, nothing), bias: Some(0), scale: 0, rows: rows.bias }];
@@ -91,6 +91,8 @@ fn forward_alike<T: Scalar, D: Device<T>>(
             terms.push(Term { gram: view(&pass, rows.products), bias: None, scale: 0, rows: rows.deltas });
         }
         let share = changes[0].layers()[layer].share;
+        device.upload(&mut arena, scales, &[T::ONE, share]);
+        let share = (share != T::ONE).then_some(1);
         pass.layer(device, &mut arena, layer, Corrections { share, blocks: &[terms], scales, scratch });
     }
     pass.end(device, &arena)
@@ -161,7 +163,7 @@ impl<'a> Pass<'a> {
         device: &D,
         arena: &mut D::Arena,
         layer: usize,
-        corrections: Corrections<'_, T>,
+        corrections: Corrections<'_>,
     ) {
         let outputs = self.mlp.widths()[layer + 1];
         let shift = self.weights.elements(self.mlp.bias_range(layer).start, outputs);

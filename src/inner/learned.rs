@@ -1,5 +1,6 @@
 //! Rates that are learned on the device: nothing of a meta-step then waits for the host.
 
+use super::coefficients::Rule;
 use super::tape::NetworkSpec;
 use crate::Scalar;
 use crate::device::{ArenaPlan, Device, InnerRates, Region};
@@ -29,9 +30,10 @@ impl Learned {
     }
 
     /// As the dual form takes them.
-    pub fn inner_rates(&self, spec: &NetworkSpec, momentum: f64) -> InnerRates {
+    pub(super) fn inner_rates(&self, spec: &NetworkSpec, rule: Rule, query_weights: Option<Region>) -> InnerRates {
         let (rates, bias) = Self::parts(spec, self.rates);
-        InnerRates { steps: spec.steps, layers: spec.layers(), momentum, rates, bias }
+        let Rule { momentum, decay } = rule;
+        InnerRates { steps: spec.steps, layers: spec.layers(), momentum, decay, rates, bias, query_weights }
     }
 
     /// Sums the gradients of all steps and layers to that of a single rate, if it is one; else they are where they are to be.

@@ -197,7 +197,7 @@ impl<T: Scalar> Materialised<T> {
     }
 
     /// What is added to a layer's adjoint pass, of the blocks given, where phi transforms rows.
-    fn own_rows(&self, spec: &NetworkSpec, layer: usize, side: Side, blocks: (usize, usize)) -> Corrections<'_, T> {
+    fn own_rows(&self, spec: &NetworkSpec, layer: usize, side: Side, blocks: (usize, usize)) -> Corrections<'_> {
         match self.transformed.get(layer).filter(|_| spec.moves(layer)) {
             Some(transformed) => {
                 let terms = &transformed.own[side as usize][blocks.0..blocks.1];
@@ -265,6 +265,7 @@ impl<T: Scalar> Materialised<T> {
                 bias: spec.bias_column(layer),
                 blocks: spec.forward_blocks,
                 scale: T::from_f64(spec.weight(query)),
+                share: None,
             }];
             let layer = Self::per_task(spec, self.cotangent, layer);
             device.outer_product(arena, &OuterProduct { tasks: spec.tasks, terms: &terms, layer, accumulate });
@@ -434,6 +435,7 @@ impl<T: Scalar> Materialised<T> {
                 bias: spec.bias_column(layer),
                 blocks: spec.forward_blocks,
                 scale: T::ONE,
+                share: None,
             };
             let delta = net.tape.delta(layer, slot);
             let e = net.tape.e(layer, slot);
@@ -443,6 +445,7 @@ impl<T: Scalar> Materialised<T> {
                 bias: T::ZERO,
                 blocks: spec.backward_blocks() - first,
                 scale: T::ONE,
+                share: None,
             };
             let terms = [z, e];
             let terms = if e.blocks > 0 { &terms[..] } else { &terms[..1] };

@@ -135,8 +135,6 @@ impl<T: Scalar> Network<T> {
         };
         let learned = match &form {
             _ if !spec.rate_gradient || spec.steps == 0 => None,
-            // With weight decay, and several query losses, other numbers that the host works out depend on them.
-            Form::Dual(_) if spec.decays || spec.query_passes > 1 => None,
             Form::Dual(_) => Some(Learned::new(plan, &spec)),
             Form::Materialised(form) => form.learned(plan, &spec),
             Form::Resident(form) => Some(form.learned(plan, &spec)),

@@ -202,7 +202,7 @@ impl<T: Scalar> Transform<T> {
             if spec.rate_gradient {
                 let layer = self.layers(at, self.gradient, self.no_bias_gradient, from.width, rank)[which];
                 let bias = if side == Side::Values { T::ONE } else { T::ZERO };
-                let terms = [OuterTerm { p, q, bias, blocks: 1, scale: weight }];
+                let terms = [OuterTerm { p, q, bias, blocks: 1, scale: weight, share: None }];
                 let operation = OuterProduct { tasks: spec.tasks, terms: &terms, layer, accumulate: true };
                 device.outer_product(arena, &operation);
             }
@@ -239,12 +239,7 @@ impl<T: Scalar> Transform<T> {
     }
 }
 
-fn linear_forward<'a, T: Scalar>(
-    spec: &NetworkSpec,
-    input: Region,
-    layer: Linear,
-    output: Region,
-) -> LinearForward<'a, T> {
+fn linear_forward<'a>(spec: &NetworkSpec, input: Region, layer: Linear, output: Region) -> LinearForward<'a> {
     LinearForward {
         tasks: spec.tasks,
         rows: spec.support_rows,

@@ -123,7 +123,7 @@ pub fn forward<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
         compare!(case.scene, make, case.what, |device, arena, T| {
             let mut input = case.input;
             for (n, layer) in case.layers.iter().enumerate() {
-                let corrections = corrections!(layer.terms, T);
+                let corrections = corrections!(layer.terms);
                 let (activation, output) = (ACTIVATIONS[(i + n) % 5], layer.output);
                 let operation =
                     LinearForward { tasks, rows, input, layer: layer.layer, corrections, activation, output };
@@ -147,7 +147,7 @@ pub fn backward<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
         compare!(case.scene, make, case.what, |device, arena, T| {
             let mut delta = case.input;
             for (n, (layer, values)) in case.layers.iter().zip(&gates).enumerate() {
-                let corrections = corrections!(layer.terms, T);
+                let corrections = corrections!(layer.terms);
                 let gate = Some(Gate { activation: ACTIVATIONS[(i + n) % 5], values: *values, blocks: &order });
                 let (layer_of, output) = (layer.layer, layer.output);
                 let operation = LinearBackward { tasks, rows, delta, layer: layer_of, corrections, gate, output };
@@ -184,7 +184,7 @@ pub fn adjoint<D: Device<f32>>(make: Make<'_, D>, _: MatrixPrecision) {
         compare!(case.scene, make, case.what, |device, arena, T| {
             let mut input = (blocks > 1).then(|| (case.input.rows(tasks * rows, (blocks - 1) * tasks * rows), 1));
             for (n, (layer, [values, delta, z_cotangent])) in case.layers.iter().zip(&regions).enumerate() {
-                let corrections = corrections!(layer.terms, T);
+                let corrections = corrections!(layer.terms);
                 let activation = ACTIVATIONS[(i + n) % 5];
                 let operation = AdjointForward {
                     tasks,

@@ -39,7 +39,7 @@ impl Terms {
         });
         let blocks = blocks.collect();
         let scratch = scene.scratch(total);
-        Self { blocks, scales: scene.holding(&[-0.3, 0.2, -0.05]), scratch, decayed: true }
+        Self { blocks, scales: scene.holding(&[-0.3, 0.2, -0.05, 0.75]), scratch, decayed: true }
     }
 
     /// None.
@@ -49,11 +49,11 @@ impl Terms {
     }
 }
 
-/// `Corrections` in the precision of the side.
+/// `Corrections` of some terms.
 macro_rules! corrections {
-    ($terms:expr, $t:ident) => {
-        innerloop::device::Corrections::<$t> {
-            share: if $terms.decayed { 0.75 } else { 1.0 },
+    ($terms:expr) => {
+        innerloop::device::Corrections {
+            share: $terms.decayed.then_some(3),
             blocks: &$terms.blocks,
             scales: $terms.scales,
             scratch: $terms.scratch,
@@ -85,7 +85,7 @@ pub fn many_corrections<D: Device<f32>>(make: Make<'_, D>) {
             let terms = Terms::new(scene, tasks, rows, outputs, counts);
             let output = scene.written(input.rows, outputs);
             compare!(scene, make, format!("{counts:?} of width {outputs}"), |device, arena, T| {
-                let corrections = corrections!(terms, T);
+                let corrections = corrections!(terms);
                 let activation = Activation::Linear;
                 device.linear_forward(
                     arena,
@@ -111,7 +111,7 @@ pub fn gated_corrections<D: Device<f32>>(make: Make<'_, D>) {
             let gate = Some(Gate { activation, values, blocks: &[2, 0] });
             let output = scene.changed(z_cotangent.rows, inputs, true);
             compare!(scene, make, format!("{activation:?} of width {inputs}"), |device, arena, T| {
-                let corrections = corrections!(terms, T);
+                let corrections = corrections!(terms);
                 let (direction, accumulate) = (None, true);
                 let operation = AdjointBackward {
                     tasks,
@@ -140,7 +140,7 @@ pub fn low_rank<D: Device<f32>>(make: Make<'_, D>) {
         let terms = Terms::new(scene, tasks, rows, width, counts);
         let output = scene.written(if counts.is_empty() { 2 } else { counts.len() } * tasks * rows, width);
         compare!(scene, make, format!("{counts:?}"), |device, arena, T| {
-            let corrections = corrections!(terms, T);
+            let corrections = corrections!(terms);
             device.low_rank(arena, &LowRank { tasks, rows, corrections, output });
         });
     }
@@ -204,13 +204,14 @@ pub fn gram_inner<D: Device<f32>>(make: Make<'_, D>) {
 }
 
 pub fn rate_tables<D: Device<f32>>(make: Make<'_, D>) {
-    for (case, (steps, layers, single, biased, momentum, first_moving)) in [
-        (1, 1, false, false, 0.0, 0),
-        (5, 3, false, false, 0.0, 0),
-        (5, 4, true, false, 0.9, 2),
-        (7, 3, false, true, 0.5, 1),
-        (1, 2, true, true, 0.0, 0),
-        (40, 5, false, true, 0.9, 0),
+    for (case, (steps, layers, single, biased, (momentum, decay), queries, first_moving)) in [
+        (1, 1, false, false, (0.0, 0.0), 1, 0),
+        (5, 3, false, false, (0.0, 0.0), 5, 0),
+        (5, 4, true, false, (0.9, 0.0), 1, 2),
+        (5, 4, true, false, (0.0, 0.2), 1, 1),
+        (7, 3, false, true, (0.5, 0.1), 7, 1),
+        (1, 2, true, true, (0.0, 0.3), 1, 0),
+        (40, 5, false, true, (0.9, 0.0), 1, 0),
     ]
     .into_iter()
     .enumerate()
@@ -219,14 +220,16 @@ pub fn rate_tables<D: Device<f32>>(make: Make<'_, D>) {
         let each = steps * layers;
         let rates = scene.random(1, if single { 1 } else { each });
         let bias = biased.then(|| scene.random(1, each));
-        let of = InnerRates { steps, layers, momentum, rates, bias };
+        let query_weights = (queries > 1).then(|| scene.random(1, queries));
+        let of = InnerRates { steps, layers, momentum, decay, rates, bias, query_weights };
         let of_tables = scene.random(layers * if biased { 2 } else { 1 }, InnerRates::table(steps));
-        let tables = scene.written(layers, RateTables::width(steps));
+        let of_shares = (decay != 0.0).then(|| scene.random(layers, steps + 1));
+        let tables = scene.written(layers, RateTables::width(steps, queries));
         let gradient = scene.written(1, rates.len());
         let bias_gradient = biased.then(|| scene.written(1, each));
         compare!(scene, make, format!("{steps} steps of {layers} layers"), |device, arena, _T| {
             device.rate_tables(arena, &RateTables { of, tables });
-            let back = RateTablesGradient { of, tables, of_tables, first_moving, gradient, bias_gradient };
+            let back = RateTablesGradient { of, tables, of_tables, of_shares, first_moving, gradient, bias_gradient };
             device.rate_tables_gradient(arena, &back);
         });
     }

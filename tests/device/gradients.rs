@@ -36,13 +36,16 @@ struct Sum {
     scales: [f64; 3],
     /// Whether the operands are copies, so that the bias's gradient is of rounded rows too.
     copied: bool,
+    /// Whether some terms have a factor on the device.
+    shares: bool,
 }
 
 /// Powers of two: so operands are rounded to the same before they are scaled and after.
 const EXACT: [f64; 3] = [1.0, -0.5, 0.25];
 
 fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum) {
-    let Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied } = case;
+    let Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied, shares } =
+        case;
     let scene = &mut Scene::new(seed);
     scene.align(if aligned { 4 } else { 1 });
     let terms: Vec<(Region, Region, f64, usize)> = (0..count)
@@ -52,6 +55,7 @@ fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum)
             (scene.random(rows, outputs), scene.random(rows, inputs), [1.0, 0.0, -0.6][i % 3], blocks)
         })
         .collect();
+    let share = shares.then(|| scene.holding(&[0.5]));
     let content = if accumulate { Content::Changed } else { Content::Written };
     let layer = scene.layer_of(tasks, shared, inputs, outputs, content);
     if shared {
@@ -68,7 +72,8 @@ fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum)
             .enumerate()
             .map(|(i, (p, q, bias, blocks))| {
                 let scale = scales[i % 3] as T;
-                OuterTerm { p: *p, q: *q, bias: *bias as T, blocks: *blocks, scale }
+                let share = share.filter(|_| i % 2 == 0);
+                OuterTerm { p: *p, q: *q, bias: *bias as T, blocks: *blocks, scale, share }
             })
             .collect();
         device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate });
@@ -87,11 +92,25 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
     let mut case = 300;
     let mut check = |(inputs, outputs), (tasks, rows, more, count), (shared, accumulate), aligned| {
         case += 1;
-        let (seed, scales, copied) = (case, EXACT, false);
+        let (seed, scales, copied, shares) = (case, EXACT, false, case % 3 == 0);
         sum(
             make,
             precision,
-            Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied },
+            Sum {
+                seed,
+                inputs,
+                outputs,
+                tasks,
+                rows,
+                more,
+                count,
+                shared,
+                accumulate,
+                aligned,
+                scales,
+                copied,
+                shares,
+            },
         );
     };
     for shape in [(1, 1), (7, 3), (65, 1), (1, 66), (70, 130)] {
@@ -139,6 +158,31 @@ const HOPPER_SUMS: [(usize, usize, usize, usize); 8] = [
 /// The same of rows that are copied in bf16, since a row is whole pieces of a copy.
 const COPIED_SUMS: [(usize, usize, usize, usize); 3] = [(8, 72, 40, 27), (128, 64, 130, 2), (136, 136, 65, 3)];
 
+/// Of copies, in so many stages that a pipeline is gone through again and again: a tile's sum in parts, and many tiles, each whole.
+/// `rows` are those of the first; the second's are fewer.
+pub fn outer_product_of_many_rows<D: Device<f32>>(make: Make<'_, D>, (rows, wide): (usize, (usize, usize))) {
+    let (tasks, more, count, shared, accumulate, aligned, copied, shares) = (1, 0, 1, true, false, true, true, false);
+    for (seed, (inputs, outputs), rows) in [(381, (256, 128), rows), (382, wide, rows.min(2048))] {
+        let scales = EXACT;
+        let case = Sum {
+            seed,
+            inputs,
+            outputs,
+            tasks,
+            rows,
+            more,
+            count,
+            shared,
+            accumulate,
+            aligned,
+            scales,
+            copied,
+            shares,
+        };
+        sum(make, MatrixPrecision::Bf16, case);
+    }
+}
+
 /// Of scales that are no powers of two, one of them none at all; some p not aligned for the copy engine.
 pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
     let copies = precision == MatrixPrecision::Bf16;
@@ -147,23 +191,55 @@ pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision:
         for accumulate in [false, true] {
             let scales = if accumulate { [0.3, -0.7, 1.1] } else { [-0.7, 0.0, 0.3] };
             let (seed, tasks, more, shared, aligned) = (350 + i as u64, 1, 17, true, true);
-            let copied = i >= HOPPER_SUMS.len();
+            let (copied, shares) = (i >= HOPPER_SUMS.len(), false);
             sum(
                 make,
                 precision,
-                Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied },
+                Sum {
+                    seed,
+                    inputs,
+                    outputs,
+                    tasks,
+                    rows,
+                    more,
+                    count,
+                    shared,
+                    accumulate,
+                    aligned,
+                    scales,
+                    copied,
+                    shares,
+                },
             );
         }
     }
     // Others, and terms that are all none.
-    for (seed, outputs, aligned, scales) in [(371, 64, false, EXACT), (372, 67, true, EXACT), (373, 64, true, [0.0; 3])]
-    {
+    for (seed, outputs, aligned, scales, shares) in [
+        (371, 64, false, EXACT, false),
+        (372, 67, true, EXACT, false),
+        (373, 64, true, [0.0; 3], false),
+        (374, 64, true, EXACT, true),
+    ] {
         let (inputs, rows, more, count) = (33, 50, 17, 3);
         let (tasks, shared, accumulate, copied) = (1, true, seed == 373, false);
         sum(
             make,
             precision,
-            Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied },
+            Sum {
+                seed,
+                inputs,
+                outputs,
+                tasks,
+                rows,
+                more,
+                count,
+                shared,
+                accumulate,
+                aligned,
+                scales,
+                copied,
+                shares,
+            },
         );
     }
 }

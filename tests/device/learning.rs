@@ -74,13 +74,13 @@ pub fn golden_explained<D: Device<f32> + Clone>(make: Make<'_, D>) {
 }
 
 /// A learner's parameters and phi after some meta-steps of Adam, in double precision.
-fn train<T: Scalar, D: Device<T>, O: Objective>(
+fn train<T: Scalar, D: Device<T> + Send, O: Objective>(
     device: D,
     objective: &O,
     shape: Shape,
     networks: &[Mlp],
     (kind, inner_steps): (RateKind, usize),
-    submit: impl Fn(&mut MetaLearner<T, D, O>, &OuterConfig, &mut ChaCha8Rng),
+    submit: impl Fn(&mut MetaLearner<T, D, O>, &OuterConfig, &mut ChaCha8Rng) + Sync,
 ) -> Vec<Vec<f64>> {
     let mut rng = ChaCha8Rng::seed_from_u64(5);
     // Drawn in single precision, so that every side begins at the same numbers.
@@ -99,7 +99,12 @@ fn train<T: Scalar, D: Device<T>, O: Objective>(
     // As far ahead as it goes.
     let ahead = learner.may_submit() - 1;
     for done in 0..12 {
-        submit(&mut learner, &outer, &mut rng);
+        // From whichever thread: the second, which makes a graph, and some of those that replay it, come from others.
+        if done % 3 == 1 {
+            std::thread::scope(|scope| scope.spawn(|| submit(&mut learner, &outer, &mut rng)).join().unwrap());
+        } else {
+            submit(&mut learner, &outer, &mut rng);
+        }
         if done >= ahead {
             learner.wait().unwrap();
         }
@@ -150,7 +155,7 @@ fn supervised_config(
     SupervisedConfig { mlp, loss: Loss::Mse, inner }
 }
 
-fn train_supervised<T: Scalar, D: Device<T>>(device: D, config: &SupervisedConfig) -> Vec<Vec<f64>> {
+fn train_supervised<T: Scalar, D: Device<T> + Send>(device: D, config: &SupervisedConfig) -> Vec<Vec<f64>> {
     let shape = Shape { tasks: 5, shots: 4, queries: 6 };
     let networks = [config.mlp.clone()];
     let kind = (config.inner.rates, config.inner.steps);
@@ -163,7 +168,7 @@ fn train_supervised<T: Scalar, D: Device<T>>(device: D, config: &SupervisedConfi
     })
 }
 
-pub fn supervised_training<D: Device<f32>>(make: Make<'_, D>) {
+pub fn supervised_training<D: Device<f32> + Send>(make: Make<'_, D>) {
     for (algorithm, optimizer, kind, strategy) in [
         (Algorithm::Maml, MOMENTUM, RateKind::PerLayerPerStep, Strategy::Dual),
         (Algorithm::Maml, MOMENTUM, RateKind::PerLayerPerStep, Strategy::Materialised),
@@ -188,7 +193,7 @@ pub fn supervised_training<D: Device<f32>>(make: Make<'_, D>) {
     }
 }
 
-fn train_video<T: Scalar, D: Device<T>>(device: D, config: &VideoConfig) -> Vec<Vec<f64>> {
+fn train_video<T: Scalar, D: Device<T> + Send>(device: D, config: &VideoConfig) -> Vec<Vec<f64>> {
     let shape = Shape { tasks: 3, shots: 2, queries: 3 };
     let (latent, clip) = (config.generator.inputs(), config.generator.outputs());
     let networks = [config.generator.clone(), config.discriminator.clone()];
@@ -201,7 +206,7 @@ fn train_video<T: Scalar, D: Device<T>>(device: D, config: &VideoConfig) -> Vec<
     })
 }
 
-pub fn video_training<D: Device<f32>>(make: Make<'_, D>) {
+pub fn video_training<D: Device<f32> + Send>(make: Make<'_, D>) {
     for (optimizer, strategy, rates) in [
         (PLAIN, Strategy::Dual, RateKind::PerLayerPerStep),
         (PLAIN, Strategy::Materialised, RateKind::PerLayerPerStep),

@@ -77,7 +77,7 @@ pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixP
 }
 
 /// All others, by name.
-pub fn all<D: Device<f32> + Clone + 'static>() -> Vec<(&'static str, Check<D>)> {
+pub fn all<D: Device<f32> + Clone + Send + 'static>() -> Vec<(&'static str, Check<D>)> {
     vec![
         ("linear_forward", |make| products::linear_forward(make, MatrixPrecision::F32)),
         ("linear_backward", |make| products::linear_backward(make, MatrixPrecision::F32)),

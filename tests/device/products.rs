@@ -128,7 +128,7 @@ pub fn forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, ca
     let terms = terms(scene, tasks, rows, outputs, blocks, corrected);
     let output = scene.written(input.rows, outputs);
     compare!(scene, make, format!("case {seed}"), |device, arena, T| {
-        let corrections = corrections!(terms, T);
+        let corrections = corrections!(terms);
         device.linear_forward(arena, &LinearForward { tasks, rows, input, layer, corrections, activation, output });
     });
 }
@@ -148,7 +148,7 @@ pub fn backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, c
     let gate = (seed % 4 != 3).then_some(Gate { activation, values, blocks: &[1, 0, 1] });
     let output = scene.written(delta.rows, inputs);
     compare!(scene, make, format!("case {seed}"), |device, arena, T| {
-        let corrections = corrections!(terms, T);
+        let corrections = corrections!(terms);
         device.linear_backward(arena, &LinearBackward { tasks, rows, delta, layer, corrections, gate, output });
     });
 }
@@ -195,7 +195,7 @@ pub fn adjoint<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, ca
         }
         let e_cotangent = scene.written(delta.rows, outputs);
         compare!(scene, make, format!("case {seed}, {blocks} blocks from {first}, {gates:?}"), |device, arena, T| {
-            let corrections = corrections!(terms, T);
+            let corrections = corrections!(terms);
             let operation = AdjointForward {
                 tasks,
                 rows,
@@ -238,7 +238,7 @@ pub fn adjoint_down<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisio
         let gate = (seed % 4 != 2).then_some(Gate { activation, values, blocks: &[0, 1, 2, 3] });
         let output = scene.changed(z_cotangent.rows, inputs, accumulate);
         compare!(scene, make, format!("case {seed}, accumulate {accumulate}"), |device, arena, T| {
-            let corrections = corrections!(terms, T);
+            let corrections = corrections!(terms);
             let operation =
                 AdjointBackward { tasks, rows, z_cotangent, layer, direction, corrections, gate, output, accumulate };
             device.adjoint_backward(arena, &operation);

@@ -173,7 +173,7 @@ pub fn ended_forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
             let loss = if i % 2 == 0 { Loss::Mse } else { Loss::BceWithLogits };
             let blocks = input.rows / rows / tasks;
             compare!(scene, make, what, |device, arena, T| {
-                let corrections = corrections!(terms, T);
+                let corrections = corrections!(terms);
                 device.linear_forward(
                     arena,
                     &LinearForward { tasks, rows, input, layer, corrections, activation, output },
@@ -199,7 +199,7 @@ pub fn ended_backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecis
         let gate = Some(Gate { activation: ACTIVATIONS[i % 5], values, blocks: &[1, 0] });
         let output = scene.written(delta.rows, layer.inputs);
         compare!(scene, make, what, |device, arena, T| {
-            let corrections = corrections!(terms, T);
+            let corrections = corrections!(terms);
             device.linear_backward(arena, &LinearBackward { tasks, rows, delta, layer, corrections, gate, output });
             device.gram(arena, &Gram { tasks, rows, x: output, y, output: products });
         });
@@ -220,7 +220,7 @@ pub fn ended_adjoint<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
         let z_cotangent = scene.written(input.rows, layer.outputs);
         let loss = if i % 2 == 0 { Loss::Mse } else { Loss::BceWithLogits };
         compare!(scene, make, what, |device, arena, T| {
-            let corrections = corrections!(terms, T);
+            let corrections = corrections!(terms);
             let operation = AdjointForward {
                 tasks,
                 rows,

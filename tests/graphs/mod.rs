@@ -60,6 +60,15 @@ fn state<O: Objective>(learner: &Learner<O>, networks: usize) -> (Vec<Parameters
     ((0..networks).map(|network| learner.parameters(network)).collect(), learner.optimizer_state())
 }
 
+/// What changes from step to step beside the rows: the discriminator joins, and the query losses' weights move to the last.
+fn begin_step<O: Objective>(learner: &mut Learner<O>, objective: &O, step: u64) {
+    learner.set_adversarial(step >= ADVERSARIAL_FROM);
+    if objective.inner().multi_step {
+        let last = 0.5 + 0.05 * step as f64;
+        learner.set_query_weights(&[1.0 - last, last]).unwrap();
+    }
+}
+
 fn outer(kind: OuterKind) -> OuterConfig {
     let schedule = Schedule::Cosine { steps: STEPS, floor: 0.1 };
     OuterConfig { kind, schedule, clip: Some(0.3), ..OuterConfig::adam(1e-3) }
@@ -78,7 +87,7 @@ fn launch_by_launch<'a, O: Objective>(
     let mut learner_of_step = learner(&driver, objective, mlps);
     let (mut losses, mut states) = (Vec::new(), Vec::new());
     for step in 0..STEPS {
-        learner_of_step.set_adversarial(step >= ADVERSARIAL_FROM);
+        begin_step(&mut learner_of_step, objective, step);
         let mut rng = ChaCha8Rng::seed_from_u64(step);
         losses.push(learner_of_step.run(rows(step as usize), &mut rng).unwrap().task.clone());
         learner_of_step.update(outer).unwrap();
@@ -109,7 +118,7 @@ fn check<'a, O: Objective>(
         assert_eq!(learner.may_submit(), 2, "{name}");
         let mut got = Vec::new();
         for step in 0..STEPS {
-            learner.set_adversarial(step >= ADVERSARIAL_FROM);
+            begin_step(&mut learner, objective, step);
             let mut rng = ChaCha8Rng::seed_from_u64(step);
             if ahead {
                 learner.submit(rows(step as usize), &outer, &mut rng).unwrap();
@@ -180,20 +189,28 @@ pub fn replay_meta_steps() {
         }
     }
     // Rates that are learned, and stay on the device.
-    for (rates, strategy) in [
-        (RateKind::Shared, Strategy::Dual),
-        (RateKind::PerLayerPerStep, Strategy::Dual),
-        (RateKind::Network { rank: 2 }, Strategy::Dual),
-        (RateKind::PerParameter, Strategy::Materialised),
-        (RateKind::Shared, Strategy::Materialised),
-        (RateKind::PerLayerPerStep, Strategy::Materialised),
-        (RateKind::Shared, Strategy::Resident),
-        (RateKind::PerLayerPerStep, Strategy::Resident),
+    for (rates, strategy, weight_decay, multi_step) in [
+        (RateKind::Shared, Strategy::Dual, 0.0, false),
+        (RateKind::PerLayerPerStep, Strategy::Dual, 0.0, false),
+        (RateKind::PerLayerPerStep, Strategy::Dual, 0.1, false),
+        (RateKind::Shared, Strategy::Dual, 0.1, true),
+        (RateKind::Network { rank: 2 }, Strategy::Dual, 0.0, true),
+        (RateKind::PerParameter, Strategy::Materialised, 0.0, false),
+        (RateKind::Shared, Strategy::Materialised, 0.1, true),
+        (RateKind::PerLayerPerStep, Strategy::Materialised, 0.0, false),
+        (RateKind::Shared, Strategy::Resident, 0.0, false),
+        (RateKind::PerLayerPerStep, Strategy::Resident, 0.0, false),
     ] {
-        let (strategy, learn_rates) = (Some(strategy), true);
-        let inner = InnerConfig { rates, strategy, learn_rates, ..InnerConfig::new(Algorithm::Maml, 2) };
+        let inner = InnerConfig {
+            rates,
+            strategy: Some(strategy),
+            learn_rates: true,
+            weight_decay,
+            multi_step,
+            ..InnerConfig::new(Algorithm::Maml, 2)
+        };
         let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
-        let name = format!("{rates:?} learned, {strategy:?}");
+        let name = format!("{rates:?} learned, {strategy:?}, decay {weight_decay}, multi-step {multi_step}");
         check(&name, &config, &[&mlp], adam, (MatrixPrecision::F32, rates), |step| supervised(&batches[step]));
     }
     // Of widths whose rows the kernels that make them copy.

@@ -106,7 +106,7 @@ fn products_with_weights() {
     let (mut first, second, scratch) = (s.term(OUTPUTS), s.term(OUTPUTS), s.take(1, 64));
     first.rows = second.rows;
     let (blocks, scales) = ([vec![first], vec![second]], s.take(1, 1));
-    let corrections = Corrections { share: 1.0, blocks: &blocks, scales, scratch };
+    let corrections = Corrections { share: None, blocks: &blocks, scales, scratch };
     let operation = forward(shared, x2, y2, corrections);
     let elements = 48 + 25 + 60 + 2 * 12 + 20;
     s.counts("linear_forward", [480, 240, elements], |d, a| d.linear_forward(a, &operation));
@@ -190,7 +190,7 @@ fn products_of_rows() {
         s.counts("column_scale_adjoint", expected, |d, a| d.column_scale_adjoint(a, &operation));
     }
     let (p, q) = (s.blocks(1, OUTPUTS), s.blocks(1, INPUTS));
-    let terms = [OuterTerm { p, q, bias: 1.0, blocks: 1, scale: 1.0 }];
+    let terms = [OuterTerm { p, q, bias: 1.0, blocks: 1, scale: 1.0, share: None }];
     for (per_task, layer) in [(false, 25), (true, 2 * 50)] {
         let weights = s.layer(per_task);
         let operation = OuterProduct { tasks: TASKS, terms: &terms, layer: weights, accumulate: per_task };

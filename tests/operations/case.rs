@@ -206,13 +206,13 @@ impl<T: Scalar> Case<T> {
         rows: usize,
         terms: &'a [Vec<Term>],
         share: f64,
-    ) -> Corrections<'a, T> {
+    ) -> Corrections<'a> {
         let count: usize = terms.iter().flatten().map(|t| t.rows.rows / tasks).sum();
         let scratch = self.poisoned(1, count * tasks * rows);
         self.scratch.push(scratch);
-        let mut numbers = [-0.4, 0.3, 1.1].into_iter();
-        let scales = self.filled(1, 3, |_| numbers.next().unwrap());
-        Corrections { share: T::from_f64(share), blocks: terms, scales, scratch }
+        let mut numbers = [-0.4, 0.3, 1.1, share].into_iter();
+        let scales = self.filled(1, 4, |_| numbers.next().unwrap());
+        Corrections { share: (share != 1.0).then_some(3), blocks: terms, scales, scratch }
     }
 
     pub fn image(&self) -> Image {
@@ -292,12 +292,7 @@ impl Image {
     }
 
     /// `sum scale * (gram + bias) @ rows`, one element.
-    pub fn correction<T: Scalar>(
-        &self,
-        corrections: &Corrections<'_, T>,
-        tasks: usize,
-        [block, task, k, column]: [usize; 4],
-    ) -> f64 {
+    pub fn correction(&self, corrections: &Corrections<'_>, tasks: usize, [block, task, k, column]: [usize; 4]) -> f64 {
         let mut sum = 0.0;
         for term in corrections.blocks.get(block).into_iter().flatten() {
             let (GramView { offset, task_stride, row_stride, column_stride }, count) =

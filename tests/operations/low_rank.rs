@@ -89,6 +89,7 @@ fn outer_product() {
                 bias: T::from_f64(case.pick(&[0.0, 1.0, -0.7])),
                 blocks,
                 scale: T::from_f64(case.pick(&[-0.5, 1.0, 0.3])),
+                share: case.coin().then(|| case.random(1, 1)),
             })
             .collect();
         let layer = case.layer(tasks, inputs, outputs, shared, !accumulate);
@@ -102,7 +103,7 @@ fn outer_product() {
                 values.copy_from_slice(image.of(parameters));
             }
             for (term, (rows, blocks)) in terms.iter().zip(&shapes) {
-                let scale = term.scale.to_f64();
+                let scale = term.scale.to_f64() * term.share.map_or(1.0, |share| image.at(share, 0, 0));
                 for row in (0..term.p.rows).filter(|row| shared || row / rows % tasks == copy) {
                     assert!(row < blocks * tasks * rows);
                     for o in 0..outputs {

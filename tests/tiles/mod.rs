@@ -55,7 +55,7 @@ pub fn tiles_fit_the_shape() {
         let layer = Linear { weight: weight.offset, bias: bias.offset, task_stride: 0, inputs, outputs };
         let message = told(precision, kernel, &|device| {
             let arena = &mut device.arena(plan.elements()).unwrap();
-            let terms = [OuterTerm { p, q, bias: 1.0, blocks: 1, scale: 1.0 }];
+            let terms = [OuterTerm { p, q, bias: 1.0, blocks: 1, scale: 1.0, share: None }];
             device.outer_product(arena, &OuterProduct { tasks: 3, terms: &terms, layer, accumulate: false });
         });
         assert!(message.contains(&format!("kernel {} over a grid of {grid} x 1 blocks", kernel.name())), "{message}");

@@ -3,7 +3,9 @@
 use super::matrix::with_activation;
 use super::product::{Product, Source};
 use super::{Base, CpuArena, CpuDevice};
-use crate::device::{AdjointBackward, AdjointForward, Gate, Linear, LinearBackward, LinearForward, LowRank, Region};
+use crate::device::{
+    AdjointBackward, AdjointForward, Corrections, Gate, Linear, LinearBackward, LinearForward, LowRank, Region,
+};
 use crate::model::Activation;
 use crate::scalar::Scalar;
 
@@ -158,8 +160,14 @@ fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
     [whole(layer.weight, layer.inputs * layer.outputs), whole(layer.bias, layer.outputs)]
 }
 
+/// What is taken of weights.
+fn share_of<T: Scalar>(base: Base<T>, corrections: &Corrections<'_>) -> T {
+    // SAFETY: it is in a declared region that is only read.
+    corrections.share.map_or(T::ONE, |index| unsafe { *base.at(corrections.scales.offset + index) })
+}
+
 /// See [`LinearForward`].
-pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearForward<'_, T>) {
+pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearForward<'_>) {
     let panels = arena.panels(device, &op.layer, true);
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
     let base = arena.shared(&[op.input, weight, bias, op.corrections.scales], &[op.output, op.corrections.scratch]);
@@ -171,6 +179,7 @@ pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
         width: op.layer.outputs,
         sources: [Some(source), None],
         corrections: op.corrections,
+        share: share_of(base, &op.corrections),
         target: Some(op.output),
         finish: Finish::Activate(op.activation),
     };
@@ -178,7 +187,7 @@ pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
 }
 
 /// See [`LinearBackward`].
-pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearBackward<'_, T>) {
+pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LinearBackward<'_>) {
     let panels = arena.panels(device, &op.layer, false);
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let gate_values = op.gate.map_or(op.delta, |g| g.values);
@@ -192,6 +201,7 @@ pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
         width: op.layer.inputs,
         sources: [Some(source), None],
         corrections: op.corrections,
+        share: share_of(base, &op.corrections),
         target: Some(op.output),
         finish: Finish::Gate { gate: op.gate, add_to: None },
     };
@@ -199,7 +209,7 @@ pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
 }
 
 /// See [`AdjointForward`].
-pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointForward<'_, T>) {
+pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointForward<'_>) {
     let panels = op.input.and_then(|_| arena.panels(device, &op.layer, true));
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let input = op.input.map_or(op.delta, |(region, _)| region);
@@ -236,6 +246,7 @@ pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
         width: op.layer.outputs,
         sources,
         corrections: op.corrections,
+        share: share_of(base, &op.corrections),
         target: Some(op.e_cotangent),
         finish: Finish::Adjoint { gate: op.gate, delta: op.delta, z_cotangent: op.z_cotangent },
     };
@@ -243,7 +254,7 @@ pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
 }
 
 /// See [`AdjointBackward`].
-pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointBackward<'_, T>) {
+pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &AdjointBackward<'_>) {
     let panels = arena.panels(device, &op.layer, false);
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let direction = op.direction.map_or([weight; 2], |d| layer_regions(&d.layer, op.tasks));
@@ -262,6 +273,7 @@ pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAre
             op.direction.map(|d| source(d.values, d.layer, None)),
         ],
         corrections: op.corrections,
+        share: share_of(base, &op.corrections),
         // What is there already is added to, from a tile of its own.
         target: (!op.accumulate).then_some(op.output),
         finish: Finish::Gate { gate: op.gate, add_to: op.accumulate.then_some(op.output) },
@@ -270,7 +282,7 @@ pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAre
 }
 
 /// See [`LowRank`].
-pub(super) fn low_rank<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LowRank<'_, T>) {
+pub(super) fn low_rank<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LowRank<'_>) {
     let base = arena.shared(&[op.corrections.scales], &[op.output, op.corrections.scratch]);
     let product = Product {
         tasks: op.tasks,
@@ -279,6 +291,7 @@ pub(super) fn low_rank<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, o
         width: op.output.width,
         sources: [None, None],
         corrections: op.corrections,
+        share: share_of(base, &op.corrections),
         target: Some(op.output),
         finish: Finish::Gate { gate: None, add_to: None },
     };

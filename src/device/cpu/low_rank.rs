@@ -12,7 +12,7 @@ pub(super) fn assemble<T: Scalar>(
     base: Base<T>,
     tasks: usize,
     rows: usize,
-    corrections: &Corrections<'_, T>,
+    corrections: &Corrections<'_>,
 ) {
     for (block, terms) in corrections.blocks.iter().enumerate() {
         let n = columns(corrections, block, tasks);
@@ -44,11 +44,11 @@ pub(super) fn assemble<T: Scalar>(
 }
 
 /// Number of correction rows of a block, for each task.
-fn columns<T>(corrections: &Corrections<'_, T>, block: usize, tasks: usize) -> usize {
+fn columns(corrections: &Corrections<'_>, block: usize, tasks: usize) -> usize {
     corrections.blocks[block].iter().map(|term| term.rows.rows / tasks).sum()
 }
 
-fn coefficient_offset<T>(corrections: &Corrections<'_, T>, block: usize, tasks: usize, rows: usize) -> usize {
+fn coefficient_offset(corrections: &Corrections<'_>, block: usize, tasks: usize, rows: usize) -> usize {
     let before: usize = (0..block).map(|b| columns(corrections, b, tasks)).sum();
     corrections.scratch.offset + before * tasks * rows
 }
@@ -56,7 +56,7 @@ fn coefficient_offset<T>(corrections: &Corrections<'_, T>, block: usize, tasks: 
 /// Adds one task's corrections of one block to a `[K, columns]` tile.
 pub(super) struct Apply<'a, T> {
     pub base: Base<T>,
-    pub corrections: &'a Corrections<'a, T>,
+    pub corrections: &'a Corrections<'a>,
     pub tasks: usize,
     pub rows: usize,
     pub block: usize,

@@ -212,16 +212,16 @@ impl<T: Scalar> Device<T> for CpuDevice {
         }
     }
 
-    fn linear_forward(&self, arena: &mut Self::Arena, operation: &LinearForward<'_, T>) {
+    fn linear_forward(&self, arena: &mut Self::Arena, operation: &LinearForward<'_>) {
         linear::linear_forward(self, arena, operation);
     }
-    fn linear_backward(&self, arena: &mut Self::Arena, operation: &LinearBackward<'_, T>) {
+    fn linear_backward(&self, arena: &mut Self::Arena, operation: &LinearBackward<'_>) {
         linear::linear_backward(self, arena, operation);
     }
-    fn adjoint_forward(&self, arena: &mut Self::Arena, operation: &AdjointForward<'_, T>) {
+    fn adjoint_forward(&self, arena: &mut Self::Arena, operation: &AdjointForward<'_>) {
         linear::adjoint_forward(self, arena, operation);
     }
-    fn adjoint_backward(&self, arena: &mut Self::Arena, operation: &AdjointBackward<'_, T>) {
+    fn adjoint_backward(&self, arena: &mut Self::Arena, operation: &AdjointBackward<'_>) {
         linear::adjoint_backward(self, arena, operation);
     }
     fn gram(&self, arena: &mut Self::Arena, operation: &Gram<'_>) {
@@ -230,7 +230,7 @@ impl<T: Scalar> Device<T> for CpuDevice {
     fn gram_inner(&self, arena: &mut Self::Arena, operation: &GramInner) {
         low_rank::gram_inner(arena, operation);
     }
-    fn low_rank(&self, arena: &mut Self::Arena, operation: &LowRank<'_, T>) {
+    fn low_rank(&self, arena: &mut Self::Arena, operation: &LowRank<'_>) {
         linear::low_rank(self, arena, operation);
     }
     fn column_scale(&self, arena: &mut Self::Arena, operation: &ColumnScale) {

@@ -12,6 +12,12 @@ use crate::scalar::Scalar;
 const TILE_OUTPUTS: usize = 256;
 const TILE_INPUTS: usize = 512;
 
+/// A term's factor.
+fn scale_of<T: Scalar>(base: Base<T>, term: &OuterTerm<T>) -> T {
+    // SAFETY: a declared region that is only read.
+    term.share.map_or(term.scale, |share| unsafe { term.scale * *base.at(share.offset) })
+}
+
 /// See [`OuterProduct`].
 pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &OuterProduct<'_, T>) {
     let Linear { inputs, outputs, .. } = op.layer;
@@ -20,7 +26,8 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
     let writes = [whole(op.layer.weight, inputs * outputs), whole(op.layer.bias, outputs)];
     let mut base = arena.shared(&[], &writes[..if op.layer.is_shared() { 2 } else { 1 }]);
     for term in op.terms {
-        base = arena.shared(&[term.p, term.q], &writes[..1]);
+        let share = term.share.unwrap_or(term.p.rows(0, 0));
+        base = arena.shared(&[term.p, term.q, share], &writes[..1]);
     }
     if !op.layer.is_shared() {
         device.run(op.tasks, |task| of_task(base, op, task));
@@ -44,7 +51,7 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
             left: Matrix::rows(base.at(term.p.offset + row).cast_const(), outputs).transposed(),
             right: Matrix::rows(base.at(term.q.offset + column).cast_const(), inputs),
             depth: term.p.rows,
-            scale: term.scale,
+            scale: scale_of(base, term),
         });
         let out = base.at(op.layer.weight + row * inputs + column);
         let shape = (rows, columns);
@@ -65,7 +72,7 @@ pub(super) fn outer_product<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<
                 bias.fill(T::ZERO);
             }
             for term in op.terms.iter().filter(|t| t.bias != T::ZERO) {
-                add_rows(base, &term.p, row, term.scale * term.bias, bias);
+                add_rows(base, &term.p, row, scale_of(base, term) * term.bias, bias);
             }
         }
     });
@@ -95,7 +102,7 @@ fn of_task<T: Scalar>(base: Base<T>, op: &OuterProduct<'_, T>, task: usize) {
         left: Matrix::rows(base.at(p.offset).cast_const(), outputs).transposed(),
         right: Matrix::rows(base.at(q.offset).cast_const(), inputs),
         depth: p.rows,
-        scale: term.scale,
+        scale: scale_of(base, term),
     });
     let out = base.at(op.layer.weight + task * op.layer.task_stride);
     // SAFETY: declared regions; each job writes its own task's weights.
@@ -107,6 +114,6 @@ fn of_task<T: Scalar>(base: Base<T>, op: &OuterProduct<'_, T>, task: usize) {
         bias.fill(T::ZERO);
     }
     for (term, (p, _)) in pieces().filter(|(term, _)| term.bias != T::ZERO) {
-        add_rows(base, &p, 0, term.scale * term.bias, bias);
+        add_rows(base, &p, 0, scale_of(base, term) * term.bias, bias);
     }
 }

@@ -52,7 +52,9 @@ pub(super) struct Product<'a, T> {
     pub blocks: usize,
     pub width: usize,
     pub sources: [Option<Source<T>>; 2],
-    pub corrections: Corrections<'a, T>,
+    pub corrections: Corrections<'a>,
+    /// The factor of the sources' weights and biases.
+    pub share: T,
     /// Where tiles are computed; a thread's own scratch when there is none.
     pub target: Option<Region>,
     pub finish: Finish<'a>,
@@ -158,7 +160,7 @@ impl<T: Scalar> Tile<'_, T> {
         let left = self.base.at(source.input.offset + row * k);
         let (start, stride) = (source.weights(task, from), source.layer.inputs);
         let (out, out_stride) = self.place(block, task);
-        let share = product.corrections.share;
+        let share = product.share;
         // SAFETY: the operands are declared regions of these shapes, tile and panel are this job's own.
         unsafe {
             if let Some(panels) = source.panels {
@@ -203,7 +205,7 @@ impl<T: Scalar> Tile<'_, T> {
         let Span { tasks: (first, last), columns: (from, to) } = self.span;
         let (count, width) = (last - first, to - from);
         // A share of a bias is added; a whole one is what the product is put onto.
-        let fused = product.corrections.share == T::ONE;
+        let fused = product.share == T::ONE;
         let mut begun = [false; 8];
         for source in product.sources.iter().flatten() {
             let blocks = source.input.rows / (product.tasks * product.rows);
@@ -269,7 +271,7 @@ impl<T: Scalar> Tile<'_, T> {
             unsafe {
                 let bias = std::slice::from_raw_parts(self.bias(source, task), width);
                 let row = std::slice::from_raw_parts_mut(tile.add(k * stride), width);
-                row.iter_mut().zip(bias).for_each(|(r, b)| *r += self.product.corrections.share * *b);
+                row.iter_mut().zip(bias).for_each(|(r, b)| *r += self.product.share * *b);
             }
         }
     }

@@ -9,16 +9,16 @@ use bytemuck::Zeroable;
 use super::driver::{Driver, Kernel};
 use super::finish::{End, Given, Pending, rows_of};
 use super::hopper::{Raw, Warpgroups};
-use super::linear::Product;
+use super::linear::{Product, ProductEnd};
 use super::low_rank::{BLOCKS, Factor, GROUP, Term, check_corrections, extent, in_one_launch};
 use super::outer_product::MULTIPROCESSORS;
 use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, pack, settle, wide};
 use crate::device::{self, Corrections, Gram, MatrixPrecision, Region};
 
 /// As in `kernels/chain.cuh`: links of a chain, their terms and factors in all, groups of rows of a block.
-const LINKS: usize = 8;
-const TERMS: usize = 96;
-const FACTORS: usize = 64;
+const LINKS: usize = 6;
+const TERMS: usize = 62;
+const FACTORS: usize = 45;
 const GROUPS: usize = 4;
 /// Rows of earlier steps that are taken at once, and threads' warps and what each has of corrections there.
 const ROWS: usize = 128;
@@ -35,12 +35,34 @@ const BLOCKS_OF_TASKS: usize = 2 * MULTIPROCESSORS;
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
+struct ChainTerm {
+    gram: u64,
+    rows: u64,
+    task_stride: u32,
+    row_stride: u16,
+    column_stride: u16,
+    count: u16,
+    column: u16,
+    scale: u16,
+    shift: u16,
+}
+
+/// `NO_PLACE` in `kernels/chain.cuh`.
+const NO_PLACE: u16 = u16::MAX;
+
+#[repr(C)]
+#[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Link {
-    product: Product,
+    product: ProductEnd,
+    weight: u64,
+    bias: u64,
+    bias_first: u32,
+    bias_rows: u32,
     weights: u64,
     raw: u64,
     packed: u64,
     gram: u64,
+    scales: u64,
     kind: u32,
     parts: u32,
     inner: u32,
@@ -60,7 +82,7 @@ struct Link {
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct Chain {
     links: [Link; LINKS],
-    terms: [Term; TERMS],
+    terms: [ChainTerm; TERMS],
     factors: [Factor; FACTORS],
     count: u32,
     tasks: u32,
@@ -73,7 +95,38 @@ struct Chain {
 }
 
 super::arguments! {
-    Chain, 7968 => Chain;
+    Chain, 4080 => Chain;
+}
+
+impl ChainTerm {
+    /// With factors from `table` on; nothing where that, or its shape, is too large for it.
+    fn new(of: &Term, table: u64) -> Option<Self> {
+        let place = |number: u64| u16::try_from(number - table).ok().filter(|place| *place != NO_PLACE);
+        let (scale, shift) = of.factors();
+        Some(Self {
+            gram: of.gram,
+            rows: of.rows,
+            task_stride: of.task_stride,
+            row_stride: of.row_stride.try_into().ok()?,
+            column_stride: of.column_stride.try_into().ok()?,
+            count: of.count.try_into().ok()?,
+            column: of.column.try_into().ok()?,
+            scale: place(scale)?,
+            shift: shift.map_or(Some(NO_PLACE), place)?,
+        })
+    }
+}
+
+/// Where the terms' factors begin.
+fn table_of(terms: &[Term]) -> u64 {
+    let factors = terms.iter().map(Term::factors).flat_map(|(scale, shift)| [Some(scale), shift]);
+    factors.flatten().min().unwrap_or(0)
+}
+
+/// Whether they can be those of a link.
+pub(super) fn may_link(terms: &[Term]) -> bool {
+    let table = table_of(terms);
+    terms.len() <= TERMS && terms.iter().all(|term| ChainTerm::new(term, table).is_some())
 }
 
 /// What a product takes of the rows that the link before makes, in blocks of rows.
@@ -94,7 +147,7 @@ pub(super) struct Taken {
 pub(super) struct Layer<'a> {
     pub kernel: Kernel,
     pub product: Product,
-    pub corrections: &'a Corrections<'a, f32>,
+    pub corrections: &'a Corrections<'a>,
     /// T and K.
     pub shape: (usize, usize),
     /// The weights, and the rows they are multiplied with, none of them without a product.
@@ -281,7 +334,7 @@ impl<D: Driver> Pending<D> {
         &self,
         device: &CudaDevice<D>,
         arena: &CudaArena<D>,
-        corrections: &Corrections<'_, f32>,
+        corrections: &Corrections<'_>,
         shape: (usize, usize),
     ) -> bool {
         let made = |region: Region| self.writes.iter().filter(move |write| write.overlaps(&region));
@@ -327,7 +380,11 @@ pub(super) fn launch<D: Driver>(arena: &CudaArena<D>, ends: &[End<D>]) {
         let new = corrections.terms();
         let begin = terms;
         terms += new;
-        call.terms[begin..terms].copy_from_slice(&corrections.terms[..new]);
+        let scales = table_of(&corrections.terms[..new]);
+        for (to, term) in call.terms[begin..terms].iter_mut().zip(&corrections.terms) {
+            // It has been found to be one of a link.
+            *to = ChainTerm::new(term, scales).unwrap_or(ChainTerm::zeroed());
+        }
         call.factors[factors..factors + end.factors].copy_from_slice(&finish.gram.y[..end.factors]);
         factors += end.factors;
         // A block without terms ends where the one before does.
@@ -335,8 +392,14 @@ pub(super) fn launch<D: Driver>(arena: &CudaArena<D>, ends: &[End<D>]) {
         (1..BLOCKS).for_each(|block| ends_of_blocks[block] = ends_of_blocks[block].max(ends_of_blocks[block - 1]));
         most_groups = most_groups.max(end.made.rows / (tasks * rows) * rows.div_ceil(GROUP));
         widest = widest.max(end.made.width);
+        let (product, [weight, bias], [bias_first, bias_rows]) = finish.product.as_link();
         *link = Link {
-            product: finish.product,
+            product,
+            weight,
+            bias,
+            bias_first,
+            bias_rows,
+            scales,
             raw: finish.raw,
             packed: finish.packed,
             gram: finish.gram.output,

@@ -2,6 +2,7 @@ use std::ffi::c_void;
 
 use bytemuck::{Pod, Zeroable};
 
+use super::hopper;
 use crate::Result;
 use crate::device::MatrixPrecision;
 
@@ -250,16 +251,17 @@ pub(super) const WRITTEN: u32 = 32;
 /// Threads a block, of every kernel that does not name others: `THREADS` in `kernels/kernel.cuh`.
 pub(super) const THREADS: u32 = 128;
 
-/// Threads a block of a kernel, but of those of `kernels/hopper.cu`.
-#[cfg(feature = "cuda")]
-pub(super) fn threads_of(kernel: Kernel) -> u32 {
-    match kernel {
+/// Threads a block of a kernel, and bytes of shared memory beside those it declares: as the launch has asked, or as those for
+/// warpgroups always take.
+pub(super) fn block_of(kernel: Kernel, asked: u32) -> (u32, u32) {
+    let threads = match kernel {
         Kernel::NarrowFew => 192,
         Kernel::Resident => 256,
         Kernel::Chain => 512,
         Kernel::SumTallRows | Kernel::Settle => 1024,
         _ => THREADS,
-    }
+    };
+    hopper::block_of(kernel).unwrap_or((threads, asked))
 }
 
 /// Columns a block sums down: `COLUMNS` in `kernels/stripes.cuh`.
@@ -292,10 +294,18 @@ macro_rules! kernels {
         pub(super) mod emulated {
             use std::ffi::c_void;
 
-            type Entry = unsafe extern "C" fn(*mut f32, *const c_void, *const u32, u64);
+            /// The grid, threads a block, and bytes of shared memory that are asked for: `Launched` in `kernels/emulation/cuda.h`.
+            #[repr(C)]
+            pub struct Launched {
+                pub grid: [u32; 3],
+                pub threads: u32,
+                pub shared: u32,
+            }
+
+            type Entry = unsafe extern "C" fn(*mut f32, *const c_void, *const Launched, u64);
 
             unsafe extern "C" {
-                $(fn $emulated(arena: *mut f32, arguments: *const c_void, grid: *const u32, seed: u64);)*
+                $(fn $emulated(arena: *mut f32, arguments: *const c_void, launched: *const Launched, seed: u64);)*
             }
 
             pub fn entry(kernel: super::Kernel) -> Entry {

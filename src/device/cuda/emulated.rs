@@ -3,7 +3,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use super::driver::{
-    ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap, WRITTEN, WrittenMatrices, emulated,
+    ArgumentPiece, Driver, GraphStep, GraphWork, Kernel, PackedMatrix, TensorMap, WRITTEN, WrittenMatrices, block_of,
+    emulated,
 };
 use crate::{Error, Result};
 
@@ -193,15 +194,17 @@ impl Driver for EmulatedDriver {
         memory: &EmulatedMemory,
         kernel: Kernel,
         grid: [u32; 3],
-        _shared: u32,
+        shared: u32,
         arguments: *const c_void,
     ) -> Result<(), String> {
         #[cfg(sanitize_emulation)]
         (memory.kept().over = true);
         let launch = self.launches.fetch_add(1, Ordering::Relaxed);
         let seed = self.seed.wrapping_add(launch.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        let (threads, shared) = block_of(kernel, shared);
+        let launched = emulated::Launched { grid, threads, shared };
         // SAFETY: the caller's promise.
-        unsafe { emulated::entry(kernel)(memory.start, arguments, grid.as_ptr(), seed) };
+        unsafe { emulated::entry(kernel)(memory.start, arguments, &raw const launched, seed) };
         Ok(())
     }
 

@@ -100,7 +100,7 @@ pub(super) fn finish<D: Driver>(
     arena: &CudaArena<D>,
     kernel: Kernel,
     product: Product,
-    corrections: &device::Corrections<'_, f32>,
+    corrections: &device::Corrections<'_>,
     shape: (usize, usize),
     (raw, output): (Raw, Region),
     (reads, writes): (&[Region], &[Region]),
@@ -112,7 +112,7 @@ pub(super) fn finish<D: Driver>(
 }
 
 /// The steps' rows that corrections are made of.
-pub(super) fn rows_of(corrections: &device::Corrections<'_, f32>) -> impl Iterator<Item = Region> {
+pub(super) fn rows_of(corrections: &device::Corrections<'_>) -> impl Iterator<Item = Region> {
     corrections.blocks.iter().flatten().map(|term| term.rows)
 }
 
@@ -129,7 +129,7 @@ impl<D: Driver> End<D> {
         arena: &CudaArena<D>,
         kernel: Kernel,
         product: Product,
-        corrections: &device::Corrections<'_, f32>,
+        corrections: &device::Corrections<'_>,
         shape: (usize, usize),
         (raw, output): (Raw, Region),
         given: Given,
@@ -198,7 +198,9 @@ impl<D: Driver> End<D> {
     pub fn is_link(&self) -> bool {
         let copied = self.call.copied != 0 || (self.most == 0 && self.call.gram.columns == 0);
         let thin = chain::is_thin(self.made.width);
-        (thin || (copied && self.call.corrections.in_fours())) && self.call.loss.kind == 0
+        let corrections = &self.call.corrections;
+        let terms = chain::may_link(&corrections.terms[..corrections.terms()]);
+        terms && (thin || (copied && corrections.in_fours())) && self.call.loss.kind == 0
     }
 }
 
@@ -207,7 +209,7 @@ impl<D: Driver> Pending<D> {
     pub fn append(
         &mut self,
         end: End<D>,
-        corrections: &device::Corrections<'_, f32>,
+        corrections: &device::Corrections<'_>,
         (reads, writes): (&[Region], &[Region]),
     ) {
         self.reads.extend_from_slice(reads);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use cudarc::driver::sys::{self, CUdevice_attribute_enum, CUfunction, CUfunction_attribute_enum, CUmodule};
 use cudarc::driver::{CudaContext, CudaSlice, CudaStream, DevicePtr, DriverError, result};
 
-use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, TensorMap, WRITTEN, WrittenMatrices, threads_of};
+use super::driver::{Driver, GraphStep, Kernel, PANEL, PackedMatrix, TensorMap, WRITTEN, WrittenMatrices, block_of};
 use super::gpu_graph::GpuGraph;
 use super::{finish, hopper};
 use crate::device::MatrixPrecision;
@@ -162,6 +162,7 @@ impl GpuDriver {
             _ => Type::CU_TENSOR_MAP_DATA_TYPE_FLOAT32,
         };
         assert!(sides.len() <= 3 && distances.len() + 1 == sides.len() && tile.len() == sides.len());
+        self.module.context.bind_to_thread().map_err(words)?;
         let (arena, _guard) = memory.device_ptr(&self.stream);
         let address = arena + (offset * size_of::<f32>()) as u64;
         let mut map = sys::CUtensorMap { opaque: [0; 16] };
@@ -272,7 +273,7 @@ impl Driver for GpuDriver {
         let function = self.module.functions[kernel as usize];
         let (mut arena, _guard) = memory.device_ptr(&self.stream);
         let mut parameters = [std::ptr::from_mut(&mut arena).cast(), arguments.cast_mut()];
-        let (threads, shared) = hopper::block_of(kernel).unwrap_or((threads_of(kernel), shared));
+        let (threads, shared) = block_of(kernel, shared);
         let (grid, block) = ((grid[0], grid[1], grid[2]), (threads, 1, 1));
         self.module.context.bind_to_thread().map_err(words)?;
         // SAFETY: the caller's promise; the driver copies the parameters before it returns.

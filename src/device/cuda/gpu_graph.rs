@@ -4,9 +4,8 @@ use std::mem::MaybeUninit;
 use cudarc::driver::sys::{self, CUdeviceptr, CUgraph, CUgraphExec, CUgraphNode, CUmemorytype};
 use cudarc::driver::{CudaEvent, CudaSlice, DevicePtr, DriverError, PinnedHostSlice, result};
 
-use super::driver::{GraphStep, GraphWork, threads_of};
+use super::driver::{GraphStep, GraphWork, block_of};
 use super::gpu::{GpuDriver, words};
-use super::hopper;
 
 /// A CUDA graph, a chain of its steps, and its rooms.
 ///
@@ -35,6 +34,14 @@ struct Handles {
 
 // SAFETY: handles of the driver, which may be used from any thread that has bound the context, one at a time.
 unsafe impl Send for GpuGraph {}
+
+impl Drop for GpuGraph {
+    /// The host's memory that copies of a replay still use goes with it.
+    fn drop(&mut self) {
+        // An error means that the context is gone, and the copies with it.
+        let _ = self.wait();
+    }
+}
 
 impl Drop for Handles {
     fn drop(&mut self) {
@@ -90,7 +97,7 @@ impl GpuDriver {
         let mut node: sys::CUDA_KERNEL_NODE_PARAMS = unsafe { MaybeUninit::zeroed().assume_init() };
         node.func = self.module.functions[kernel as usize];
         [node.gridDimX, node.gridDimY, node.gridDimZ] = grid;
-        let (threads, shared) = hopper::block_of(kernel).unwrap_or((threads_of(kernel), shared));
+        let (threads, shared) = block_of(kernel, shared);
         [node.blockDimX, node.blockDimY, node.blockDimZ] = [threads, 1, 1];
         node.sharedMemBytes = shared;
         node.kernelParams = parameters.as_mut_ptr();

@@ -134,12 +134,10 @@ pub(super) const ADJOINT: Kernels = [
 ];
 
 /// Threads a block and bytes of shared memory, for each of [`TILES`].
-#[cfg(feature = "cuda")]
 const BLOCKS: [(u32, u32); TILES.len()] =
     [(256, 99_408), (256, 214_112), (384, 230_480), (384, 218_192), (384, 230_464)];
 
 /// Those of a kernel of this file, or of one for sums over rows.
-#[cfg(feature = "cuda")]
 pub(super) fn block_of(kernel: Kernel) -> Option<(u32, u32)> {
     [FORWARD, BACKWARD, ADJOINT]
         .iter()

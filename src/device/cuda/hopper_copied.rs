@@ -1,7 +1,7 @@
 //! The meta-gradient's sum over the rows of all tasks on Hopper, of rows that are kept in bf16.
 
 use super::driver::{Driver, Kernel, PANEL, TensorMap};
-use super::hopper_outer::{STAGE, TERMS, is_for_warpgroups, tiles, used};
+use super::hopper_outer::{STAGE, is_for_warpgroups, tiles, used};
 use super::outer_product::{MULTIPROCESSORS, parts, total};
 use super::pack;
 use super::{Arguments, CudaArena, CudaDevice, narrow, wide};
@@ -10,8 +10,10 @@ use crate::device::{self, Linear, OuterTerm, Region};
 /// Stages of a part at least.
 const LEAST: usize = 4;
 
+/// Terms of one launch: `COPIED_TERMS` in `kernels/hopper_copied.cu`.
+const TERMS: usize = 14;
+
 /// Threads a block and bytes of shared memory.
-#[cfg(feature = "cuda")]
 pub(super) fn block_of(kernel: Kernel) -> Option<(u32, u32)> {
     match kernel {
         Kernel::HopperCopied128x128 => Some((384, 197_728)),
@@ -39,11 +41,11 @@ struct HopperCopied {
     count: u32,
     inputs: u32,
     outputs: u32,
-    unused: [u32; 11],
+    unused: [u32; 3],
 }
 
 super::arguments! {
-    HopperCopied, 6592 => HopperCopied128x128 HopperCopied128x256;
+    HopperCopied, 3840 => HopperCopied128x128 HopperCopied128x256;
 }
 
 /// Carries the operation out, of a layer with shared weights, if that is for warpgroups and there is room to keep all of its rows;
@@ -72,7 +74,7 @@ pub(super) fn outer_product<D: Driver>(
             count: 0,
             inputs: narrow(inputs),
             outputs: narrow(outputs),
-            unused: [0; 11],
+            unused: [0; 3],
         };
         let (mut rows, mut stages) = (0, 0);
         let maps = call.p.iter_mut().zip(&mut call.q);

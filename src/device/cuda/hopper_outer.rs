@@ -27,7 +27,6 @@ const LARGE: (usize, usize) = (200_000_000, 64);
 const APART: f32 = 1e18;
 
 /// Threads a block and bytes of shared memory.
-#[cfg(feature = "cuda")]
 pub(super) fn block_of(kernel: Kernel) -> Option<(u32, u32)> {
     match kernel {
         Kernel::HopperOuter128x128 => Some((384, 197_696)),
@@ -82,8 +81,9 @@ pub(super) fn is_for_warpgroups<D: Driver>(
         device.warpgroups == Warpgroups::Always || (outputs >= LARGE.1 && 2 * rows * inputs * outputs >= LARGE.0);
     let scales = || used(op).map(|term| term.scale.abs());
     let (least, most) = (scales().fold(f32::INFINITY, f32::min), scales().fold(0.0, f32::max));
-    // Scales that are no numbers are not less than anything either.
-    let scaled = scales().all(f32::is_finite) && most < APART * least;
+    // They take factors that are known before; scales that are no numbers are not less than anything either.
+    let known = used(op).all(|term| term.share.is_none());
+    let scaled = known && scales().all(f32::is_finite) && least >= f32::MIN_POSITIVE && most < APART * least;
     let fits = (inputs + 1) * outputs <= arena.sums.1;
     device.warpgroups().is_some() && rows > 0 && large && fits && scaled
 }

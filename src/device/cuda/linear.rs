@@ -58,7 +58,6 @@ struct Source {
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Product {
-    sources: [Source; 2],
     gate: Gate,
     output: u64,
     groups: u32,
@@ -70,10 +69,14 @@ pub(super) struct Product {
     delta: u64,
     z: u64,
     gated: u32,
-    share: f32,
     operands: u32,
-    unused: u32,
+    share: u64,
+    sources: [Source; 2],
 }
+
+/// What becomes of its sums: its first fields.
+pub(super) type ProductEnd = [u64; 12];
+const _: () = assert!(size_of::<ProductEnd>() == offset_of!(Product, sources));
 
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
@@ -99,6 +102,15 @@ impl Product {
     /// Where its output's offset lies, in bytes.
     pub const OUTPUT: usize = offset_of!(Self, output);
 
+    /// What becomes of its sums, as a link of a chain takes it; where the first source's weight and bias lie, and the rows that this
+    /// reaches, the first and how many.
+    pub fn as_link(&self) -> (ProductEnd, [u64; 2], [u32; 2]) {
+        let all: [u64; size_of::<Self>() / size_of::<u64>()] = bytemuck::cast(*self);
+        let end: ProductEnd = std::array::from_fn(|i| all[i]);
+        let Source { weight, bias, first, rows, .. } = self.sources[0];
+        (end, [weight, bias], [first, rows])
+    }
+
     /// Whether the output already holds a part of the result; whether it goes anywhere.
     pub fn begun(&self) -> bool {
         self.begun != 0
@@ -110,7 +122,7 @@ impl Product {
 
     /// So many blocks of rows as they are, which go nowhere.
     pub fn of_rows(rows: Region, blocks: usize) -> Self {
-        let shape = Shape { tasks: 1, rows: rows.rows / blocks, output: rows, shared: true, share: 1.0 };
+        let shape = Shape { tasks: 1, rows: rows.rows / blocks, output: rows, shared: true, share: NOTHING };
         Self { output: NOWHERE, ..shape.product([Source::NONE; 2]) }
     }
 
@@ -183,14 +195,14 @@ struct Touched<'a> {
     writes: &'a [Region],
 }
 
-/// What the four operations have in common: T, K, the output and its blocks, whether all weights are shared, and which
-/// share of them is taken.
+/// What the four operations have in common: T, K, the output and its blocks, whether all weights are shared, and where the
+/// share of them that is taken lies.
 struct Shape {
     tasks: usize,
     rows: usize,
     output: Region,
     shared: bool,
-    share: f32,
+    share: Region,
 }
 
 impl Shape {
@@ -213,9 +225,8 @@ impl Shape {
             delta: NOWHERE,
             z: NOWHERE,
             gated: 0,
-            share: self.share,
             operands: 0,
-            unused: 0,
+            share: if self.share.is_empty() { NOWHERE } else { wide(self.share.offset) },
         }
     }
 
@@ -226,7 +237,7 @@ impl Shape {
         arena: &mut CudaArena<D>,
         kernels: &All,
         call: Product,
-        (corrections, gate): (&Corrections<'_, f32>, Option<&device::Gate<'_>>),
+        (corrections, gate): (&Corrections<'_>, Option<&device::Gate<'_>>),
         Touched { operands: operands_at, multiplied, reads, writes }: Touched<'_>,
     ) {
         // What a task's own weights are multiplied with is few rows: it takes as long as reading the weights.
@@ -353,10 +364,15 @@ fn layer_regions(layer: &Linear, tasks: usize) -> [Region; 2] {
     [whole(layer.weight, layer.inputs * layer.outputs), whole(layer.bias, layer.outputs)]
 }
 
+/// The number that is the share of the weights that is taken, if it is not all.
+fn share_of(corrections: &Corrections<'_>) -> Region {
+    corrections.share.map_or(NOTHING, |index| corrections.scales.elements(index, 1))
+}
+
 /// Its shape and product, all but what the latter's operands are rounded to.
-fn forward_of(op: &LinearForward<'_, f32>) -> (Shape, Product) {
+fn forward_of(op: &LinearForward<'_>) -> (Shape, Product) {
     let shared = op.layer.is_shared();
-    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: op.corrections.share };
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: share_of(&op.corrections) };
     let call = Product {
         activation: activation_code(op.activation),
         ..shape.product([Source::new(op.input, &op.layer, 0, true), Source::NONE])
@@ -365,11 +381,12 @@ fn forward_of(op: &LinearForward<'_, f32>) -> (Shape, Product) {
 }
 
 /// See [`LinearForward`].
-pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearForward<'_, f32>) {
+pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearForward<'_>) {
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
     let (shape, call) = forward_of(op);
     let operands = (weight_rows(&op.layer), op.input);
-    let touched = Touched { operands, multiplied: &[op.input, weight], reads: &[bias], writes: &[op.output] };
+    let touched =
+        Touched { operands, multiplied: &[op.input, weight], reads: &[bias, shape.share], writes: &[op.output] };
     shape.carry_out(device, arena, &ALL_FORWARD, call, (&op.corrections, None), touched);
 }
 
@@ -377,7 +394,7 @@ pub(super) fn forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D
 pub(super) fn forward_rounded<D: Driver>(
     device: &CudaDevice<D>,
     arena: &mut CudaArena<D>,
-    op: &LinearForward<'_, f32>,
+    op: &LinearForward<'_>,
 ) -> bool {
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
     let (shape, call) = forward_of(op);
@@ -388,7 +405,7 @@ pub(super) fn forward_rounded<D: Driver>(
 }
 
 /// See [`LinearBackward`].
-pub(super) fn backward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearBackward<'_, f32>) {
+pub(super) fn backward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &LinearBackward<'_>) {
     adjoint_backward(
         device,
         arena,
@@ -407,17 +424,13 @@ pub(super) fn backward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
 }
 
 /// See [`AdjointBackward`].
-pub(super) fn adjoint_backward<D: Driver>(
-    device: &CudaDevice<D>,
-    arena: &mut CudaArena<D>,
-    op: &AdjointBackward<'_, f32>,
-) {
+pub(super) fn adjoint_backward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &AdjointBackward<'_>) {
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let direction = op.direction.map_or(weight, |d| layer_regions(&d.layer, op.tasks)[0]);
     let direction_values = op.direction.map_or(op.z_cotangent, |d| d.values);
     let gate_values = op.gate.map_or(NOTHING, |g| g.values);
     let shared = op.layer.is_shared() && op.direction.is_none();
-    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: op.corrections.share };
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared, share: share_of(&op.corrections) };
     // The gate multiplies corrections and product alike, so the one can be added to the other behind it.
     let gate = op.gate.as_ref();
     let second = op.direction.map_or(Source::NONE, |d| Source::new(d.values, &d.layer, 0, false));
@@ -429,16 +442,13 @@ pub(super) fn adjoint_backward<D: Driver>(
     };
     let operands = (weight_rows(&op.layer), op.z_cotangent);
     let multiplied = [op.z_cotangent, weight, direction, direction_values];
-    let touched = Touched { operands, multiplied: &multiplied, reads: &[gate_values], writes: &[op.output] };
+    let touched =
+        Touched { operands, multiplied: &multiplied, reads: &[gate_values, shape.share], writes: &[op.output] };
     shape.carry_out(device, arena, &ALL_BACKWARD, call, (&op.corrections, gate), touched);
 }
 
 /// See [`AdjointForward`].
-pub(super) fn adjoint_forward<D: Driver>(
-    device: &CudaDevice<D>,
-    arena: &mut CudaArena<D>,
-    op: &AdjointForward<'_, f32>,
-) {
+pub(super) fn adjoint_forward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &AdjointForward<'_>) {
     let [weight, _] = layer_regions(&op.layer, op.tasks);
     let input = op.input.map_or(op.delta, |(region, _)| region);
     let direction = op.direction.map_or([weight, NOTHING], |d| layer_regions(&d.layer, op.tasks));
@@ -446,9 +456,11 @@ pub(super) fn adjoint_forward<D: Driver>(
     let curved = op.gate.activation.is_curved();
     let gated = op.gate.activation != Activation::Linear;
     let multiplied = [op.input.map_or(NOTHING, |_| input), weight, direction[0], direction_values];
-    let reads = [direction[1], if gated { op.gate.values } else { NOTHING }, if curved { op.delta } else { NOTHING }];
     let shared = op.direction.is_none() && op.layer.is_shared();
-    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.e_cotangent, shared, share: op.corrections.share };
+    let share = share_of(&op.corrections);
+    let shape = Shape { tasks: op.tasks, rows: op.rows, output: op.e_cotangent, shared, share };
+    let values = if gated { op.gate.values } else { NOTHING };
+    let reads = [direction[1], values, if curved { op.delta } else { NOTHING }, share];
     let per_block = op.tasks * op.rows;
     let sources = [
         op.input.map_or(Source::NONE, |(input, first)| Source::new(input, &op.layer, first * per_block, false)),

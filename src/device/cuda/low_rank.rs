@@ -72,14 +72,14 @@ impl Gate {
 #[repr(C)]
 #[derive(Clone, Copy, Default, bytemuck::Pod, bytemuck::Zeroable)]
 pub(super) struct Term {
-    gram: u64,
-    rows: u64,
+    pub gram: u64,
+    pub rows: u64,
     scale: u64,
-    task_stride: u32,
-    row_stride: u32,
-    column_stride: u32,
-    count: u32,
-    column: u32,
+    pub task_stride: u32,
+    pub row_stride: u32,
+    pub column_stride: u32,
+    pub count: u32,
+    pub column: u32,
     shift: i32,
 }
 
@@ -165,7 +165,7 @@ fn spread_of(fewest: u32, (warps, many): (usize, usize), useful: impl Fn(u32) ->
 }
 
 /// Whether one launch holds all terms.
-pub(super) fn in_one_launch(corrections: &device::Corrections<'_, f32>) -> bool {
+pub(super) fn in_one_launch(corrections: &device::Corrections<'_>) -> bool {
     let share = LIST / corrections.blocks.len().max(1);
     corrections.blocks.iter().all(|terms| terms.len() <= share)
 }
@@ -181,7 +181,7 @@ impl Applied {
     /// The terms from `skipped` on, as many as one launch holds. `pieces` tells whether everything else that the kernel touches
     /// lies at multiples of 16 bytes.
     pub fn new(
-        corrections: &device::Corrections<'_, f32>,
+        corrections: &device::Corrections<'_>,
         (tasks, rows): (usize, usize),
         output: Region,
         skipped: usize,
@@ -259,6 +259,13 @@ impl Applied {
     }
 }
 
+impl Term {
+    /// Where its factor and what is added to the inner products lie, if anything is.
+    pub fn factors(&self) -> (u64, Option<u64>) {
+        (self.scale, (self.shift != NO_SHIFT).then(|| self.scale.wrapping_add_signed(self.shift.into())))
+    }
+}
+
 impl Corrections {
     /// How many terms there are.
     pub fn terms(&self) -> usize {
@@ -278,7 +285,7 @@ impl Corrections {
 
 /// Hands on the regions of corrections' terms, rows and inner products.
 pub(super) fn check_corrections(
-    corrections: &device::Corrections<'_, f32>,
+    corrections: &device::Corrections<'_>,
     (tasks, rows): (usize, usize),
     mut regions: impl FnMut(Region, Region),
 ) {
@@ -305,7 +312,7 @@ pub(super) fn extent(term: &device::Term, (tasks, rows): (usize, usize)) -> usiz
 pub(super) fn apply_corrections<D: Driver>(
     device: &CudaDevice<D>,
     arena: &mut CudaArena<D>,
-    corrections: &device::Corrections<'_, f32>,
+    corrections: &device::Corrections<'_>,
     (tasks, rows): (usize, usize),
     output: Region,
     gate: Option<&device::Gate<'_>>,
@@ -337,7 +344,7 @@ pub(super) fn apply_corrections<D: Driver>(
 }
 
 /// See [`device::LowRank`].
-pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::LowRank<'_, f32>) {
+pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::LowRank<'_>) {
     arena.check(&[], &[op.output]);
     if !apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, None, false) {
         array::fill(device, arena, op.output, 0.0);

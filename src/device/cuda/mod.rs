@@ -221,6 +221,11 @@ unsafe trait Arguments: bytemuck::Pod {
 macro_rules! arguments {
     ($($structure:ident, $size:literal => $($kernel:ident)*;)*) => { $(
         const _: () = assert!(size_of::<$structure>() == $size, "mirrored in kernels/");
+        // With the arena's address before it. Drivers take more, but graphs are known to break on it.
+        const _: () = {
+            let before = if align_of::<$structure>() > 8 { align_of::<$structure>() } else { 8 };
+            assert!(size_of::<$structure>() + before <= 4096, "more arguments than a kernel of a graph is sure to take");
+        };
         // SAFETY: `repr(C)`, written field by field after its twin, whose size is asserted too.
         unsafe impl Arguments for $structure {
             const KERNELS: &[Kernel] = &[$(Kernel::$kernel),*];
@@ -338,19 +343,19 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
         array::gather(self, arena, from, indices, to);
     }
 
-    fn linear_forward(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_, f32>) {
+    fn linear_forward(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_>) {
         linear::forward(self, arena, operation);
     }
-    fn linear_forward_rounded(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_, f32>) -> bool {
+    fn linear_forward_rounded(&self, arena: &mut CudaArena<D>, operation: &LinearForward<'_>) -> bool {
         linear::forward_rounded(self, arena, operation)
     }
-    fn linear_backward(&self, arena: &mut CudaArena<D>, operation: &LinearBackward<'_, f32>) {
+    fn linear_backward(&self, arena: &mut CudaArena<D>, operation: &LinearBackward<'_>) {
         linear::backward(self, arena, operation);
     }
-    fn adjoint_forward(&self, arena: &mut CudaArena<D>, operation: &AdjointForward<'_, f32>) {
+    fn adjoint_forward(&self, arena: &mut CudaArena<D>, operation: &AdjointForward<'_>) {
         linear::adjoint_forward(self, arena, operation);
     }
-    fn adjoint_backward(&self, arena: &mut CudaArena<D>, operation: &AdjointBackward<'_, f32>) {
+    fn adjoint_backward(&self, arena: &mut CudaArena<D>, operation: &AdjointBackward<'_>) {
         linear::adjoint_backward(self, arena, operation);
     }
     fn gram(&self, arena: &mut CudaArena<D>, operation: &Gram<'_>) {
@@ -362,7 +367,7 @@ impl<D: Driver> Device<f32> for CudaDevice<D> {
     fn gram_inners(&self, arena: &mut CudaArena<D>, operations: &[GramInner]) {
         low_rank::gram_inners(self, arena, operations);
     }
-    fn low_rank(&self, arena: &mut CudaArena<D>, operation: &LowRank<'_, f32>) {
+    fn low_rank(&self, arena: &mut CudaArena<D>, operation: &LowRank<'_>) {
         low_rank::low_rank(self, arena, operation);
     }
     fn column_scale(&self, arena: &mut CudaArena<D>, operation: &ColumnScale) {

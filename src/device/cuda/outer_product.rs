@@ -2,7 +2,7 @@
 
 use super::driver::{Driver, Kernel};
 use super::tensor::{Choice, Kernels, operands};
-use super::{Arguments, CudaArena, CudaDevice, blocks_of, narrow, thin, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, blocks_of, narrow, thin, wide};
 use super::{hopper_copied, hopper_outer};
 use crate::device::{self, Linear, MatrixPrecision, Region};
 
@@ -23,6 +23,7 @@ struct OuterTerm {
     blocks: u32,
     bias: f32,
     scale: f32,
+    share: u64,
 }
 
 #[repr(C)]
@@ -54,7 +55,7 @@ struct OuterTotal {
 }
 
 super::arguments! {
-    OuterProduct, 2104 =>
+    OuterProduct, 2616 =>
         OuterProduct OuterProduct64x64 OuterProduct128x128 ThinOuterProduct ThinOuterProduct16;
     OuterTotal, 48 => OuterTotal;
 }
@@ -131,12 +132,12 @@ pub(super) fn outer_product<D: Driver>(
     let written = [whole(weight, inputs * outputs), whole(bias, outputs)];
     arena.flush();
     for term in op.terms {
-        written.iter().for_each(|region| arena.admit(&[term.p, term.q], &[*region]));
+        written.iter().for_each(|region| arena.admit(&[term.p, term.q, term.share.unwrap_or(NOTHING)], &[*region]));
     }
     if shared && hopper_copied::outer_product(device, arena, op) {
         return;
     }
-    arena.keep_to(op.terms.iter().flat_map(|term| [&term.p, &term.q]).chain(&written));
+    arena.keep_to(op.terms.iter().flat_map(|term| [&term.p, &term.q].into_iter().chain(&term.share)).chain(&written));
     if shared && hopper_outer::outer_product(device, arena, op) {
         return;
     }
@@ -171,6 +172,7 @@ pub(super) fn outer_product<D: Driver>(
                 blocks: narrow(blocks),
                 bias: term.bias,
                 scale: term.scale,
+                share: term.share.map_or(NOWHERE, |share| wide(share.offset)),
             };
         }
         let rows: usize = part.iter().map(|term| term.p.rows).sum();

@@ -141,7 +141,14 @@ impl Operands {
                     inputs: self.columns,
                     outputs: self.rows,
                 };
-                let terms = [OuterTerm { p: self.left_transposed, q: self.right, bias: 1.0, blocks: 1, scale: 1.0 }];
+                let terms = [OuterTerm {
+                    p: self.left_transposed,
+                    q: self.right,
+                    bias: 1.0,
+                    blocks: 1,
+                    scale: 1.0,
+                    share: None,
+                }];
                 let tasks = self.inner;
                 device.outer_product(arena, &OuterProduct { tasks, terms: &terms, layer, accumulate: false });
             }
