@@ -94,16 +94,17 @@ struct Forward {
     const Product& op;
     u32 group;
     int row;
+    float share = share_of(arena, op);
 
     struct Before {
-        float bias, output, share;
+        float bias, output;
     };
     __device__ float* out(u32 column) const { return arena + op.output + (u64)row * op.width + column; }
     __device__ Before before(u32 column) const {
-        return {biases(arena, op, group, row, column), op.begun ? *out(column) : 0.0f, share_of(arena, op)};
+        return {biases(arena, op, group, row, column), op.begun ? *out(column) : 0.0f};
     }
     __device__ void finish(u32 column, float sum, const Before& before) const {
-        float z = before.share * (sum + before.bias);
+        float z = share * (sum + before.bias);
         *out(column) = act(op.activation, z + before.output);
     }
 };
@@ -116,16 +117,17 @@ struct Backward {
     u32 group;
     int row;
     const float* values = arena + op.gate.values + (op.gated ? op.gate.row(row) * op.width : 0);
+    float share = share_of(arena, op);
 
     struct Before {
-        float gate, output, share;
+        float gate, output;
     };
     __device__ float* out(u32 column) const { return arena + op.output + (u64)row * op.width + column; }
     __device__ Before before(u32 column) const {
-        return {op.gated ? values[column] : 0.0f, op.begun ? *out(column) : 0.0f, share_of(arena, op)};
+        return {op.gated ? values[column] : 0.0f, op.begun ? *out(column) : 0.0f};
     }
     __device__ void finish(u32 column, float sum, const Before& before) const {
-        float value = before.share * sum;
+        float value = share * sum;
         if (op.gated) value *= act_derivative(op.gate.activation, before.gate);
         *out(column) = op.begun ? before.output + value : value;
     }
@@ -142,19 +144,19 @@ struct Adjoint {
     u32 group;
     int row;
     u64 gate_row = op.gate.row(row) * op.width;
+    float share = share_of(arena, op);
 
     struct Before {
-        float bias, output, gate, delta, share;
+        float bias, output, gate, delta;
     };
     __device__ u64 at(u32 column) const { return (u64)row * op.width + column; }
     __device__ Before before(u32 column) const {
         bool gated = op.delta != NOWHERE, curved = gated && op.z != NOWHERE;
         return {biases(arena, op, group, row, column), op.begun ? arena[op.output + at(column)] : 0.0f,
-                gated ? arena[op.gate.values + gate_row + column] : 0.0f, curved ? arena[op.delta + at(column)] : 0.0f,
-                share_of(arena, op)};
+                gated ? arena[op.gate.values + gate_row + column] : 0.0f, curved ? arena[op.delta + at(column)] : 0.0f};
     }
     __device__ void finish(u32 column, float sum, const Before& before) const {
-        float g = before.share * (sum + before.bias) + before.output;
+        float g = share * (sum + before.bias) + before.output;
         if (op.delta != NOWHERE) {
             if (op.z != NOWHERE) {
                 arena[op.z + gate_row + column] = g * before.delta * act_curvature(op.gate.activation, before.gate);
