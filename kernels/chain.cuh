@@ -13,10 +13,10 @@
 constexpr u32 CHAIN_THREADS = 512;
 constexpr u32 CHAIN_WARPS = CHAIN_THREADS / 32;
 // As many as arguments of 4 KB hold.
-constexpr int LINKS = 6;
+constexpr int LINKS = 5;
 // Of all links.
-constexpr int CHAIN_TERMS = 62;
-constexpr int CHAIN_FACTORS = 45;
+constexpr int CHAIN_TERMS = 92;
+constexpr int CHAIN_FACTORS = 40;
 // Groups of a block at most, in each link.
 constexpr u32 CHAIN_GROUPS = 4;
 // Rows of earlier steps that are taken at once.
@@ -29,10 +29,10 @@ constexpr u32 CHAIN_PITCH = CHAIN_STRIP + 4;
 
 enum LinkKind : u32 { LINK_ROWS, LINK_FORWARD, LINK_BACKWARD, LINK_ADJOINT };
 
-// `Term`, smaller: places in the link's table.
+// `Term`, smaller: places behind the link's.
 struct ChainTerm {
-    u64 gram;
-    u64 rows;
+    u32 gram;
+    u32 rows;
     u32 task_stride;
     u16 row_stride;
     u16 column_stride;
@@ -42,7 +42,7 @@ struct ChainTerm {
     // Or NO_PLACE.
     u16 shift;
 };
-static_assert(sizeof(ChainTerm) == 32, "mirrored in Rust");
+static_assert(sizeof(ChainTerm) == 24, "mirrored in Rust");
 constexpr u16 NO_PLACE = 0xffff;
 
 struct Link {
@@ -62,7 +62,9 @@ struct Link {
     u64 packed;
     // Of the inner products.
     u64 gram;
-    // The table of the terms' factors.
+    // Where the terms' inner products, rows and factors begin.
+    u64 grams;
+    u64 term_rows;
     u64 scales;
     u32 kind;
     u32 parts;
@@ -82,7 +84,7 @@ struct Link {
     u32 most_factor;
     u32 unused;
 };
-static_assert(sizeof(Link) == 224, "mirrored in Rust");
+static_assert(sizeof(Link) == 240, "mirrored in Rust");
 
 struct Chain {
     Link links[LINKS];
@@ -294,8 +296,9 @@ __device__ inline void ChainRun::correct(const Link& link) const {
             const ChainTerm& term = op.terms[f];
             u32 within = n - term.column;
             u64 number = (u64)of.task * term.count + within;
-            row[index][j] = few ? term.rows + number * product.width : copied_row(term.rows, number, product.width);
-            const float* gram = arena + term.gram + (u64)of.task * term.task_stride + (u64)within * term.column_stride +
+            u64 rows = link.term_rows + term.rows;
+            row[index][j] = few ? rows + number * product.width : copied_row(rows, number, product.width);
+            const float* gram = arena + link.grams + term.gram + (u64)of.task * term.task_stride + (u64)within * term.column_stride +
                                 (u64)of.first * term.row_stride;
             float inner[GROUP] = {}, scale = arena[link.scales + term.scale];
             float shift = term.shift != NO_PLACE ? arena[link.scales + term.shift] : 0.0f;

@@ -38,8 +38,7 @@ impl<G: Default> Default for Ahead<G> {
 
 impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
     /// How many meta-steps may be submitted before one has to be waited for: more than one on a device that goes on by itself,
-    /// unless phi's rates are learned by the host: in the dual form with weight decay or a multi-step loss, in the materialised one where phi
-    /// transforms rows.
+    /// unless phi's rates are learned by the host: in the materialised form where phi transforms rows.
     pub fn may_submit(&self) -> usize {
         if self.device.runs_behind() && self.lanes.len() == 1 && !self.host_learns() { AT_ONCE } else { 1 }
     }

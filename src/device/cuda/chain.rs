@@ -16,9 +16,9 @@ use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, pack, settle, wid
 use crate::device::{self, Corrections, Gram, MatrixPrecision, Region};
 
 /// As in `kernels/chain.cuh`: links of a chain, their terms and factors in all, groups of rows of a block.
-const LINKS: usize = 6;
-const TERMS: usize = 62;
-const FACTORS: usize = 45;
+const LINKS: usize = 5;
+const TERMS: usize = 92;
+const FACTORS: usize = 40;
 const GROUPS: usize = 4;
 /// Rows of earlier steps that are taken at once, and threads' warps and what each has of corrections there.
 const ROWS: usize = 128;
@@ -36,8 +36,8 @@ const BLOCKS_OF_TASKS: usize = 2 * MULTIPROCESSORS;
 #[repr(C)]
 #[derive(Clone, Copy, bytemuck::Pod, bytemuck::Zeroable)]
 struct ChainTerm {
-    gram: u64,
-    rows: u64,
+    gram: u32,
+    rows: u32,
     task_stride: u32,
     row_stride: u16,
     column_stride: u16,
@@ -62,6 +62,8 @@ struct Link {
     raw: u64,
     packed: u64,
     gram: u64,
+    grams: u64,
+    term_rows: u64,
     scales: u64,
     kind: u32,
     parts: u32,
@@ -99,13 +101,13 @@ super::arguments! {
 }
 
 impl ChainTerm {
-    /// With factors from `table` on; nothing where that, or its shape, is too large for it.
-    fn new(of: &Term, table: u64) -> Option<Self> {
-        let place = |number: u64| u16::try_from(number - table).ok().filter(|place| *place != NO_PLACE);
+    /// With inner products, rows and factors from these on; nothing where one is too far, or its shape too large.
+    fn new(of: &Term, [grams, rows, scales]: [u64; 3]) -> Option<Self> {
+        let place = |number: u64| u16::try_from(number - scales).ok().filter(|place| *place != NO_PLACE);
         let (scale, shift) = of.factors();
         Some(Self {
-            gram: of.gram,
-            rows: of.rows,
+            gram: (of.gram - grams).try_into().ok()?,
+            rows: (of.rows - rows).try_into().ok()?,
             task_stride: of.task_stride,
             row_stride: of.row_stride.try_into().ok()?,
             column_stride: of.column_stride.try_into().ok()?,
@@ -117,16 +119,20 @@ impl ChainTerm {
     }
 }
 
-/// Where the terms' factors begin.
-fn table_of(terms: &[Term]) -> u64 {
-    let factors = terms.iter().map(Term::factors).flat_map(|(scale, shift)| [Some(scale), shift]);
-    factors.flatten().min().unwrap_or(0)
+/// Where the terms' inner products, rows and factors begin.
+fn begins_of(terms: &[Term]) -> [u64; 3] {
+    let factor = |term: &Term| {
+        let (scale, shift) = term.factors();
+        shift.map_or(scale, |shift| shift.min(scale))
+    };
+    let least = |of: &dyn Fn(&Term) -> u64| terms.iter().map(of).min().unwrap_or(0);
+    [least(&|term| term.gram), least(&|term| term.rows), least(&factor)]
 }
 
 /// Whether they can be those of a link.
 pub(super) fn may_link(terms: &[Term]) -> bool {
-    let table = table_of(terms);
-    terms.len() <= TERMS && terms.iter().all(|term| ChainTerm::new(term, table).is_some())
+    let begins = begins_of(terms);
+    terms.len() <= TERMS && terms.iter().all(|term| ChainTerm::new(term, begins).is_some())
 }
 
 /// What a product takes of the rows that the link before makes, in blocks of rows.
@@ -380,10 +386,11 @@ pub(super) fn launch<D: Driver>(arena: &CudaArena<D>, ends: &[End<D>]) {
         let new = corrections.terms();
         let begin = terms;
         terms += new;
-        let scales = table_of(&corrections.terms[..new]);
+        let begins = begins_of(&corrections.terms[..new]);
+        let [grams, term_rows, scales] = begins;
         for (to, term) in call.terms[begin..terms].iter_mut().zip(&corrections.terms) {
             // It has been found to be one of a link.
-            *to = ChainTerm::new(term, scales).unwrap_or(ChainTerm::zeroed());
+            *to = ChainTerm::new(term, begins).unwrap_or(ChainTerm::zeroed());
         }
         call.factors[factors..factors + end.factors].copy_from_slice(&finish.gram.y[..end.factors]);
         factors += end.factors;
@@ -399,6 +406,8 @@ pub(super) fn launch<D: Driver>(arena: &CudaArena<D>, ends: &[End<D>]) {
             bias,
             bias_first,
             bias_rows,
+            grams,
+            term_rows,
             scales,
             raw: finish.raw,
             packed: finish.packed,
