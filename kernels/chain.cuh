@@ -13,9 +13,9 @@
 constexpr u32 CHAIN_THREADS = 512;
 constexpr u32 CHAIN_WARPS = CHAIN_THREADS / 32;
 // As many as arguments of 4 KB hold.
-constexpr int LINKS = 5;
+constexpr int LINKS = 6;
 // Of all links.
-constexpr int CHAIN_TERMS = 92;
+constexpr int CHAIN_TERMS = 82;
 constexpr int CHAIN_FACTORS = 40;
 // Groups of a block at most, in each link.
 constexpr u32 CHAIN_GROUPS = 4;

@@ -37,9 +37,14 @@ struct GradientRows {
     u32 blocks;
     u32 inputs;
     u32 outputs;
-    // The value of the column of `values` that stands for the bias.
+    // The value of the column of `values` that stands for the bias, and where a factor of it lies; NOWHERE without one.
     float bias;
+    u64 bias_factor;
 };
+
+__device__ inline float bias_of(const float* arena, const GradientRows& rows) {
+    return rows.bias_factor != NOWHERE ? rows.bias * arena[rows.bias_factor] : rows.bias;
+}
 
 // Rows p [rows, outputs] and q [rows, inputs]; `bias` is the value of the column that stands for the bias.
 struct OuterTerm {
@@ -143,7 +148,7 @@ template <class Take>
 __device__ void each_gradient(const float* arena, GradientTiles& shared, const GradientRows& from, Take take) {
     Gradient gradient(from.inputs, from.outputs);
     gradient.add_blocks(shared.tiles, arena + from.delta, arena + from.values, from.blocks, from.tasks, from.rows, 1.0f,
-                        from.bias);
+                        bias_of(arena, from));
     u64 bias_at = (u64)from.inputs * from.outputs;
     gradient.finish(shared.bias, bias_at, [&](u64 at, float value) { take(gradient.group, at, value); });
 }

@@ -33,7 +33,7 @@ struct AdamUpdate {
     Rates rates;
     AdamRule rule;
 };
-static_assert(sizeof(AdamUpdate) == 184, "mirrored in Rust");
+static_assert(sizeof(AdamUpdate) == 192, "mirrored in Rust");
 
 KERNEL(adam_update, AdamUpdate) {
     SHARED(GradientTiles, shared);
@@ -85,7 +85,7 @@ struct ReverseAdam {
     u32 begun;
     u32 unused;
 };
-static_assert(sizeof(ReverseAdam) == 192, "mirrored in Rust");
+static_assert(sizeof(ReverseAdam) == 200, "mirrored in Rust");
 
 KERNEL(reverse_adam, ReverseAdam) {
     SHARED(GradientTiles, shared);

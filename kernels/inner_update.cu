@@ -14,7 +14,7 @@ struct InnerUpdate {
     float momentum;
     float decay;
 };
-static_assert(sizeof(InnerUpdate) == 128, "mirrored in Rust");
+static_assert(sizeof(InnerUpdate) == 136, "mirrored in Rust");
 
 // v' = momentum * v + gradient + decay * from;  to = from - rate * v'.
 KERNEL(inner_update, InnerUpdate) {

@@ -109,7 +109,7 @@ __device__ inline void thin_gradient(const float* arena, ThinGradient<ROWS>& sha
 template <bool FOURS, u32 ROWS, class MakeEnd>
 __device__ inline void each_thin_gradient(const float* arena, ThinGradient<ROWS>& shared, const GradientRows& from,
                                           MakeEnd make_end) {
-    OuterTerm term = {from.delta, from.values, from.rows, from.blocks, from.bias, 1.0f, NOWHERE};
+    OuterTerm term = {from.delta, from.values, from.rows, from.blocks, bias_of(arena, from), 1.0f, NOWHERE};
     thin_gradient<FOURS>(arena, shared, 1, [&](u32) -> const OuterTerm& { return term; }, from.tasks, from.inputs,
                          from.outputs, make_end);
 }

@@ -325,6 +325,8 @@ pub struct InnerUpdate<T> {
     pub values: Region,
     /// The value of the column that stands for the bias.
     pub bias: T,
+    /// A number on the device that is a factor of it.
+    pub bias_factor: Option<Region>,
     /// The weights before, shared or per task.
     pub from: Linear,
     /// Written: the weights after, per task.

@@ -127,7 +127,7 @@ impl<T: Scalar> Materialised<T> {
         spec: &NetworkSpec,
         device: &D,
         arena: &mut D::Arena,
-        rates: &Rates<T>,
+        (rates, learned): (&Rates<T>, Option<&Learned>),
         parameters: Region,
     ) {
         if let Some(product_weights) = self.product_weights {
@@ -140,7 +140,15 @@ impl<T: Scalar> Materialised<T> {
         self.learns = *rates == Rates::Learned;
         match (rates, self.rates) {
             (Rates::PerParameter(values), Some(region)) => device.upload(arena, region, values),
-            (Rates::Learned, _) => {}
+            (Rates::Learned, _) => {
+                let column = learned.and_then(|learned| Learned::parts(spec, learned.rates).1);
+                if let Some(column) = column.filter(|_| !self.scales.is_empty()) {
+                    let scales = self.scales.elements(0, column.len());
+                    device.fill(arena, scales, T::from_f64(-1.0));
+                    device.add_scaled(arena, column, T::ONE, scales);
+                    device.fill(arena, self.scales.elements(column.len(), 1), T::ONE);
+                }
+            }
             (Rates::PerLayerPerStep { rates, bias }, None) => {
                 self.uniform.copy_from_slice(rates);
                 self.bias.copy_from_slice(bias);
@@ -153,23 +161,25 @@ impl<T: Scalar> Materialised<T> {
         }
     }
 
-    /// Where rates that the device can learn lie. Where phi transforms rows the host has a hand in them.
-    pub fn learned(&self, plan: &mut ArenaPlan, spec: &NetworkSpec) -> Option<Learned> {
-        if spec.rates.transforms_rows() {
-            return None;
-        }
+    /// Where rates that the device can learn lie.
+    pub fn place_learned(&self, plan: &mut ArenaPlan, spec: &NetworkSpec) -> Learned {
         let gradient = self.rate_gradient;
-        Some(match self.rates {
+        match self.rates {
             Some(rates) => Learned { rates, gradient },
             None if Learned::is_single(spec) => Learned::new(plan, spec),
             None => Learned { rates: plan.take(1, gradient.len()), gradient },
-        })
+        }
+    }
+
+    /// Those that are learned on the device, if the run takes them.
+    fn learned(&self, net: &Network<T>) -> Option<Learned> {
+        net.learned.filter(|_| self.learns)
     }
 
     fn rate(&self, net: &Network<T>, layer: usize, step: usize) -> Rate<T> {
         let spec = &net.spec;
         let place = step * spec.layers() + layer;
-        match (self.rates, net.learned.filter(|_| self.learns)) {
+        match (self.rates, self.learned(net)) {
             (Some(region), _) => Rate::PerParameter(Network::<T>::layer_at(spec, region.offset, 0, layer)),
             (None, Some(Learned { rates, .. })) => {
                 Rate::Single(rates.elements(if Learned::is_single(spec) { 0 } else { place }, 1))
@@ -247,10 +257,13 @@ impl<T: Scalar> Materialised<T> {
 
     pub fn update<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, step: usize) {
         for layer in net.spec.first_moving..net.spec.layers() {
-            let bias = self.bias[step * net.spec.layers() + layer] * net.spec.bias_column(layer);
+            let at = step * net.spec.layers() + layer;
+            let column = self.learned(net).and_then(|learned| Learned::parts(&net.spec, learned.rates).1);
+            let bias = if column.is_some() { T::ONE } else { self.bias[at] } * net.spec.bias_column(layer);
+            let factor = column.map(|column| column.elements(at, 1));
             let place = Place { layer, step, rate: self.rate(net, layer, step) };
             let weights = (self.layer(net, layer, step), self.layer(net, layer, step + 1));
-            self.rule.update(net, device, arena, place, weights, (bias, self.decay));
+            self.rule.update(net, device, arena, place, weights, (bias, factor, self.decay));
         }
     }
 

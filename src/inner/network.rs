@@ -136,7 +136,7 @@ impl<T: Scalar> Network<T> {
         let learned = match &form {
             _ if !spec.rate_gradient || spec.steps == 0 => None,
             Form::Dual(_) => Some(Learned::new(plan, &spec)),
-            Form::Materialised(form) => form.learned(plan, &spec),
+            Form::Materialised(form) => Some(form.place_learned(plan, &spec)),
             Form::Resident(form) => Some(form.learned(plan, &spec)),
         };
         Self { spec, tape, parameters, gradient, wants_gradient: true, learned, transform, normalised, form }
@@ -166,7 +166,9 @@ impl<T: Scalar> Network<T> {
         }
         match &mut self.form {
             Form::Dual(dual) => dual.set_rates(&self.spec, device, arena, rates, self.learned.as_ref()),
-            Form::Materialised(form) => form.begin(&self.spec, device, arena, rates, self.parameters),
+            Form::Materialised(form) => {
+                form.begin(&self.spec, device, arena, (rates, self.learned.as_ref()), self.parameters);
+            }
             Form::Resident(form) => form.set_rates(&self.spec, device, arena, rates, self.learned.as_ref()),
         }
     }

@@ -74,8 +74,8 @@ impl<T: Scalar> Rule<T> {
         }
     }
 
-    /// The step forwards, from the weights `from` to `to`, with the value of the bias's column and the weight decay; both are
-    /// gradient descent's alone.
+    /// The step forwards, from the weights `from` to `to`, with the value of the bias's column, a factor of it on the device, and the
+    /// weight decay; all are gradient descent's alone.
     pub fn update<D: Device<T>>(
         &self,
         net: &Network<T>,
@@ -83,7 +83,7 @@ impl<T: Scalar> Rule<T> {
         arena: &mut D::Arena,
         Place { layer, step, rate }: Place<T>,
         (from, to): (Linear, Linear),
-        (bias, decay): (T, T),
+        (bias, bias_factor, decay): (T, Option<Region>, T),
     ) {
         let (tasks, rows) = (net.spec.tasks, net.spec.support_rows);
         let [delta, values] = Side::BOTH.map(|side| net.tape.descended(layer, Slot::Step(step), side));
@@ -97,6 +97,7 @@ impl<T: Scalar> Rule<T> {
                     delta,
                     values,
                     bias,
+                    bias_factor,
                     from,
                     to,
                     rate,

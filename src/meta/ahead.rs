@@ -37,8 +37,8 @@ impl<G: Default> Default for Ahead<G> {
 }
 
 impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
-    /// How many meta-steps may be submitted before one has to be waited for: more than one on a device that goes on by itself,
-    /// unless phi's rates are learned by the host: in the materialised form where phi transforms rows.
+    /// How many meta-steps may be submitted before one has to be waited for: more than one on a device that goes on by itself, and
+    /// learns phi's rates itself if they are learned.
     pub fn may_submit(&self) -> usize {
         if self.device.runs_behind() && self.lanes.len() == 1 && !self.host_learns() { AT_ONCE } else { 1 }
     }

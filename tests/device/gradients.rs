@@ -276,6 +276,7 @@ pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
             let rates = scene.layer(1, true, inputs, outputs);
             let velocity = begun.then(|| scene.layer(tasks, false, inputs, outputs));
             let new_velocity = keeps.then(|| scene.layer_of(tasks, false, inputs, outputs, Content::Written));
+            let bias_factor = (case % 3 == 0).then(|| scene.random(1, 1));
             compare!(scene, make, format!("case {case}"), |device, arena, T| {
                 let operation = InnerUpdate {
                     tasks,
@@ -283,6 +284,7 @@ pub fn inner_update<D: Device<f32>>(make: Make<'_, D>) {
                     delta,
                     values,
                     bias: if begun { 0.6 } else { 1.0 },
+                    bias_factor,
                     from,
                     to,
                     rate: rate(case, per_parameter, rates, 0.3 as T),

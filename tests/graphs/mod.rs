@@ -198,6 +198,7 @@ pub fn replay_meta_steps() {
         (RateKind::PerParameter, Strategy::Materialised, 0.0, false),
         (RateKind::Shared, Strategy::Materialised, 0.1, true),
         (RateKind::PerLayerPerStep, Strategy::Materialised, 0.0, false),
+        (RateKind::Network { rank: 2 }, Strategy::Materialised, 0.1, false),
         (RateKind::Shared, Strategy::Resident, 0.0, false),
         (RateKind::PerLayerPerStep, Strategy::Resident, 0.0, false),
     ] {

@@ -247,6 +247,7 @@ fn inner_steps() {
             delta,
             values,
             bias: 1.0,
+            bias_factor: None,
             from,
             to,
             rate,

@@ -34,6 +34,7 @@ fn inner_update() {
             delta: case.random(blocks * tasks * rows, outputs),
             values: case.random(blocks * tasks * rows, inputs),
             bias: T::from_f64(case.pick(&[1.0, 0.6])),
+            bias_factor: case.coin().then(|| case.random(1, 1)),
             from: case.layer(tasks, inputs, outputs, shared, false),
             to: case.layer(tasks, inputs, outputs, false, true),
             rate: case.rate(per_parameter, rates),
@@ -46,6 +47,7 @@ fn inner_update() {
         let mut expected = Vec::new();
         for task in 0..tasks {
             let from = image.of(case.region_of(&op.from, if shared { 0 } else { task }));
+            let bias = op.bias.to_f64() * op.bias_factor.map_or(1.0, |factor| image.at(factor, 0, 0));
             let mut v = vec![0.0; outputs * (inputs + 1)];
             if had {
                 let before = image.of(case.region_of(&velocity, task));
@@ -58,7 +60,7 @@ fn inner_update() {
                     for i in 0..inputs {
                         v[o * inputs + i] += delta * image.at(op.values, row, i);
                     }
-                    v[outputs * inputs + o] += op.bias.to_f64() * delta;
+                    v[outputs * inputs + o] += bias * delta;
                 }
             }
             let to = (0..v.len()).map(|i| from[i] - rate(&image, op.rate, i) * v[i]).collect();

@@ -70,10 +70,12 @@ impl<T: Scalar> OwnRate<T> {
 
 /// See [`InnerUpdate`].
 pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &InnerUpdate<T>) {
-    let reads = [op.delta, op.values, region(&op.from, op.tasks), rate_region(&op.rate)];
+    let factor = op.bias_factor.unwrap_or(op.delta.rows(0, 0));
+    let reads = [op.delta, op.values, region(&op.from, op.tasks), rate_region(&op.rate), factor];
     let to = region(&op.to, op.tasks);
     let writes = [to, op.new_velocity.map_or(Region { width: 0, ..to }, |v| region(&v, op.tasks))];
     let rate = OwnRate::new(arena, &op.rate);
+    let bias = op.bias_factor.map_or(op.bias, |factor| op.bias * arena.slice(factor)[0]);
     let base = arena.shared(&reads, &writes);
     let gradient = WeightGradient { tasks: op.tasks, rows: op.rows, delta: op.delta, values: op.values };
     device.run(op.tasks, |task| {
@@ -98,7 +100,7 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
                 gradient.add_weight(base, task, -rate, to.as_mut_ptr(), (first, last), onto);
             }
             to[inputs * outputs..].iter_mut().zip(&from[inputs * outputs..]).for_each(|(t, f)| *t = share * *f);
-            gradient.add_bias(base, task, -rate * op.bias, to.as_mut_ptr());
+            gradient.add_bias(base, task, -rate * bias, to.as_mut_ptr());
             return;
         };
         // SAFETY: as above.
@@ -115,7 +117,7 @@ pub(super) fn inner_update<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T
             velocity.iter_mut().zip(from).for_each(|(v, f)| *v += op.decay * *f);
         }
         gradient.add_weight(base, task, T::ONE, velocity.as_mut_ptr(), (0, op.to.outputs), Onto::Itself);
-        gradient.add_bias(base, task, op.bias, velocity.as_mut_ptr());
+        gradient.add_bias(base, task, bias, velocity.as_mut_ptr());
         pulp::Arch::new().dispatch(|| match rate {
             OwnRate::One(rate) => {
                 for ((t, f), v) in to.iter_mut().zip(from).zip(&*velocity) {

@@ -16,8 +16,8 @@ use super::{Arguments, CudaArena, CudaDevice, NOWHERE, narrow, pack, settle, wid
 use crate::device::{self, Corrections, Gram, MatrixPrecision, Region};
 
 /// As in `kernels/chain.cuh`: links of a chain, their terms and factors in all, groups of rows of a block.
-const LINKS: usize = 5;
-const TERMS: usize = 92;
+const LINKS: usize = 6;
+const TERMS: usize = 82;
 const FACTORS: usize = 40;
 const GROUPS: usize = 4;
 /// Rows of earlier steps that are taken at once, and threads' warps and what each has of corrections there.

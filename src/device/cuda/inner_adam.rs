@@ -58,9 +58,9 @@ struct ReverseAdam {
 }
 
 super::arguments! {
-    AdamUpdate, 184 => AdamUpdate;
+    AdamUpdate, 192 => AdamUpdate;
     AdamMoved, 88 => AdamMoved;
-    ReverseAdam, 192 => ReverseAdam;
+    ReverseAdam, 200 => ReverseAdam;
 }
 
 /// See [`device::AdamUpdate`].
@@ -73,7 +73,7 @@ pub(super) fn update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>
     let reads = [op.delta, op.values, all(&op.from), rates_region(&op.rate), before[0], before[1]];
     arena.check(&reads, &[all(&op.to), first, second]);
     let call = AdamUpdate {
-        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values, 1.0),
+        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values, (1.0, None)),
         from: (&op.from).into(),
         to: (&op.to).into(),
         moments: op.moments.map_or([PerTask::NOWHERE; 2], |moments| moments.each_ref().map(PerTask::from)),
@@ -112,7 +112,7 @@ pub(super) fn reverse<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D
     let [first, second] = op.moment_cotangents.each_ref().map(all);
     arena.check(&reads, &[all(&op.direction), first, second]);
     let call = ReverseAdam {
-        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values, 1.0),
+        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values, (1.0, None)),
         cotangent: (&op.weight_cotangent).into(),
         moments: op.moments.each_ref().map(PerTask::from),
         moment_cotangents: op.moment_cotangents.each_ref().map(PerTask::from),

@@ -62,11 +62,19 @@ pub(super) struct GradientRows {
     inputs: u32,
     outputs: u32,
     bias: f32,
+    bias_factor: u64,
 }
 
 impl GradientRows {
-    /// `rows` rows a task in every block of `delta` and `values`; `bias` is the value of the column that stands for it.
-    pub fn new(tasks: usize, rows: usize, delta: Region, values: Region, bias: f32) -> Self {
+    /// `rows` rows a task in every block of `delta` and `values`; then the value of the column that stands for the bias, and a factor
+    /// of it.
+    pub fn new(
+        tasks: usize,
+        rows: usize,
+        delta: Region,
+        values: Region,
+        (bias, factor): (f32, Option<Region>),
+    ) -> Self {
         Self {
             delta: wide(delta.offset),
             values: wide(values.offset),
@@ -76,6 +84,7 @@ impl GradientRows {
             inputs: narrow(values.width),
             outputs: narrow(delta.width),
             bias,
+            bias_factor: factor.map_or(NOWHERE, |factor| wide(factor.offset)),
         }
     }
 }
@@ -135,7 +144,7 @@ struct RateGradient {
 }
 
 super::arguments! {
-    InnerUpdate, 128 => InnerUpdate ThinInnerUpdate ThinInnerUpdate16;
+    InnerUpdate, 136 => InnerUpdate ThinInnerUpdate ThinInnerUpdate16;
     ReverseUpdate, 64 => ReverseUpdate;
     RateGradient, 56 => RateGradient;
 }
@@ -162,9 +171,11 @@ pub(super) fn inner_update<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaAr
     let to = region(&op.to, op.tasks);
     let before = op.velocity.map_or(NOTHING, |v| region(&v, op.tasks));
     let kept = op.new_velocity.map_or(NOTHING, |v| region(&v, op.tasks));
-    arena.check(&[op.delta, op.values, region(&op.from, op.tasks), before, rates_region(&op.rate)], &[to, kept]);
+    let factor = op.bias_factor.unwrap_or(NOTHING);
+    let reads = [op.delta, op.values, region(&op.from, op.tasks), before, rates_region(&op.rate), factor];
+    arena.check(&reads, &[to, kept]);
     let call = InnerUpdate {
-        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values, op.bias),
+        gradient: GradientRows::new(op.tasks, op.rows, op.delta, op.values, (op.bias, op.bias_factor)),
         from: (&op.from).into(),
         to: (&op.to).into(),
         velocity: (&op.velocity).into(),

@@ -399,7 +399,7 @@ pub(super) fn forward_rounded<D: Driver>(
     let [weight, bias] = layer_regions(&op.layer, op.tasks);
     let (shape, call) = forward_of(op);
     let call = Product { operands: operands(device.precision), ..call };
-    arena.check(&[op.input, weight, bias], &[]);
+    arena.check(&[op.input, weight, bias, shape.share], &[]);
     let operands = (weight_rows(&op.layer), op.input);
     shape.shared && hopper::multiply_rounded(device, arena, &call, operands, (bias, op.output))
 }
