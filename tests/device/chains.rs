@@ -226,6 +226,7 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
         ((2, 5, 2, 520), vec![5, 5, 2]),
         ((1, 17, 1, 1160), vec![3; 11]),
         ((5, 3, 3, 72), vec![3]),
+        ((2, 3, 1, 48), vec![1; 50]),
     ]
     .into_iter()
     .enumerate()
@@ -235,7 +236,10 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
         let x = scene.random(blocks * tasks * rows, width);
         let y: Vec<Region> = counts.iter().map(|count| scene.random(tasks * count, width)).collect();
         let output = scene.written(x.rows, counts.iter().sum());
-        scene.rounds(precision, &y);
+        // More than a chain has room for are taken as they are.
+        if counts.len() < 40 {
+            scene.rounds(precision, &y);
+        }
         scene.loosens(output, EXACT);
         scene.magnifies(4.0);
         compare!(scene, make, format!("gram {counts:?} of width {width}"), |device, arena, _T| {

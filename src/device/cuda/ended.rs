@@ -114,6 +114,7 @@ pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>,
     let thin = chain::is_thin(op.x.width);
     let fours = pending.takes(op.y, thin) && pending.is_apart(op.output);
     let linked = pending.ends.len() > 1;
+    let holds = chain::has_room(pending, op);
     let Some(end) = pending.ends.last_mut() else { return false };
     let fits = end.made == op.x && end.shape == (op.tasks, op.rows) && (thin || end.call.corrections.in_fours());
     if !fours || !fits || columns == 0 || op.y.len() > LIST || end.call.gram.columns != 0 {
@@ -126,6 +127,9 @@ pub(super) fn with_gram<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>,
     let (sums, room) = arena.sums;
     let taken = if end.raw.offset < sums { 0 } else { (end.raw.parts * end.output.len()).next_multiple_of(4) };
     let alone = !linked && !chain::is_alone(end);
+    if !alone && !holds {
+        return false;
+    }
     // A thin end that is alone does not go on; one of a chain takes the other rows as they are.
     if alone && (thin || items > COUNTERS || taken + len > room) {
         return false;
