@@ -43,6 +43,23 @@ struct Sum {
 /// Powers of two: so operands are rounded to the same before they are scaled and after.
 const EXACT: [f64; 3] = [1.0, -0.5, 0.25];
 
+/// What cases begin from.
+const PLAIN: Sum = Sum {
+    seed: 0,
+    inputs: 1,
+    outputs: 1,
+    tasks: 1,
+    rows: 1,
+    more: 17,
+    count: 1,
+    shared: true,
+    accumulate: false,
+    aligned: true,
+    scales: EXACT,
+    copied: false,
+    shares: false,
+};
+
 fn sum<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision, case: Sum) {
     let Sum { seed, inputs, outputs, tasks, rows, more, count, shared, accumulate, aligned, scales, copied, shares } =
         case;
@@ -92,12 +109,11 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
     let mut case = 300;
     let mut check = |(inputs, outputs), (tasks, rows, more, count), (shared, accumulate), aligned| {
         case += 1;
-        let (seed, scales, copied, shares) = (case, EXACT, false, case % 3 == 0);
         sum(
             make,
             precision,
             Sum {
-                seed,
+                seed: case,
                 inputs,
                 outputs,
                 tasks,
@@ -107,9 +123,8 @@ pub fn outer_product<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
                 shared,
                 accumulate,
                 aligned,
-                scales,
-                copied,
-                shares,
+                shares: case % 3 == 0,
+                ..PLAIN
             },
         );
     };
@@ -161,24 +176,8 @@ const COPIED_SUMS: [(usize, usize, usize, usize); 3] = [(8, 72, 40, 27), (128, 6
 /// Of copies, in so many stages that a pipeline is gone through again and again: a tile's sum in parts, and many tiles, each whole.
 /// `rows` are those of the first; the second's are fewer.
 pub fn outer_product_of_many_rows<D: Device<f32>>(make: Make<'_, D>, (rows, wide): (usize, (usize, usize))) {
-    let (tasks, more, count, shared, accumulate, aligned, copied, shares) = (1, 0, 1, true, false, true, true, false);
     for (seed, (inputs, outputs), rows) in [(381, (256, 128), rows), (382, wide, rows.min(2048))] {
-        let scales = EXACT;
-        let case = Sum {
-            seed,
-            inputs,
-            outputs,
-            tasks,
-            rows,
-            more,
-            count,
-            shared,
-            accumulate,
-            aligned,
-            scales,
-            copied,
-            shares,
-        };
+        let case = Sum { seed, inputs, outputs, rows, more: 0, copied: true, ..PLAIN };
         sum(make, MatrixPrecision::Bf16, case);
     }
 }
@@ -190,27 +189,8 @@ pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision:
     for (i, (inputs, outputs, rows, count)) in sums.enumerate() {
         for accumulate in [false, true] {
             let scales = if accumulate { [0.3, -0.7, 1.1] } else { [-0.7, 0.0, 0.3] };
-            let (seed, tasks, more, shared, aligned) = (350 + i as u64, 1, 17, true, true);
-            let (copied, shares) = (i >= HOPPER_SUMS.len(), false);
-            sum(
-                make,
-                precision,
-                Sum {
-                    seed,
-                    inputs,
-                    outputs,
-                    tasks,
-                    rows,
-                    more,
-                    count,
-                    shared,
-                    accumulate,
-                    aligned,
-                    scales,
-                    copied,
-                    shares,
-                },
-            );
+            let (seed, copied) = (350 + i as u64, i >= HOPPER_SUMS.len());
+            sum(make, precision, Sum { seed, inputs, outputs, rows, count, accumulate, scales, copied, ..PLAIN });
         }
     }
     // Others, and terms that are all none.
@@ -220,27 +200,8 @@ pub fn outer_product_on_warpgroups<D: Device<f32>>(make: Make<'_, D>, precision:
         (373, 64, true, [0.0; 3], false),
         (374, 64, true, EXACT, true),
     ] {
-        let (inputs, rows, more, count) = (33, 50, 17, 3);
-        let (tasks, shared, accumulate, copied) = (1, true, seed == 373, false);
-        sum(
-            make,
-            precision,
-            Sum {
-                seed,
-                inputs,
-                outputs,
-                tasks,
-                rows,
-                more,
-                count,
-                shared,
-                accumulate,
-                aligned,
-                scales,
-                copied,
-                shares,
-            },
-        );
+        let (inputs, rows, count, accumulate) = (33, 50, 3, seed == 373);
+        sum(make, precision, Sum { seed, inputs, outputs, rows, count, accumulate, aligned, scales, shares, ..PLAIN });
     }
 }
 
