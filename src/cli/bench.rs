@@ -157,9 +157,11 @@ fn run_on<T: Scalar, D: Device<T> + Clone>(arguments: &Arguments, device: D, pre
                 if let Some(memory) = memory {
                     let ceilings = Ceilings { matrix: ceiling, memory: memory.bytes_per_second };
                     let explanation = explain::<T, D>(arguments, &device, shape, steps, &m, &ceilings)?;
-                    let [dual, materialised, resident] = m.estimates;
+                    let [dual, materialised, resident, folded] = m.estimates;
                     record["explanation"] = json!({
-                        "estimates": { "dual": dual, "materialised": materialised, "resident": resident },
+                        "estimates": {
+                            "dual": dual, "materialised": materialised, "resident": resident, "folded": folded,
+                        },
                         "lanes": m.lanes,
                         "memory_bytes_per_second": memory.bytes_per_second, "stages": explanation.stages,
                         "total": explanation.total,
@@ -183,9 +185,9 @@ fn explain<T: Scalar, D: Device<T> + Clone>(
     ceilings: &Ceilings,
 ) -> Result<Explanation> {
     let of = |estimate: Option<f64>| estimate.map_or("none".into(), |flop| format!("{:.4} GFLOP", flop / 1e9));
-    let [dual, materialised, resident] = plain.estimates.map(of);
+    let [dual, materialised, resident, folded] = plain.estimates.map(of);
     let by = if arguments.compute.strategy.0.is_some() { "as asked for" } else { "the planner's choice" };
-    let estimates = format!("dual {dual}, materialised {materialised}, resident {resident}");
+    let estimates = format!("dual {dual}, materialised {materialised}, resident {resident}, folded {folded}");
     say!("plan: {}, {by}; estimates, as large products: {estimates}", plain.form);
     let lanes = if plain.lanes == 1 { "1 lane".into() } else { format!("{} lanes", plain.lanes) };
     say!("      {lanes}, arena {:.3} MB", plain.bytes as f64 / 1e6);

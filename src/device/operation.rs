@@ -205,8 +205,10 @@ pub struct Gram<'a> {
     pub x: Region,
     /// Single blocks `[T, ., width]`.
     pub y: &'a [Region],
-    /// Written.
+    /// Written, or added to.
     pub output: Region,
+    /// Whether to add to what is there.
+    pub accumulate: bool,
 }
 
 /// `output[c] += -scale * sum over rows and over the columns of group c: left * (right + plus_one)`, in double precision.
@@ -260,17 +262,23 @@ pub struct OuterProduct<'a, T> {
     pub accumulate: bool,
 }
 
-/// `output = corrections`: see [`Corrections`].
+/// `output (+)= (base + corrections) * act'(gate)`: see [`Corrections`].
 #[derive(Clone, Copy, Debug)]
 pub struct LowRank<'a> {
     /// T.
     pub tasks: usize,
     /// K.
     pub rows: usize,
-    /// What is written; one list of terms for each block of `output`.
+    /// Rows that the corrections are added to, as many and as wide as the output's; absent, they are 0.
+    pub base: Option<Region>,
+    /// One list of terms for each block of `output`; of none at all the share means nothing.
     pub corrections: Corrections<'a>,
-    /// Written: blocks of the width of the terms' rows.
+    /// The activation whose derivative all this is multiplied with, if any.
+    pub gate: Option<Gate<'a>>,
+    /// Written, or added to: blocks of the width of the terms' rows.
     pub output: Region,
+    /// Whether to add to what is there.
+    pub accumulate: bool,
 }
 
 /// `to = act(from * scale)`, with a factor for each column: a layer whose weight is diagonal.

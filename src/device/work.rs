@@ -185,7 +185,7 @@ impl<T: Scalar> Counted<T> for Gram<'_> {
         let y: usize = self.y.iter().map(Region::len).sum();
         let columns = self.y.iter().map(|y| y.rows).sum::<usize>() / self.tasks;
         let products = self.x.rows * columns;
-        Work::corrections::<T>(2 * products * self.x.width, self.x.len() + y + products)
+        Work::corrections::<T>(2 * products * self.x.width, self.x.len() + y + written(products, self.accumulate))
     }
 }
 
@@ -198,7 +198,9 @@ impl<T: Scalar> Counted<T> for GramInner {
 
 impl<T: Scalar> Counted<T> for LowRank<'_> {
     fn work(&self) -> Work {
-        Work::new::<T>(0, self.output.len()) + applied::<T>(&self.corrections, self.rows)
+        let gate = gate_below(self.gate, self.tasks, self.rows, self.output);
+        let elements = len(self.base) + gate + written(self.output.len(), self.accumulate);
+        Work::new::<T>(0, elements) + applied::<T>(&self.corrections, self.rows)
     }
 }
 

@@ -138,48 +138,88 @@ fn of_losses(spec: &NetworkSpec) -> f64 {
 
 /// The dual form's cost.
 pub(super) fn dual(spec: &NetworkSpec) -> Cost {
+    let ends = transform(spec) + normalisation(spec);
+    let ends = Cost { operations: of_losses(spec), ..ends };
+    (0..spec.layers()).map(|index| dual_layer(spec, index)).fold(ends, std::ops::Add::add)
+}
+
+/// One layer's.
+fn dual_layer(spec: &NetworkSpec, index: usize) -> Cost {
     let (steps, support) = (spec.steps, rows(spec, Slot::Step(0)));
     let query = rows(spec, Slot::Query { after: steps });
     let queries = spec.query_passes as f64;
     let history = |s: usize| (s * spec.forward_blocks * spec.support_rows) as f64;
-    let mut cost = transform(spec) + normalisation(spec);
-    cost.operations += of_losses(spec);
-    for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
-        let Layer { inputs, outputs, weights, forward, backward, cotangents, down, moves } = layer;
-        let query_backward = if backward > 0.0 { backward } else { down };
-        let passes = steps as f64 * support * (forward + backward) + queries * query * (forward + query_backward);
-        cost.shared += 2.0 * weights * passes;
-        // Both the inner products and their application touch every correction row once.
-        let correction = |rows: f64, n: f64| if moves { 2.0 * rows * n * (inputs + outputs) } else { 0.0 };
-        for s in 0..steps {
-            cost.low_rank += correction(support * (forward + backward), history(s));
-        }
-        for slot in spec.queries() {
-            cost.low_rank += correction(query * (forward + query_backward), history(slot.history()));
-        }
-        let mut gradient_rows = queries * forward * query;
-        if spec.second_order {
-            for s in 0..steps {
-                let up = if moves { cotangents } else { 0.0 };
-                cost.shared += 2.0 * weights * support * (up + down);
-                cost.low_rank += correction(support * (up + down), history(s));
-                if moves {
-                    let later_queries = spec.queries().filter(|slot| slot.history() > s).count();
-                    let later = (steps - 1 - s) as f64 * (forward + cotangents) * spec.support_rows as f64
-                        + forward * (later_queries * spec.query_rows) as f64;
-                    cost.low_rank += 2.0 * support * forward * later * (inputs + outputs);
-                }
-            }
-            gradient_rows += steps as f64 * support * (forward + cotangents);
-        }
-        cost.shared += 2.0 * weights * gradient_rows;
-        // A product and its inner products, each way and back; of the first step no inner products.
-        let ways = (usize::from(forward > 0.0) + usize::from(backward > 0.0)) as f64;
-        let back = if spec.second_order { usize::from(moves) as f64 + usize::from(down > 0.0) as f64 } else { 0.0 };
-        let inner = if moves { steps.saturating_sub(1) as f64 } else { 0.0 };
-        cost.operations += (ways + back) * (steps as f64 + inner) + 4.0 * queries + 1.0;
+    let mut cost = Cost::default();
+    let Layer { inputs, outputs, weights, forward, backward, cotangents, down, moves } = Layer::new(spec, index);
+    let query_backward = if backward > 0.0 { backward } else { down };
+    let passes = steps as f64 * support * (forward + backward) + queries * query * (forward + query_backward);
+    cost.shared += 2.0 * weights * passes;
+    // Both the inner products and their application touch every correction row once.
+    let correction = |rows: f64, n: f64| if moves { 2.0 * rows * n * (inputs + outputs) } else { 0.0 };
+    for s in 0..steps {
+        cost.low_rank += correction(support * (forward + backward), history(s));
     }
+    for slot in spec.queries() {
+        cost.low_rank += correction(query * (forward + query_backward), history(slot.history()));
+    }
+    let mut gradient_rows = queries * forward * query;
+    if spec.second_order {
+        for s in 0..steps {
+            let up = if moves { cotangents } else { 0.0 };
+            cost.shared += 2.0 * weights * support * (up + down);
+            cost.low_rank += correction(support * (up + down), history(s));
+            if moves {
+                let later_queries = spec.queries().filter(|slot| slot.history() > s).count();
+                let later = (steps - 1 - s) as f64 * (forward + cotangents) * spec.support_rows as f64
+                    + forward * (later_queries * spec.query_rows) as f64;
+                cost.low_rank += 2.0 * support * forward * later * (inputs + outputs);
+            }
+        }
+        gradient_rows += steps as f64 * support * (forward + cotangents);
+    }
+    cost.shared += 2.0 * weights * gradient_rows;
+    // A product and its inner products, each way and back; of the first step no inner products.
+    let ways = (usize::from(forward > 0.0) + usize::from(backward > 0.0)) as f64;
+    let back = if spec.second_order { usize::from(moves) as f64 + usize::from(down > 0.0) as f64 } else { 0.0 };
+    let inner = if moves { steps.saturating_sub(1) as f64 } else { 0.0 };
+    cost.operations += (ways + back) * (steps as f64 + inner) + 4.0 * queries + 1.0;
     cost
+}
+
+/// The cost of the dual form whose last layer is folded.
+pub(super) fn folded(spec: &NetworkSpec) -> Cost {
+    let below = (0..spec.layers() - 1).map(|index| dual_layer(spec, index));
+    let of_losses = Cost { operations: 4.0, ..normalisation(spec) };
+    below.fold(of_losses + folded_end(spec), std::ops::Add::add)
+}
+
+/// The folded layer's.
+fn folded_end(spec: &NetworkSpec) -> Cost {
+    let Layer { inputs: m, outputs: n, .. } = Layer::new(spec, spec.layers() - 1);
+    let steps = spec.steps as f64;
+    let (support, query) = (rows(spec, Slot::Step(0)), rows(spec, Slot::Query { after: spec.steps }));
+    let (k, kq) = (spec.support_rows as f64, spec.query_rows as f64);
+    // With W0: both ways of the first step and of the query, and their sums; its square, and its product with the inner gradient.
+    let with_weights = 3.0 * m * n * (support + query) + n * (support + query) + 2.0 * n * m * m + n * m;
+    // With its square: images of residuals and of cotangents, and the sums of both.
+    let with_square = m * m * support * (4.0 * steps - 1.0);
+    let mut low_rank = 0.0;
+    for s in 0..spec.steps {
+        let (before, later) = (s as f64 * k, (steps - 1.0 - s as f64) * k);
+        if s > 0 {
+            low_rank += before * (4.0 * m + 2.0 * k) + k * m;
+            low_rank += before * (3.0 * m + 2.0 * k + kq) - k * m;
+        }
+        low_rank += later * (4.0 * m + 2.0 * k + kq) + before * k + kq * kq + (k + 2.0 * kq) * m;
+    }
+    low_rank += k * (n + k) + steps * (kq * (m + k) + 2.0 * k * m + k);
+    let of_query = steps * k * (4.0 * m + k + 1.0) - k * m + 2.0 * k * n + kq * k;
+    Cost {
+        shared: 2.0 * (with_weights + with_square),
+        low_rank: 2.0 * (support * low_rank + query * of_query),
+        operations: 17.0 * steps + 20.0,
+        ..Cost::default()
+    }
 }
 
 /// The materialised form's cost.

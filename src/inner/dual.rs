@@ -13,6 +13,7 @@ use super::change::{LayerChange, LowRankChange};
 use super::coefficients::Rule;
 use super::dual_layer::{Layer, Terms, bias_index, pass, share_index};
 use super::dual_rates::Tables;
+use super::folded::Folded;
 use super::network::Network;
 use super::tape::{NetworkSpec, Slot, Tape};
 use super::transform::Transform;
@@ -35,6 +36,8 @@ pub(super) struct Dual<T> {
     pub(super) host: Cell<(Vec<T>, Vec<f64>)>,
     /// And for what the gradient of all of them is made of.
     pub(super) inner: Cell<Vec<GramInner>>,
+    /// The last layer, where it is folded; `layers` are those before it then.
+    pub(super) folded: Option<Folded<T>>,
 }
 
 impl<T: Scalar> Dual<T> {
@@ -43,10 +46,12 @@ impl<T: Scalar> Dual<T> {
         spec: &NetworkSpec,
         tape: &Tape,
         transform: Option<&Transform<T>>,
-        inner: &InnerConfig,
+        (inner, folds): (&InnerConfig, bool),
     ) -> Self {
-        let layers: Vec<Layer<T>> =
-            (0..spec.layers()).map(|layer| Layer::new(plan, spec, tape, transform, layer)).collect();
+        let layers: Vec<Layer<T>> = (0..spec.layers() - usize::from(folds))
+            .map(|layer| Layer::new(plan, spec, tape, transform, layer))
+            .collect();
+        let folded = folds.then(|| Folded::new(plan, spec, tape));
         let coefficients = |terms: &Terms, rows: usize| -> usize {
             terms.iter().flatten().map(|term| term.rows.rows).sum::<usize>() * rows
         };
@@ -73,7 +78,7 @@ impl<T: Scalar> Dual<T> {
             unreachable!("the configuration's check refuses the dual form of anything else")
         };
         let rule = Rule { momentum, decay: inner.weight_decay };
-        Self { layers, rule, tables, scratch, shared_products, host, inner: Cell::default() }
+        Self { layers, rule, tables, scratch, shared_products, host, inner: Cell::default(), folded }
     }
 
     /// What `history` steps have made of a layer's weights, as far as `terms` goes.
@@ -92,7 +97,16 @@ impl<T: Scalar> Dual<T> {
         }
     }
 
+    /// The last layer, if it is folded and this one.
+    fn folded_at(&self, layer: usize) -> Option<&Folded<T>> {
+        self.folded.as_ref().filter(|folded| folded.is(layer))
+    }
+
     pub fn forward<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, layer: usize, slot: Slot) {
+        if let Some(folded) = self.folded_at(layer) {
+            folded.forward(net, device, arena, slot);
+            return;
+        }
         let (spec, kept) = (&net.spec, &self.layers[layer]);
         let input = net.tape.values(layer, slot);
         let history = slot.history();
@@ -101,7 +115,7 @@ impl<T: Scalar> Dual<T> {
             // A traced query has fewer columns than the region has room for.
             let output = Region { width: history * spec.forward_blocks * spec.support_rows, ..kept.aa[pass] };
             let y = &kept.values[..history * spec.forward_blocks];
-            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.rows(slot), x: input, y, output });
+            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.rows(slot), x: input, y, output, accumulate: false });
         }
         let terms = match slot {
             Slot::Step(s) => &kept.forward[s],
@@ -133,6 +147,10 @@ impl<T: Scalar> Dual<T> {
         gate: Option<Gate<'_>>,
         output: Region,
     ) {
+        if let Some(folded) = self.folded_at(layer) {
+            folded.backward(net, device, arena, slot, gate, output);
+            return;
+        }
         self.delta_products(net, device, arena, layer, slot);
         let operation = LinearBackward {
             tasks: net.spec.tasks,
@@ -164,7 +182,7 @@ impl<T: Scalar> Dual<T> {
         if spec.moves(layer) && history > 0 {
             let y = &kept.deltas[..history * spec.forward_blocks];
             let (x, output) = (net.tape.delta(layer, slot), kept.dd[pass(spec, slot)]);
-            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.rows(slot), x, y, output });
+            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.rows(slot), x, y, output, accumulate: false });
         }
     }
 
@@ -186,7 +204,7 @@ impl<T: Scalar> Dual<T> {
         output: Region,
     ) {
         let corrections = self.corrections(&net.spec, (layer, 0), &self.layers[layer].descended[side as usize][step]);
-        let operation = LowRank { tasks: net.spec.tasks, rows: net.spec.support_rows, corrections, output };
+        let operation = LowRank { tasks: net.spec.tasks, rows: net.spec.support_rows, corrections, output, base: None, gate: None, accumulate: false };
         device.low_rank(arena, &operation);
     }
 
@@ -199,6 +217,10 @@ impl<T: Scalar> Dual<T> {
         step: usize,
         gate: Gate<'_>,
     ) {
+        if let Some(folded) = self.folded_at(layer) {
+            folded.adjoint_up(net, device, arena, step);
+            return;
+        }
         let (spec, kept, slot) = (&net.spec, &self.layers[layer], Slot::Step(step));
         let first = spec.first_e_block(layer);
         let input = (first < spec.backward_blocks()).then(|| net.tape.e(layer, slot));
@@ -206,7 +228,7 @@ impl<T: Scalar> Dual<T> {
             && step > 0
         {
             let y = &kept.values[..step * spec.forward_blocks];
-            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.support_rows, x, y, output: kept.ea[step] });
+            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.support_rows, x, y, output: kept.ea[step], accumulate: false });
         }
         let operation = AdjointForward {
             tasks: spec.tasks,
@@ -237,6 +259,10 @@ impl<T: Scalar> Dual<T> {
         output: Region,
         accumulate: bool,
     ) {
+        if let Some(folded) = self.folded_at(layer) {
+            folded.adjoint_down(net, device, arena, step, gate, (output, accumulate));
+            return;
+        }
         if layer > 0 {
             self.z_products(net, device, arena, layer, step);
         }
@@ -260,7 +286,7 @@ impl<T: Scalar> Dual<T> {
         if spec.moves(layer) && step > 0 {
             let y = &kept.deltas[..step * spec.forward_blocks];
             let x = net.tape.z(layer, Slot::Step(step));
-            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.support_rows, x, y, output: kept.zd[step] });
+            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.support_rows, x, y, output: kept.zd[step], accumulate: false });
         }
     }
 
@@ -274,6 +300,9 @@ impl<T: Scalar> Dual<T> {
     pub fn meta_gradient<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena) {
         for (index, layer) in self.layers.iter().enumerate() {
             self.outer_product(net, device, arena, index, &layer.gradient_terms);
+        }
+        if let Some(folded) = &self.folded {
+            folded.meta_gradient(net, device, arena);
         }
     }
 
@@ -380,6 +409,11 @@ impl<T: Scalar> Dual<T> {
             let share = share_index(spec, index, spec.steps).map_or(T::ONE, |place| scales[place]);
             let [from, to] = [net.parameters, net.gradient].map(|flat| spec.layer_parameters(flat, index));
             device.add_scaled(arena, from, share, to);
+        }
+        if let Some(folded) = &self.folded {
+            folded.displacement_of(net, device, arena, task);
+            let [from, to] = [net.parameters, net.gradient].map(|flat| spec.layer_parameters(flat, spec.layers() - 1));
+            device.add_scaled(arena, from, T::ONE, to);
         }
         device.download(arena, net.gradient, out);
     }

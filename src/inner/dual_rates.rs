@@ -112,13 +112,16 @@ impl<T: Scalar> Dual<T> {
         spec: &NetworkSpec,
         device: &D,
         arena: &mut D::Arena,
-        rates: &Rates<T>,
-        learned: Option<&Learned>,
+        (rates, learned): (&Rates<T>, Option<&Learned>),
+        parameters: Region,
     ) {
         match (rates, learned) {
             (Rates::PerLayerPerStep { rates, bias }, _) => {
                 self.fill_tables(spec, rates, bias);
                 self.tables.upload(device, arena);
+                if let Some(folded) = &mut self.folded {
+                    folded.begin(spec, device, arena, (self.rule, rates), parameters);
+                }
             }
             (Rates::Learned, Some(learned)) => {
                 self.tables.make(spec, device, arena, &self.rates_of(spec, learned));

@@ -352,7 +352,7 @@ impl<T: Scalar> Materialised<T> {
         }
         let at = step * spec.layers() + layer;
         if spec.rate_gradient {
-            device.gram(arena, &Gram { tasks, rows, x: delta, y: &[*bias_rows], output: *products });
+            device.gram(arena, &Gram { tasks, rows, x: delta, y: &[*bias_rows], output: *products, accumulate: false });
             let output = self.rate_gradient.elements(spec.steps * spec.layers() + at, 1);
             let scale = -spec.task_weight();
             let (left, right) = (*products, None);

@@ -10,6 +10,8 @@ mod cost;
 mod dual;
 mod dual_layer;
 mod dual_rates;
+mod folded;
+mod folded_layer;
 mod forward;
 mod gan;
 mod learned;
@@ -27,6 +29,7 @@ pub use plan::Strategy;
 
 pub use change::{LayerChange, LowRankChange};
 pub use cost::Cost;
+pub use folded_layer::check as check_folded;
 pub use forward::{forward, forward_changed};
 pub use plan::{MAX_DUAL_STEPS, Nearby, choose, cost_of, estimate, is_possible, lanes};
 #[cfg(any(feature = "cuda", feature = "emulate"))]

@@ -111,20 +111,22 @@ impl<T: Scalar> Network<T> {
         let gradient = plan.take(1, spec.mlp.parameter_count());
         let adjoint = spec.second_order;
         let (slots, cotangents) = match strategy {
-            Strategy::Dual => (spec.steps, if adjoint { spec.steps } else { 0 }),
+            Strategy::Dual | Strategy::Folded => (spec.steps, if adjoint { spec.steps } else { 0 }),
             Strategy::Materialised if adjoint || spec.pulls_rows_back() => (spec.steps, usize::from(adjoint)),
             Strategy::Materialised => (1, 0),
             Strategy::Resident => (0, 0),
         };
         let tape = match strategy {
             Strategy::Resident => Tape::new(plan, &NetworkSpec { query_rows: 0, ..spec.clone() }, slots, cotangents),
+            Strategy::Folded => Tape::folded(plan, &spec, slots, cotangents),
             _ => Tape::new(plan, &spec, slots, cotangents),
         };
         let transform = Transform::new(plan, &spec, slots);
         let normalised = Normalised::new(plan, &spec);
         let form = match strategy {
-            Strategy::Dual => {
-                let form = Dual::new(plan, &spec, &tape, transform.as_ref(), inner);
+            Strategy::Dual | Strategy::Folded => {
+                let folds = strategy == Strategy::Folded;
+                let form = Dual::new(plan, &spec, &tape, transform.as_ref(), (inner, folds));
                 Form::Dual(Box::new(form))
             }
             Strategy::Materialised => {
@@ -150,6 +152,16 @@ impl<T: Scalar> Network<T> {
         }
     }
 
+    /// Whether a pass makes the network's outputs; where the last layer is folded, only the first step's and the query's do.
+    pub fn makes_outputs(&self, slot: Slot) -> bool {
+        !self.is_folded() || !matches!(slot, Slot::Step(1..))
+    }
+
+    /// Whether the last layer is folded.
+    pub fn is_folded(&self) -> bool {
+        matches!(&self.form, Form::Dual(dual) if dual.folded.is_some())
+    }
+
     /// Takes the weights of the query losses after 1, 2, ... steps; where there is but one, it keeps its own.
     pub fn set_query_weights(&mut self, weights: &[f64]) {
         let own = &mut self.spec.query_weights;
@@ -165,7 +177,9 @@ impl<T: Scalar> Network<T> {
             normalised.begin(device, arena);
         }
         match &mut self.form {
-            Form::Dual(dual) => dual.set_rates(&self.spec, device, arena, rates, self.learned.as_ref()),
+            Form::Dual(dual) => {
+                dual.set_rates(&self.spec, device, arena, (rates, self.learned.as_ref()), self.parameters);
+            }
             Form::Materialised(form) => {
                 form.begin(&self.spec, device, arena, (rates, self.learned.as_ref()), self.parameters);
             }
@@ -478,8 +492,8 @@ impl<T: Scalar> Network<T> {
     /// What the steps have made of one task's parameters; nothing in forms that do not hold it.
     pub fn change<D: Device<T>>(&self, device: &D, arena: &D::Arena, task: usize) -> Option<LowRankChange<T>> {
         match &self.form {
-            Form::Dual(dual) => Some(dual.change(self, device, arena, task)),
-            Form::Materialised(_) | Form::Resident(_) => None,
+            Form::Dual(dual) if dual.folded.is_none() => Some(dual.change(self, device, arena, task)),
+            _ => None,
         }
     }
 

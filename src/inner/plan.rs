@@ -4,7 +4,7 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::cost::{self, Cost};
-use super::resident;
+use super::{folded_layer, resident};
 use super::tape::NetworkSpec;
 use crate::device::{CostFactors, Device};
 use crate::meta::{InnerConfig, RateKind};
@@ -21,11 +21,14 @@ pub enum Strategy {
     /// Every task has a copy of everything, and stays near the processor from the first step to the last of the way back; for
     /// small networks.
     Resident,
+    /// The dual form, and of a linear last layer under a mean square nothing as wide as its output but the first step's rows and the query's; for
+    /// exact MAML with outputs wider than the layer before.
+    Folded,
 }
 
 impl Strategy {
     /// Every form, in the order of their discriminants.
-    pub const ALL: [Self; 3] = [Self::Dual, Self::Materialised, Self::Resident];
+    pub const ALL: [Self; 4] = [Self::Dual, Self::Materialised, Self::Resident, Self::Folded];
 }
 
 impl fmt::Display for Strategy {
@@ -34,6 +37,7 @@ impl fmt::Display for Strategy {
             Self::Dual => "dual",
             Self::Materialised => "materialised",
             Self::Resident => "resident",
+            Self::Folded => "folded",
         })
     }
 }
@@ -46,7 +50,8 @@ impl FromStr for Strategy {
             "dual" => Ok(Self::Dual),
             "materialised" => Ok(Self::Materialised),
             "resident" => Ok(Self::Resident),
-            _ => Err(Error::invalid("strategy", format!("{text:?}"), "dual, materialised or resident")),
+            "folded" => Ok(Self::Folded),
+            _ => Err(Error::invalid("strategy", format!("{text:?}"), "dual, materialised, resident or folded")),
         }
     }
 }
@@ -91,6 +96,7 @@ pub fn is_possible<T: Scalar>(strategy: Strategy, specs: &[NetworkSpec], inner: 
         Strategy::Dual => !(full_rank || inner.steps > MAX_DUAL_STEPS),
         Strategy::Materialised => true,
         Strategy::Resident => resident::check::<T>(specs, inner, nearby).is_ok(),
+        Strategy::Folded => folded_layer::check(specs, inner).is_ok(),
     }
 }
 
@@ -120,6 +126,7 @@ pub fn cost_of(specs: &[NetworkSpec], strategy: Strategy) -> Cost {
             Strategy::Dual => cost::dual(spec),
             Strategy::Materialised => cost::materialised(spec),
             Strategy::Resident => cost::resident(spec),
+            Strategy::Folded => cost::folded(spec),
         })
         .fold(Cost::default(), std::ops::Add::add)
 }

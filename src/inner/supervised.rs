@@ -104,7 +104,9 @@ impl<T: Scalar> SupervisedLoop<T> {
             let slot = Slot::Step(step);
             self.draw(device, arena, step, rows);
             self.net.forward(device, arena, slot);
-            device.supervised_loss(arena, &self.loss_at(slot, true, None));
+            if self.net.makes_outputs(slot) {
+                device.supervised_loss(arena, &self.loss_at(slot, true, None));
+            }
             self.net.backward(device, arena, slot);
             self.net.update(device, arena, step);
         }
@@ -178,6 +180,10 @@ impl<T: Scalar> SupervisedLoop<T> {
     fn adjoint<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
         let (slot, layers) = (Slot::Step(step), self.spec.mlp.layers());
         self.net.adjoint_up(device, arena, step);
+        if self.net.is_folded() {
+            self.net.adjoint_down(device, arena, step);
+            return;
+        }
         let operation = SupervisedCurvature {
             at: self.loss_at(slot, false, None),
             e_cotangent: self.net.tape.e(layers, slot),

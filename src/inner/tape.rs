@@ -211,12 +211,13 @@ impl Store {
         Self::new(plan, (slots, rows), (1, 0), width)
     }
 
-    /// With fewer slots than steps, the steps take turns; and so do the query passes.
+    /// With fewer slots than steps, the steps take turns; and so do the query passes. Without any slot there is nothing.
     pub fn slot(&self, slot: Slot) -> Region {
         match slot {
             Slot::Step(s) => {
-                let rows = self.steps.rows / self.slots;
-                self.steps.rows(s % self.slots * rows, rows)
+                let slots = self.slots.max(1);
+                let rows = self.steps.rows / slots;
+                self.steps.rows(s % slots * rows, rows)
             }
             Slot::Query { after } => {
                 let rows = self.query.rows / self.query_slots;
@@ -246,6 +247,22 @@ pub struct Tape {
 impl Tape {
     /// `value_slots` steps are kept of the rows, `cotangent_slots` of their cotangents.
     pub fn new(plan: &mut ArenaPlan, spec: &NetworkSpec, value_slots: usize, cotangent_slots: usize) -> Self {
+        Self::with_top(plan, spec, value_slots, cotangent_slots, [value_slots, cotangent_slots])
+    }
+
+    /// The same where the last layer is folded: of its own rows the first step's alone.
+    pub fn folded(plan: &mut ArenaPlan, spec: &NetworkSpec, value_slots: usize, cotangent_slots: usize) -> Self {
+        Self::with_top(plan, spec, value_slots, cotangent_slots, [value_slots.min(1), 0])
+    }
+
+    /// With so many slots of the last layer's rows and of their cotangents.
+    fn with_top(
+        plan: &mut ArenaPlan,
+        spec: &NetworkSpec,
+        value_slots: usize,
+        cotangent_slots: usize,
+        [top_values, top_cotangents]: [usize; 2],
+    ) -> Self {
         let (f, b) = (spec.forward_blocks, spec.backward_blocks());
         let (k, q) = (spec.tasks * spec.support_rows, spec.tasks * spec.query_rows);
         let widths = spec.mlp.widths();
@@ -253,7 +270,7 @@ impl Tape {
         for (level, width) in widths.iter().enumerate() {
             let blocks = b - spec.first_e_block(level);
             // Nothing refers to the top level after its step.
-            let slots = if level == spec.layers() { cotangent_slots.min(1) } else { cotangent_slots };
+            let slots = if level == spec.layers() { top_cotangents.min(1) } else { cotangent_slots };
             e.push(Store::of_steps(plan, slots, blocks * k, *width));
         }
         let mut descended = Vec::new();
@@ -261,14 +278,20 @@ impl Tape {
             let rows = if spec.moves(layer) { f * k } else { 0 };
             descended.push(Side::BOTH.map(|side| Store::of_steps(plan, value_slots, rows, spec.width(layer, side))));
         }
-        let mut passes =
-            |blocks: usize, width| Store::new(plan, (value_slots, blocks * k), (spec.query_passes, blocks * q), width);
+        let mut passes = |level: usize, blocks: usize| {
+            let slots = if level == spec.layers() { top_values } else { value_slots };
+            Store::new(plan, (slots, blocks * k), (spec.query_passes, blocks * q), widths[level])
+        };
+        let values = (0..widths.len()).map(|level| passes(level, f)).collect();
+        let delta = (1..widths.len()).map(|level| passes(level, b)).collect();
+        let cotangents = |level: usize| if level == spec.layers() { top_cotangents } else { cotangent_slots };
+        let z = |level: usize| Store::of_steps(plan, cotangents(level), f * k, widths[level]);
         Self {
             descended,
-            values: widths.iter().map(|w| passes(f, *w)).collect(),
-            delta: widths[1..].iter().map(|w| passes(b, *w)).collect(),
+            values,
+            delta,
             e,
-            z: widths[1..].iter().map(|w| Store::of_steps(plan, cotangent_slots, f * k, *w)).collect(),
+            z: (1..widths.len()).map(z).collect(),
             forward_blocks: f,
             backward_blocks: b,
         }

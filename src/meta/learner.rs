@@ -171,7 +171,14 @@ impl<T: Scalar, D: Device<T>, O: Objective> MetaLearner<T, D, O> {
         let specs = objective.specs(&whole);
         let nearby = Nearby::of(&device, &specs);
         let planned = crate::inner::choose::<T>(&specs, &inner, &nearby);
-        let strategy = inner.strategy.unwrap_or(planned);
+        let strategy = match inner.strategy {
+            // What only adapts does not go back through its last layer.
+            Some(Strategy::Folded) if trace => Strategy::Dual,
+            asked => asked.unwrap_or(planned),
+        };
+        if strategy == Strategy::Folded {
+            crate::inner::check_folded(&specs, &inner)?;
+        }
         if strategy == Strategy::Resident {
             crate::inner::check_resident::<T>(&specs, &inner, &nearby)?;
         }

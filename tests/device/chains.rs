@@ -113,7 +113,7 @@ fn taken<T: Scalar, D: Device<T>>(device: &D, arena: &mut D::Arena, layer: &Laye
 
 fn products<T: Scalar, D: Device<T>>(device: &D, arena: &mut D::Arena, (tasks, rows): (usize, usize), layer: &Layer) {
     if !layer.y.is_empty() {
-        device.gram(arena, &Gram { tasks, rows, x: layer.output, y: &layer.y, output: layer.products });
+        device.gram(arena, &Gram { tasks, rows, x: layer.output, y: &layer.y, output: layer.products, accumulate: false });
     }
 }
 
@@ -243,7 +243,7 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) {
         scene.loosens(output, EXACT);
         scene.magnifies(4.0);
         compare!(scene, make, format!("gram {counts:?} of width {width}"), |device, arena, _T| {
-            device.gram(arena, &Gram { tasks, rows, x, y: &y, output });
+            device.gram(arena, &Gram { tasks, rows, x, y: &y, output, accumulate: false });
         });
     }
 }

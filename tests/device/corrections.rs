@@ -141,7 +141,7 @@ pub fn low_rank<D: Device<f32>>(make: Make<'_, D>) {
         let output = scene.written(if counts.is_empty() { 2 } else { counts.len() } * tasks * rows, width);
         compare!(scene, make, format!("{counts:?}"), |device, arena, T| {
             let corrections = corrections!(terms);
-            device.low_rank(arena, &LowRank { tasks, rows, corrections, output });
+            device.low_rank(arena, &LowRank { tasks, rows, corrections, output, base: None, gate: None, accumulate: false });
         });
     }
 }
@@ -171,7 +171,7 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>) {
             let y: Vec<Region> = counts.iter().map(|count| scene.random(tasks * count, width)).collect();
             let output = scene.written(x.rows, counts.iter().sum());
             compare!(scene, make, format!("gram {counts:?} of width {width}"), |device, arena, _T| {
-                device.gram(arena, &Gram { tasks, rows, x, y: &y, output });
+                device.gram(arena, &Gram { tasks, rows, x, y: &y, output, accumulate: false });
             });
         }
     }

@@ -185,7 +185,7 @@ pub fn ended_forward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
                     device.supervised_loss(arena, &operation);
                 }
                 let x = delta.unwrap_or(output);
-                device.gram(arena, &Gram { tasks, rows, x, y, output: products });
+                device.gram(arena, &Gram { tasks, rows, x, y, output: products, accumulate: false });
             });
         });
     }
@@ -201,7 +201,7 @@ pub fn ended_backward<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecis
         compare!(scene, make, what, |device, arena, T| {
             let corrections = corrections!(terms);
             device.linear_backward(arena, &LinearBackward { tasks, rows, delta, layer, corrections, gate, output });
-            device.gram(arena, &Gram { tasks, rows, x: output, y, output: products });
+            device.gram(arena, &Gram { tasks, rows, x: output, y, output: products, accumulate: false });
         });
     });
 }
@@ -244,7 +244,7 @@ pub fn ended_adjoint<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecisi
                 task_loss: None,
             };
             device.supervised_curvature(arena, &SupervisedCurvature { at, e_cotangent, z_cotangent, accumulate });
-            device.gram(arena, &Gram { tasks, rows, x: z_cotangent, y, output: products });
+            device.gram(arena, &Gram { tasks, rows, x: z_cotangent, y, output: products, accumulate: false });
         });
     });
 }

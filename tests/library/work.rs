@@ -113,8 +113,11 @@ fn products_with_weights() {
     let operation = LowRank {
         tasks: TASKS,
         rows: ROWS,
+        base: None,
         corrections: Corrections { blocks: &blocks[..1], ..corrections },
+        gate: None,
         output: y,
+        accumulate: false,
     };
     s.counts("low_rank", [0, 120, 12 + 20 + 30], |d, a| d.low_rank(a, &operation));
 
@@ -173,7 +176,7 @@ fn products_with_weights() {
 fn products_of_rows() {
     let mut s = Scene::new();
     let (x, y, output) = (s.blocks(2, INPUTS), [s.blocks(1, INPUTS), s.blocks(1, INPUTS)], s.take(12, 6));
-    let operation = Gram { tasks: TASKS, rows: ROWS, x, y: &y, output };
+    let operation = Gram { tasks: TASKS, rows: ROWS, x, y: &y, output, accumulate: false };
     // 12 rows, each with 6 of its own task: 72 products of 4.
     s.counts("gram", [0, 576, 48 + 48 + 72], |d, a| d.gram(a, &operation));
     let [left, other] = y;

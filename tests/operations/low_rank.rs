@@ -14,7 +14,7 @@ fn gram() {
         let y: Vec<_> = counts.iter().map(|count| case.random(tasks * count, width)).collect();
         let n = counts.iter().sum();
         let x = case.random(blocks * tasks * rows, width);
-        let op = Gram { tasks, rows, x, y: &y, output: case.poisoned(blocks * tasks * rows, n) };
+        let op = Gram { tasks, rows, x, y: &y, output: case.poisoned(blocks * tasks * rows, n), accumulate: false };
         let image = case.image();
         let columns: Vec<_> = (0..y.len()).flat_map(|r| (0..counts[r]).map(move |i| (r, i))).collect();
         let expected = each([blocks, tasks, rows, n], |[b, t, k, column]| {
@@ -67,7 +67,7 @@ fn low_rank() {
         let output = case.poisoned(blocks * tasks * rows, width);
         let image = case.image();
         let expected = each([blocks, tasks, rows, width], |at| image.correction(&corrections, tasks, at));
-        let op = LowRank { tasks, rows, corrections, output };
+        let op = LowRank { tasks, rows, corrections, output, base: None, gate: None, accumulate: false };
         case.judge("low_rank", 3e-6, &[(output, expected)], |d, arena| d.low_rank(arena, &op));
     }
     for_seeds!(50, check);

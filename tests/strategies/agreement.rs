@@ -8,7 +8,7 @@ use innerloop::{
 };
 use proptest::prelude::{ProptestConfig, TestCaseError, any, prop_assert, prop_assert_eq, proptest};
 
-use crate::problems::{ALL, Kind, Outcome, Problem, SMOOTH, VIDEO, distance, normalised, supervised, video};
+use crate::problems::{ALL, Kind, Outcome, Problem, SMOOTH, VIDEO, distance, folding, normalised, supervised, video};
 
 /// Two agree in everything, to `tolerance`.
 fn hold(got: &Outcome, want: &Outcome, tolerance: f64) -> Result<(), TestCaseError> {
@@ -69,6 +69,14 @@ proptest! {
         problem in supervised(20, 4, false, ALL)
     ) {
         check(&problem)?;
+    }
+
+    #[test]
+    fn folded_forms_agree(problem in folding(20, 4)) {
+        let dual = problem.solve(Strategy::Dual, 1);
+        let folded = problem.solve(Strategy::Folded, 1);
+        hold(&folded, &dual, 1e-10)?;
+        hold(&problem.solve(Strategy::Folded, 3), &folded, 1e-12)?;
     }
 
     #[test]

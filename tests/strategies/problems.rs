@@ -90,6 +90,35 @@ impl Problem {
         problem(kind, Shape { tasks, ..shape }, seed)
     }
 
+    /// The nearest that has the folded form.
+    fn folding(mut self) -> Self {
+        let Kind::Supervised(config) = &mut self.kind else { unreachable!() };
+        let mlp = &config.mlp;
+        let mut activations = mlp.activations().to_vec();
+        *activations.last_mut().unwrap() = Activation::Linear;
+        let mut widths = mlp.widths().to_vec();
+        if mlp.layers() == 1 {
+            widths.insert(1, 3);
+            activations.insert(0, Activation::Tanh);
+        }
+        config.mlp = Mlp::new(&widths, &activations).unwrap();
+        config.loss = Loss::Mse;
+        let inner = &mut config.inner;
+        if matches!(inner.optimizer, InnerOptimizer::Adam { .. }) {
+            inner.optimizer = InnerOptimizer::Sgd { momentum: 0.3 };
+        }
+        *inner = InnerConfig {
+            algorithm: Algorithm::Maml,
+            steps: inner.steps.max(1),
+            weight_decay: 0.0,
+            minibatch: None,
+            learn_rates: false,
+            multi_step: false,
+            ..inner.clone()
+        };
+        problem(self.kind, self.shape, self.seed)
+    }
+
     /// The same with batch normalisation in the hidden layers, from the first on, whose epsilon is given.
     fn with_batch_norms(mut self, epsilons: &[Option<f64>]) -> Self {
         let Kind::Supervised(config) = &mut self.kind else { unreachable!() };
@@ -370,6 +399,11 @@ pub fn normalised(width: usize, depth: usize, smooth: bool, rates: &[RateKind]) 
     let epsilons = vec(option::weighted(0.8, 0.1..1.0), depth);
     (supervised(width, depth, smooth, rates), epsilons)
         .prop_map(|(problem, epsilons)| problem.with_batch_norms(&epsilons))
+}
+
+/// Supervised problems that have the folded form.
+pub fn folding(width: usize, depth: usize) -> impl Strategy<Value = Problem> {
+    supervised(width, depth, false, &ALL[..2]).prop_map(Problem::folding)
 }
 
 /// Video problems.

@@ -180,6 +180,7 @@ pub(super) fn linear_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena
         sources: [Some(source), None],
         corrections: op.corrections,
         share: share_of(base, &op.corrections),
+        base: None,
         target: Some(op.output),
         finish: Finish::Activate(op.activation),
     };
@@ -202,6 +203,7 @@ pub(super) fn linear_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
         sources: [Some(source), None],
         corrections: op.corrections,
         share: share_of(base, &op.corrections),
+        base: None,
         target: Some(op.output),
         finish: Finish::Gate { gate: op.gate, add_to: None },
     };
@@ -247,6 +249,7 @@ pub(super) fn adjoint_forward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAren
         sources,
         corrections: op.corrections,
         share: share_of(base, &op.corrections),
+        base: None,
         target: Some(op.e_cotangent),
         finish: Finish::Adjoint { gate: op.gate, delta: op.delta, z_cotangent: op.z_cotangent },
     };
@@ -274,6 +277,7 @@ pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAre
         ],
         corrections: op.corrections,
         share: share_of(base, &op.corrections),
+        base: None,
         // What is there already is added to, from a tile of its own.
         target: (!op.accumulate).then_some(op.output),
         finish: Finish::Gate { gate: op.gate, add_to: op.accumulate.then_some(op.output) },
@@ -283,7 +287,9 @@ pub(super) fn adjoint_backward<T: Scalar>(device: &CpuDevice, arena: &mut CpuAre
 
 /// See [`LowRank`].
 pub(super) fn low_rank<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &LowRank<'_>) {
-    let base = arena.shared(&[op.corrections.scales], &[op.output, op.corrections.scratch]);
+    let nothing = op.output.rows(0, 0);
+    let reads = [op.corrections.scales, op.base.unwrap_or(nothing), op.gate.map_or(nothing, |gate| gate.values)];
+    let base = arena.shared(&reads, &[op.output, op.corrections.scratch]);
     let product = Product {
         tasks: op.tasks,
         rows: op.rows,
@@ -291,9 +297,10 @@ pub(super) fn low_rank<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, o
         width: op.output.width,
         sources: [None, None],
         corrections: op.corrections,
-        share: share_of(base, &op.corrections),
-        target: Some(op.output),
-        finish: Finish::Gate { gate: None, add_to: None },
+        share: T::ONE,
+        base: op.base,
+        target: (!op.accumulate).then_some(op.output),
+        finish: Finish::Gate { gate: op.gate, add_to: op.accumulate.then_some(op.output) },
     };
     product.run(device, base);
 }

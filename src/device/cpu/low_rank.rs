@@ -194,7 +194,7 @@ pub(super) fn gram<T: Scalar>(device: &CpuDevice, arena: &mut CpuArena<T>, op: &
                 let x = base.at(op.x.offset + item * rows * width).cast_const();
                 let out = base.at(op.output.offset + item * rows * n);
                 let y = Rows { base, offsets };
-                dispatch(Products { x, rows, width, y, out, out_stride: n, accumulate: false });
+                dispatch(Products { x, rows, width, y, out, out_stride: n, accumulate: op.accumulate });
             }
         });
     });

@@ -55,6 +55,8 @@ pub(super) struct Product<'a, T> {
     pub corrections: Corrections<'a>,
     /// The factor of the sources' weights and biases.
     pub share: T,
+    /// What blocks that no source reaches begin with: rows as those of the output, or 0.
+    pub base: Option<Region>,
     /// Where tiles are computed; a thread's own scratch when there is none.
     pub target: Option<Region>,
     pub finish: Finish<'a>,
@@ -249,8 +251,15 @@ impl<T: Scalar> Tile<'_, T> {
             for task in first..last {
                 let (tile, stride) = self.place(block, task);
                 for k in 0..product.rows {
-                    // SAFETY: the tile is this job's own.
-                    unsafe { std::slice::from_raw_parts_mut(tile.add(k * stride), width) }.fill(T::ZERO);
+                    // SAFETY: the tile is this job's own, the base a declared region that is only read.
+                    unsafe {
+                        let own = std::slice::from_raw_parts_mut(tile.add(k * stride), width);
+                        let row = (block * product.tasks + task) * product.rows + k;
+                        match product.base {
+                            Some(rows) => own.copy_from_slice(self.base.slice(rows.offset + row * rows.width + from, width)),
+                            None => own.fill(T::ZERO),
+                        }
+                    }
                 }
             }
         }
