@@ -75,8 +75,11 @@ struct Gram {
     u32 piece;
     // 2^spread warps share products, each with its part of the width.
     u32 spread;
+    // Whether the output already holds a part of the result.
+    u32 begun;
+    u32 unused;
 };
-static_assert(sizeof(Gram) == 1080, "mirrored in Rust");
+static_assert(sizeof(Gram) == 1088, "mirrored in Rust");
 
 // With GROUP rows, 32 products.
 constexpr u32 WARP_COLUMNS = 4;
@@ -117,7 +120,7 @@ __device__ inline void add_products(float (&sum)[GROUP * WARP_COLUMNS], const fl
     }
 }
 
-// output[b, t, k, n] = x_b[t, k] . y[t, n]
+// output[b, t, k, n] = [output +] x_b[t, k] . y[t, n]
 //
 // Grid: x the tasks and, within each, the shares of columns, as many as a block has warps; y the groups of 8 rows; z the blocks.
 // A warp computes 8 x 4 products, its lanes spread over the width. Where there are few of them, several warps share them and
@@ -167,7 +170,8 @@ KERNEL(gram, Gram) {
     u32 k = lane / WARP_COLUMNS;
     u32 c = lane % WARP_COLUMNS;
     if (!idle && k < rows && c < columns) {
-        arena[op.output + ((u64)item * op.rows + first + k) * op.columns + op.y[0].column + start + c] = product;
+        float* out = arena + op.output + ((u64)item * op.rows + first + k) * op.columns + op.y[0].column + start + c;
+        *out = op.begun ? *out + product : product;
     }
 }
 

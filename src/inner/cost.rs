@@ -208,7 +208,7 @@ fn folded_end(spec: &NetworkSpec) -> Cost {
         let (before, later) = (s as f64 * k, (steps - 1.0 - s as f64) * k);
         if s > 0 {
             low_rank += before * (4.0 * m + 2.0 * k) + k * m;
-            low_rank += before * (3.0 * m + 2.0 * k + kq) - k * m;
+            low_rank += before * (4.0 * m + k + kq) - k * m;
         }
         low_rank += later * (4.0 * m + 2.0 * k + kq) + before * k + kq * kq + (k + 2.0 * kq) * m;
     }

@@ -139,10 +139,37 @@ pub fn low_rank<D: Device<f32>>(make: Make<'_, D>) {
         let scene = &mut Scene::new(50 + case as u64);
         let terms = Terms::new(scene, tasks, rows, width, counts);
         let output = scene.written(if counts.is_empty() { 2 } else { counts.len() } * tasks * rows, width);
+        let (base, gate, accumulate) = (None, None, false);
         compare!(scene, make, format!("{counts:?}"), |device, arena, T| {
             let corrections = corrections!(terms);
-            device.low_rank(arena, &LowRank { tasks, rows, corrections, output, base: None, gate: None, accumulate: false });
+            device.low_rank(arena, &LowRank { tasks, rows, base, corrections, gate, output, accumulate });
         });
+    }
+}
+
+/// The same added to rows, multiplied with an activation's derivative, added to what is there; of widths down to 1.
+pub fn low_rank_of_rows<D: Device<f32>>(make: Make<'_, D>) {
+    let counts = [vec![vec![5], vec![]], vec![vec![2; 70], vec![1]], vec![], vec![vec![5; 3], vec![4]]];
+    let shapes = [(3, 9, 131), (3, 5, 64), (1, 1, 1), (33, 5, 5), (40, 5, 128), (2, 17, 1)];
+    for (case, (tasks, rows, width)) in shapes.into_iter().enumerate() {
+        for (list, counts) in counts.iter().enumerate() {
+            for alignment in [1, 4].into_iter().take(1 + usize::from(width % 4 == 0)) {
+                let scene = &mut Scene::new(70 + (case * 10 + list) as u64);
+                scene.align(alignment);
+                let terms = Terms::new(scene, tasks, rows, width, counts);
+                let all = 2 * tasks * rows;
+                let base = (list != 3).then(|| scene.random(all, width));
+                let activation = super::products::ACTIVATIONS[case % 4];
+                let values = scene.random(all, width);
+                let gate = (case % 3 != 2).then_some(Gate { activation, values, blocks: &[1, 0] });
+                let accumulate = (case + list) % 2 == 0;
+                let output = scene.changed(all, width, accumulate);
+                compare!(scene, make, format!("{tasks} x {rows} rows of {width}, {counts:?}"), |device, arena, T| {
+                    let corrections = corrections!(terms);
+                    device.low_rank(arena, &LowRank { tasks, rows, base, corrections, gate, output, accumulate });
+                });
+            }
+        }
     }
 }
 
@@ -169,9 +196,10 @@ pub fn gram<D: Device<f32>>(make: Make<'_, D>) {
             scene.align(alignment);
             let x = scene.random(blocks * tasks * rows, width);
             let y: Vec<Region> = counts.iter().map(|count| scene.random(tasks * count, width)).collect();
-            let output = scene.written(x.rows, counts.iter().sum());
+            let accumulate = case % 3 == 1;
+            let output = scene.changed(x.rows, counts.iter().sum(), accumulate);
             compare!(scene, make, format!("gram {counts:?} of width {width}"), |device, arena, _T| {
-                device.gram(arena, &Gram { tasks, rows, x, y: &y, output, accumulate: false });
+                device.gram(arena, &Gram { tasks, rows, x, y: &y, output, accumulate });
             });
         }
     }

@@ -34,13 +34,14 @@ pub type TensorCheck<D> = fn(Make<'_, D>, MatrixPrecision);
 
 /// Those of tensor cores, by name and precision.
 pub fn on_tensor_cores<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixPrecision, TensorCheck<D>)> {
-    let checks: [(&str, TensorCheck<D>); 6] = [
+    let checks: [(&str, TensorCheck<D>); 7] = [
         ("linear_forward", products::linear_forward),
         ("linear_backward", products::linear_backward),
         ("adjoint_forward", products::adjoint_forward),
         ("adjoint_backward", products::adjoint_backward),
         ("outer_product", gradients::outer_product),
         ("golden_problems", learning::golden_rounded),
+        ("folded", learning::folded_in),
     ];
     let precisions = [MatrixPrecision::Tf32, MatrixPrecision::Bf16, MatrixPrecision::F16];
     let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
@@ -64,13 +65,14 @@ pub fn on_warpgroups<D: Device<f32> + Clone + 'static>() -> Vec<(String, MatrixP
     let precisions = [MatrixPrecision::Bf16, MatrixPrecision::F16];
     let each = checks.into_iter().flat_map(|check| precisions.map(|precision| (check, precision)));
     // In the precision that has corrections and inner products on tensor cores too.
-    let alone: [(&str, TensorCheck<D>); 6] = [
+    let alone: [(&str, TensorCheck<D>); 7] = [
         ("gram", chains::gram),
         ("chain_forward", chains::forward),
         ("chain_backward", chains::backward),
         ("chain_adjoint", chains::adjoint),
         ("chain_meta_steps", chains::meta_steps),
         ("golden_problems", learning::golden_rounded),
+        ("folded", learning::folded_in),
     ];
     let each = each.chain(alone.map(|check| (check, MatrixPrecision::Bf16)));
     each.map(|((name, check), precision)| (format!("warpgroups_{name}_{precision}"), precision, check)).collect()
@@ -89,6 +91,7 @@ pub fn all<D: Device<f32> + Clone + Send + 'static>() -> Vec<(&'static str, Chec
         ("many_corrections", corrections::many_corrections::<D>),
         ("gated_corrections", corrections::gated_corrections::<D>),
         ("low_rank", corrections::low_rank::<D>),
+        ("low_rank_of_rows", corrections::low_rank_of_rows::<D>),
         ("column_scale", arrays::column_scale::<D>),
         ("normalise", normalise::normalise::<D>),
         ("outer_product", |make| gradients::outer_product(make, MatrixPrecision::F32)),
@@ -111,6 +114,7 @@ pub fn all<D: Device<f32> + Clone + Send + 'static>() -> Vec<(&'static str, Chec
         ("golden_problems_dual", learning::golden_dual::<D>),
         ("golden_problems_materialised", learning::golden_materialised::<D>),
         ("golden_problems_resident", learning::golden_resident::<D>),
+        ("golden_problems_folded", learning::golden_folded::<D>),
         ("golden_problems_explained", learning::golden_explained::<D>),
         ("supervised_training", learning::supervised_training::<D>),
         ("video_training", learning::video_training::<D>),

@@ -175,11 +175,12 @@ pub fn replay_meta_steps() {
         ("materialised", InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Materialised, OuterKind::Sgd),
         ("inner Adam", InnerOptimizer::ADAM, Strategy::Materialised, adam),
         ("resident", InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Resident, adam),
+        ("folded", InnerOptimizer::Sgd { momentum: 0.5 }, Strategy::Folded, adam),
     ] {
         let inner = InnerConfig {
             optimizer,
             strategy: Some(strategy),
-            minibatch: (strategy != Strategy::Resident).then_some(3),
+            minibatch: (!matches!(strategy, Strategy::Resident | Strategy::Folded)).then_some(3),
             ..InnerConfig::new(Algorithm::Maml, 2)
         };
         let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner };
@@ -225,6 +226,9 @@ pub fn replay_meta_steps() {
     let config = SupervisedConfig { mlp: wider.clone(), ..config };
     let batches: Vec<_> = (0..STEPS).map(|step| numbers(step + 50, 3, 520)).collect();
     check("left out", &config, &[&wider], adam, (MatrixPrecision::Bf16, PLAIN), |step| supervised(&batches[step]));
+    let inner = InnerConfig { strategy: Some(Strategy::Folded), ..config.inner.clone() };
+    let config = SupervisedConfig { inner, ..config };
+    check("folded", &config, &[&wider], adam, (MatrixPrecision::Bf16, PLAIN), |step| supervised(&batches[step]));
     let generator = Mlp::with_hidden(3, &[5], 6, Activation::Relu, Activation::Tanh).unwrap();
     let discriminator = Mlp::with_hidden(6, &[4], 1, Activation::LeakyRelu, Activation::Linear).unwrap();
     let config = VideoConfig {

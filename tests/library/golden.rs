@@ -2,7 +2,7 @@
 
 use crate::reference as golden;
 
-use golden::{errors, has_dual_form, has_resident_form, name, problems, worst_of_phi};
+use golden::{errors, has_dual_form, has_folded_form, has_resident_form, name, problems, worst_of_phi};
 use innerloop::Strategy;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::problem::Problem;
@@ -15,6 +15,9 @@ fn check(strategy: Strategy, precision: &str, tolerance: f64) {
             continue; // its refusal is tested below
         }
         if strategy == Strategy::Resident && !has_resident_form(&path) {
+            continue; // as above
+        }
+        if strategy == Strategy::Folded && !has_folded_form(&path) {
             continue; // as above
         }
         let problem = Problem::read(&path).unwrap();
@@ -68,6 +71,30 @@ fn resident_in_double_precision() {
 #[test]
 fn resident_in_single_precision() {
     check(Strategy::Resident, "f32", 2e-5);
+}
+
+#[test]
+fn folded_in_double_precision() {
+    check(Strategy::Folded, "f64", 1e-9);
+}
+
+#[test]
+fn folded_in_single_precision() {
+    check(Strategy::Folded, "f32", 2e-5);
+}
+
+#[test]
+fn what_has_no_folded_form_is_refused() {
+    let mut refused = std::collections::BTreeSet::new();
+    for path in problems().into_iter().filter(|path| !has_folded_form(path)) {
+        let problem = Problem::read(&path).unwrap();
+        let message = problem.solve::<f64>(CpuDevice::new(1).unwrap(), Some(Strategy::Folded)).unwrap_err().to_string();
+        let reason = message.strip_prefix("strategy: folded with ").expect(&message);
+        assert!(reason.contains("auto") && !message.contains('\n'), "{message}");
+        refused.insert(reason.split(';').next().unwrap().to_owned());
+    }
+    // The video GAN, an activation, another algorithm, Adam, decay, meta-optimizers, learned rates, several query losses.
+    assert!(refused.len() >= 7, "{refused:?}");
 }
 
 #[test]

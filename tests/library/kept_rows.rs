@@ -70,11 +70,12 @@ fn meta_steps_on_kept_rows() {
         for minibatch in [None, Some(2)] {
             let inner = InnerConfig { strategy: Some(strategy), minibatch, ..InnerConfig::new(Algorithm::Maml, 2) };
             let what = format!("{strategy}, minibatches of {minibatch:?}");
-            if strategy != Strategy::Resident || minibatch.is_none() {
+            let whole_sets = matches!(strategy, Strategy::Resident | Strategy::Folded);
+            if !whole_sets || minibatch.is_none() {
                 let config = SupervisedConfig { mlp: mlp.clone(), loss: Loss::Mse, inner: inner.clone() };
                 check(&what, &config, &[&mlp], &inner, rows);
             }
-            if strategy != Strategy::Resident {
+            if !whole_sets {
                 let config = video(&generator, &discriminator, inner.clone());
                 check(&what, &config, &[&generator, &discriminator], &inner, clips);
             }

@@ -1,9 +1,9 @@
 //! Inner products of rows, what is made of them, and the weight gradient of many rows.
 
 use innerloop::Scalar;
-use innerloop::device::{Device, Gram, GramInner, LowRank, OuterProduct, OuterTerm};
+use innerloop::device::{Device, Gate, Gram, GramInner, LowRank, OuterProduct, OuterTerm};
 
-use crate::case::{Case, each, for_seeds};
+use crate::case::{ACTIVATIONS, Case, each, first, for_seeds};
 
 #[test]
 fn gram() {
@@ -14,13 +14,15 @@ fn gram() {
         let y: Vec<_> = counts.iter().map(|count| case.random(tasks * count, width)).collect();
         let n = counts.iter().sum();
         let x = case.random(blocks * tasks * rows, width);
-        let op = Gram { tasks, rows, x, y: &y, output: case.poisoned(blocks * tasks * rows, n), accumulate: false };
+        let accumulate = case.coin();
+        let op = Gram { tasks, rows, x, y: &y, output: case.output(x.rows, n, accumulate), accumulate };
         let image = case.image();
         let columns: Vec<_> = (0..y.len()).flat_map(|r| (0..counts[r]).map(move |i| (r, i))).collect();
         let expected = each([blocks, tasks, rows, n], |[b, t, k, column]| {
             let (r, i) = columns[column];
             let (row, other) = ((b * tasks + t) * rows + k, t * counts[r] + i);
-            (0..width).map(|c| image.at(x, row, c) * image.at(y[r], other, c)).sum()
+            let begun = if accumulate { image.at(op.output, row, column) } else { 0.0 };
+            begun + (0..width).map(|c| image.at(x, row, c) * image.at(y[r], other, c)).sum::<f64>()
         });
         case.judge("gram", 3e-6, &[(op.output, expected)], |d, arena| d.gram(arena, &op));
     }
@@ -64,10 +66,29 @@ fn low_rank() {
         let ((tasks, rows, blocks), (width, _)) = (case.rows(), case.widths());
         let terms = if seed == 0 { Vec::new() } else { case.terms(tasks, rows, blocks, width) };
         let corrections = case.corrections(tasks, rows, &terms, 1.0);
-        let output = case.poisoned(blocks * tasks * rows, width);
-        let image = case.image();
-        let expected = each([blocks, tasks, rows, width], |at| image.correction(&corrections, tasks, at));
-        let op = LowRank { tasks, rows, corrections, output, base: None, gate: None, accumulate: false };
+        let all = blocks * tasks * rows;
+        let (gated, activation, accumulate) = (case.coin(), case.pick(&ACTIVATIONS), case.coin());
+        let gate_count = case.pick(&[1, 2]);
+        let gate_blocks: Vec<_> = (0..blocks).map(|_| case.pick(&[0, gate_count - 1])).collect();
+        let values = case.values(gate_count * tasks * rows, width, activation);
+        let op = LowRank {
+            tasks,
+            rows,
+            base: case.coin().then(|| case.random(all, width)),
+            corrections,
+            gate: gated.then_some(Gate { activation, values, blocks: &gate_blocks }),
+            output: case.output(all, width, accumulate),
+            accumulate,
+        };
+        let (output, image) = (op.output, case.image());
+        let expected = each([blocks, tasks, rows, width], |[b, t, k, column]| {
+            let row = (b * tasks + t) * rows + k;
+            let base = op.base.map_or(0.0, |base| image.at(base, row, column));
+            let gate = image.at(values, (gate_blocks[b] * tasks + t) * rows + k, column);
+            let gate = if gated { first(activation, gate) } else { 1.0 };
+            let begun = if accumulate { image.at(output, row, column) } else { 0.0 };
+            begun + (base + image.correction(&op.corrections, tasks, [b, t, k, column])) * gate
+        });
         case.judge("low_rank", 3e-6, &[(output, expected)], |d, arena| d.low_rank(arena, &op));
     }
     for_seeds!(50, check);

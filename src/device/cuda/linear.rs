@@ -11,7 +11,8 @@ use super::tensor::{Choice, Kernels, operands};
 use super::thin;
 use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, wide};
 use crate::device::{
-    self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, MatrixPrecision, Region,
+    self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, LowRank, MatrixPrecision,
+    Region,
 };
 use crate::model::Activation;
 
@@ -421,6 +422,29 @@ pub(super) fn backward<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
             accumulate: false,
         },
     );
+}
+
+/// See [`LowRank`]: with a base, whose rows are ended as if they were a product's sums.
+pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &CudaArena<D>, op: &LowRank<'_>, base: Region) {
+    let (gate, shape) = (op.gate.as_ref(), (op.tasks, op.rows));
+    let of = Shape { tasks: op.tasks, rows: op.rows, output: op.output, shared: true, share: NOTHING };
+    let call = Product {
+        begun: op.accumulate.into(),
+        gate: gate.map_or(Gate::NONE, |gate| Gate::new(gate, of.blocks(), op.tasks * op.rows)),
+        gated: gate.is_some().into(),
+        operands: operands(device.precision),
+        ..of.product([Source::NONE; 2])
+    };
+    let (reads, writes) = ([base, gate.map_or(NOTHING, |gate| gate.values)], [op.output]);
+    arena.flush();
+    arena.admit(&reads, &writes);
+    let fits = low_rank::in_one_launch(&op.corrections);
+    let first = if fits { &op.corrections } else { &Corrections::NONE };
+    let rows = (Raw { offset: base.offset, parts: 1 }, op.output);
+    finish::finish(device, arena, Kernel::FinishBackward, call, first, shape, rows, (&reads, &writes));
+    if !fits {
+        apply_corrections(device, arena, &op.corrections, shape, op.output, gate, true);
+    }
 }
 
 /// See [`AdjointBackward`].

@@ -3,7 +3,7 @@
 use bytemuck::Zeroable;
 
 use super::driver::{Driver, Kernel};
-use super::{Arguments, CudaArena, CudaDevice, NOWHERE, activation_code, array, ended, narrow, wide};
+use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, array, ended, linear, narrow, wide};
 use crate::device::{self, Region};
 
 /// Blocks an operation may have: `BLOCKS` in `kernels/kernel.cuh`.
@@ -124,6 +124,8 @@ struct Gram {
     shares: u32,
     piece: u32,
     spread: u32,
+    begun: u32,
+    unused: u32,
 }
 
 #[repr(C)]
@@ -148,7 +150,7 @@ struct GramInner {
 
 super::arguments! {
     Corrections, 3160 => ApplyCorrections;
-    Gram, 1080 => Gram;
+    Gram, 1088 => Gram;
     GramInner, 3328 => GramInner;
 }
 
@@ -311,7 +313,7 @@ pub(super) fn extent(term: &device::Term, (tasks, rows): (usize, usize)) -> usiz
 /// the way, so the operation's scratch is not used.
 pub(super) fn apply_corrections<D: Driver>(
     device: &CudaDevice<D>,
-    arena: &mut CudaArena<D>,
+    arena: &CudaArena<D>,
     corrections: &device::Corrections<'_>,
     (tasks, rows): (usize, usize),
     output: Region,
@@ -345,15 +347,21 @@ pub(super) fn apply_corrections<D: Driver>(
 
 /// See [`device::LowRank`].
 pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::LowRank<'_>) {
-    arena.check(&[], &[op.output]);
-    if !apply_corrections(device, arena, &op.corrections, (op.tasks, op.rows), op.output, None, false) {
+    if let Some(base) = op.base {
+        linear::low_rank(device, arena, op, base);
+        return;
+    }
+    let (shape, gate) = ((op.tasks, op.rows), op.gate.as_ref());
+    arena.check(&[gate.map_or(NOTHING, |gate| gate.values)], &[op.output]);
+    let corrected = apply_corrections(device, arena, &op.corrections, shape, op.output, gate, op.accumulate);
+    if !corrected && !op.accumulate {
         array::fill(device, arena, op.output, 0.0);
     }
 }
 
 /// See [`device::Gram`].
 pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, op: &device::Gram<'_>) {
-    if ended::with_gram(device, arena, op) {
+    if !op.accumulate && ended::with_gram(device, arena, op) {
         return;
     }
     let (tasks, rows, width) = (op.tasks, op.rows, op.x.width);
@@ -379,6 +387,8 @@ pub(super) fn gram<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<D>, 
             shares: 0,
             piece: narrow(piece),
             spread: 0,
+            begun: op.accumulate.into(),
+            unused: 0,
         };
         for (factor, y) in call.y.iter_mut().zip(part) {
             let count = y.rows / tasks;
