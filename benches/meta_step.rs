@@ -135,7 +135,8 @@ fn operations(c: &mut Criterion) {
     };
     let mut group = c.benchmark_group("operation");
 
-    let products = Gram { tasks: TASKS, rows: ROWS, x: values[STEPS], y: &values[..STEPS], output: gram, accumulate: false };
+    let products =
+        Gram { tasks: TASKS, rows: ROWS, x: values[STEPS], y: &values[..STEPS], output: gram, accumulate: false };
     group.bench_function("gram", |b| b.iter(|| device.gram(&mut arena, &products)));
 
     let term = |step: usize| Term {

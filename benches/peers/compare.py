@@ -20,6 +20,7 @@ from running import commit, last_json, machine
 HERE = pathlib.Path(__file__).resolve().parent
 
 SEED = {"widths": "128,256,512,4096", "activations": "relu,relu,tanh", "shots": 5, "queries": 5}
+LINEAR = {"activations": "relu,relu,linear"}
 SINUSOID = {"widths": "1,40,40,1", "activations": "relu,relu,linear", "shots": 10, "queries": 10}
 VIDEO = {
     "widths": "272,256,512,2048", "activations": "relu,relu,tanh", "discriminator-widths": "512,256", "frames": 8,
@@ -33,6 +34,8 @@ SHAPES = [
     ("seed network", {**SEED, "tasks": 64, "steps": 5}, 15),
     ("sinusoid", {**SINUSOID, "tasks": 25, "steps": 1}, 4),
     ("sinusoid", {**SINUSOID, "tasks": 25, "steps": 5}, 4),
+    ("linear outputs", {**SEED, **LINEAR, "tasks": 16, "steps": 5}, None),
+    ("linear outputs", {**SEED, **LINEAR, "tasks": 64, "steps": 5}, None),
     ("video GAN", {**VIDEO, "tasks": 16, "steps": 1}, None),
     ("video GAN", {**VIDEO, "tasks": 16, "steps": 5}, None),
 ]

@@ -77,7 +77,7 @@ struct Compute {
     #[arg(long, default_value_t = 0, value_name = "N")]
     threads: usize,
     /// How adapted weights are represented: auto picks the cheaper form by its cost model
-    #[arg(long, default_value = "auto", value_parser = parse_strategy, value_name = "auto|dual|materialised|resident")]
+    #[arg(long, default_value = "auto", value_parser = parse_strategy, value_name = "auto|dual|materialised|resident|folded")]
     strategy: Choice,
     /// What to compute in: f32 anywhere; f64 on the CPU, with grad (its default) and bench; on a GPU also f32 with the
     /// operands of large matrix products rounded to tf32, bf16 or f16; auto is what is fastest: bf16 on a GPU, f32 on the CPU

@@ -115,7 +115,10 @@ impl<T: Scalar> Dual<T> {
             // A traced query has fewer columns than the region has room for.
             let output = Region { width: history * spec.forward_blocks * spec.support_rows, ..kept.aa[pass] };
             let y = &kept.values[..history * spec.forward_blocks];
-            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.rows(slot), x: input, y, output, accumulate: false });
+            device.gram(
+                arena,
+                &Gram { tasks: spec.tasks, rows: spec.rows(slot), x: input, y, output, accumulate: false },
+            );
         }
         let terms = match slot {
             Slot::Step(s) => &kept.forward[s],
@@ -204,7 +207,15 @@ impl<T: Scalar> Dual<T> {
         output: Region,
     ) {
         let corrections = self.corrections(&net.spec, (layer, 0), &self.layers[layer].descended[side as usize][step]);
-        let operation = LowRank { tasks: net.spec.tasks, rows: net.spec.support_rows, corrections, output, base: None, gate: None, accumulate: false };
+        let operation = LowRank {
+            tasks: net.spec.tasks,
+            rows: net.spec.support_rows,
+            corrections,
+            output,
+            base: None,
+            gate: None,
+            accumulate: false,
+        };
         device.low_rank(arena, &operation);
     }
 
@@ -228,7 +239,10 @@ impl<T: Scalar> Dual<T> {
             && step > 0
         {
             let y = &kept.values[..step * spec.forward_blocks];
-            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.support_rows, x, y, output: kept.ea[step], accumulate: false });
+            device.gram(
+                arena,
+                &Gram { tasks: spec.tasks, rows: spec.support_rows, x, y, output: kept.ea[step], accumulate: false },
+            );
         }
         let operation = AdjointForward {
             tasks: spec.tasks,
@@ -286,7 +300,10 @@ impl<T: Scalar> Dual<T> {
         if spec.moves(layer) && step > 0 {
             let y = &kept.deltas[..step * spec.forward_blocks];
             let x = net.tape.z(layer, Slot::Step(step));
-            device.gram(arena, &Gram { tasks: spec.tasks, rows: spec.support_rows, x, y, output: kept.zd[step], accumulate: false });
+            device.gram(
+                arena,
+                &Gram { tasks: spec.tasks, rows: spec.support_rows, x, y, output: kept.zd[step], accumulate: false },
+            );
         }
     }
 

@@ -34,8 +34,8 @@ use super::network::Network;
 use super::tape::{NetworkSpec, Slot, Tape};
 use crate::Scalar;
 use crate::device::{
-    AdjointBackward, ArenaPlan, Corrections, Device, Gate, Gram, GramView, Linear, LinearBackward, LinearForward, LowRank,
-    OuterProduct, OuterTerm, Region, Term,
+    AdjointBackward, ArenaPlan, Corrections, Device, Gate, Gram, GramView, Linear, LinearBackward, LinearForward,
+    LowRank, OuterProduct, OuterTerm, Region, Term,
 };
 use crate::model::Activation;
 

@@ -130,9 +130,7 @@ impl Layout {
         };
         let (square, inner_gradient) = (square(), square());
         let mut history = |first: usize, least: usize| -> Vec<Region> {
-            (0..steps)
-                .map(|s| plan.take(if s < least { 0 } else { rows }, s.saturating_sub(first) * support))
-                .collect()
+            (0..steps).map(|s| plan.take(if s < least { 0 } else { rows }, s.saturating_sub(first) * support)).collect()
         };
         let (aa, dd, ea, zd) = (history(0, 1), history(1, 2), history(0, 1), history(0, 1));
         let mut of_steps = |width| Steps::new(plan, steps, rows, width);
@@ -281,8 +279,7 @@ impl Lists {
         this.outer[1] = vec![(0..steps).map(|s| term(by_query(s), ONE, values[s])).collect()];
         this.outer_bias[0] = vec![(0..steps).map(|s| term(by_first(s), ONE, kept.ones[0])).collect()];
         this.outer_bias[1] = vec![(0..steps).map(|s| term(by_query(s), ONE, kept.ones[0])).collect()];
-        let [support, of_query] =
-            [spec.tasks * k, spec.tasks * kq].map(|rows| Region { rows, ..kept.products });
+        let [support, of_query] = [spec.tasks * k, spec.tasks * kq].map(|rows| Region { rows, ..kept.products });
         this.per_curvature = [
             vec![vec![term(plain(kept.sigma.of[0]), PER_CURVATURE, support)]],
             vec![vec![term(view(kept.query_units, kq, kq, 0), PER_CURVATURE, of_query)]],

@@ -86,7 +86,14 @@ fn forward_alike<T: Scalar, D: Device<T>>(
         rows.upload(device, &mut arena, changes, layer);
         let mut terms = vec![Term { gram: view(&pass, nothing), bias: Some(0), scale: 0, rows: rows.bias }];
         if rows.rank > 0 {
-            let gram = Gram { tasks, rows: pass.rows, x: pass.values[layer], y: &[rows.values], output: rows.products, accumulate: false };
+            let gram = Gram {
+                tasks,
+                rows: pass.rows,
+                x: pass.values[layer],
+                y: &[rows.values],
+                output: rows.products,
+                accumulate: false,
+            };
             device.gram(&mut arena, &gram);
             terms.push(Term { gram: view(&pass, rows.products), bias: None, scale: 0, rows: rows.deltas });
         }

@@ -1,7 +1,7 @@
-//! The inner loop and its exact transpose, in three forms that give the same numbers.
+//! The inner loop and its exact transpose, in forms that give the same numbers.
 //!
 //! `tape` holds the rows of every step, `learned` the rates that the device learns by itself, `dual` and `materialised` say how the adapted weights are represented, `rule` how
-//! the latter move, `normalised` what batch normalisation adds to either, and `resident` hands the whole loop to the device;
+//! the latter move, `folded` what takes the dual form's last layer's place where it is linear, `normalised` what batch normalisation adds to either, and `resident` hands the whole loop to the device;
 //! `network` puts them together for one network, `supervised` and `gan` are the two objectives' loops.
 
 mod change;

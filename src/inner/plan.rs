@@ -4,8 +4,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 
 use super::cost::{self, Cost};
-use super::{folded_layer, resident};
 use super::tape::NetworkSpec;
+use super::{folded_layer, resident};
 use crate::device::{CostFactors, Device};
 use crate::meta::{InnerConfig, RateKind};
 use crate::{Error, Result, Scalar};

@@ -113,7 +113,10 @@ fn taken<T: Scalar, D: Device<T>>(device: &D, arena: &mut D::Arena, layer: &Laye
 
 fn products<T: Scalar, D: Device<T>>(device: &D, arena: &mut D::Arena, (tasks, rows): (usize, usize), layer: &Layer) {
     if !layer.y.is_empty() {
-        device.gram(arena, &Gram { tasks, rows, x: layer.output, y: &layer.y, output: layer.products, accumulate: false });
+        device.gram(
+            arena,
+            &Gram { tasks, rows, x: layer.output, y: &layer.y, output: layer.products, accumulate: false },
+        );
     }
 }
 

@@ -256,7 +256,9 @@ impl<T: Scalar> Tile<'_, T> {
                         let own = std::slice::from_raw_parts_mut(tile.add(k * stride), width);
                         let row = (block * product.tasks + task) * product.rows + k;
                         match product.base {
-                            Some(rows) => own.copy_from_slice(self.base.slice(rows.offset + row * rows.width + from, width)),
+                            Some(rows) => {
+                                own.copy_from_slice(self.base.slice(rows.offset + row * rows.width + from, width))
+                            }
                             None => own.fill(T::ZERO),
                         }
                     }

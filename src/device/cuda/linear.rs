@@ -11,8 +11,8 @@ use super::tensor::{Choice, Kernels, operands};
 use super::thin;
 use super::{Arguments, CudaArena, CudaDevice, NOTHING, NOWHERE, activation_code, blocks_of, narrow, wide};
 use crate::device::{
-    self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, LowRank, MatrixPrecision,
-    Region,
+    self, AdjointBackward, AdjointForward, Corrections, Linear, LinearBackward, LinearForward, LowRank,
+    MatrixPrecision, Region,
 };
 use crate::model::Activation;
 
