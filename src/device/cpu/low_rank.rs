@@ -71,7 +71,7 @@ pub(super) struct Apply<'a, T> {
 
 impl<T: Scalar> Apply<'_, T> {
     #[inline(always)]
-    pub fn run<const FMA: bool>(self) {
+    pub fn run<const FMA: bool, const WIDE: bool>(self) {
         self.offsets.clear();
         for term in &self.corrections.blocks[self.block] {
             let count = term.rows.rows / self.tasks;
@@ -98,12 +98,12 @@ impl<T: Scalar> Apply<'_, T> {
                 let tile = self.tile.add(row * self.tile_stride);
                 let coefficients = coefficients.add(row * n);
                 match size {
-                    1 => strip::<T, 1, FMA>(tile, self.tile_stride, width, coefficients, &rows),
-                    2 => strip::<T, 2, FMA>(tile, self.tile_stride, width, coefficients, &rows),
-                    3 => strip::<T, 3, FMA>(tile, self.tile_stride, width, coefficients, &rows),
-                    4 => strip::<T, 4, FMA>(tile, self.tile_stride, width, coefficients, &rows),
-                    5 => strip::<T, 5, FMA>(tile, self.tile_stride, width, coefficients, &rows),
-                    _ => strip::<T, 6, FMA>(tile, self.tile_stride, width, coefficients, &rows),
+                    1 => strip::<T, 1, FMA, WIDE>(tile, self.tile_stride, width, coefficients, &rows),
+                    2 => strip::<T, 2, FMA, WIDE>(tile, self.tile_stride, width, coefficients, &rows),
+                    3 => strip::<T, 3, FMA, WIDE>(tile, self.tile_stride, width, coefficients, &rows),
+                    4 => strip::<T, 4, FMA, WIDE>(tile, self.tile_stride, width, coefficients, &rows),
+                    5 => strip::<T, 5, FMA, WIDE>(tile, self.tile_stride, width, coefficients, &rows),
+                    _ => strip::<T, 6, FMA, WIDE>(tile, self.tile_stride, width, coefficients, &rows),
                 }
             }
             row += size;
@@ -119,7 +119,7 @@ pub(super) struct Rows<'a, T> {
 
 /// `tile[K, width] += coefficients[K, n] @ rows[n, width]`.
 #[inline(always)]
-unsafe fn strip<T: Scalar, const K: usize, const FMA: bool>(
+unsafe fn strip<T: Scalar, const K: usize, const FMA: bool, const WIDE: bool>(
     tile: *mut T,
     stride: usize,
     width: usize,
@@ -127,17 +127,19 @@ unsafe fn strip<T: Scalar, const K: usize, const FMA: bool>(
     rows: &Rows<'_, T>,
 ) {
     let mut c = 0;
+    // As many columns at once as 6 rows of them have registers for.
+    let most = if WIDE { 32 } else { 64 / size_of::<T>() };
     // SAFETY: columns `c..c + W` stay below `width`.
     unsafe {
-        while c + 32 <= width {
+        while most >= 32 && c + 32 <= width {
             columns_of::<T, K, 32, FMA>(tile.add(c), stride, c, coefficients, rows);
             c += 32;
         }
-        if c + 16 <= width {
+        while most >= 16 && c + 16 <= width {
             columns_of::<T, K, 16, FMA>(tile.add(c), stride, c, coefficients, rows);
             c += 16;
         }
-        if c + 8 <= width {
+        while c + 8 <= width {
             columns_of::<T, K, 8, FMA>(tile.add(c), stride, c, coefficients, rows);
             c += 8;
         }
@@ -219,19 +221,19 @@ impl<T: Scalar> Kernel for Products<'_, T> {
         let mut row = 0;
         while row < self.rows {
             let size = group.min(self.rows - row);
-            for column in (0..n).step_by(4) {
-                let y = Rows { base: self.y.base, offsets: &self.y.offsets[column..n.min(column + 4)] };
+            // As many sums as there are registers.
+            let columns = if WIDE { 4 } else { 2 };
+            for column in (0..n).step_by(columns) {
+                let y = Rows { base: self.y.base, offsets: &self.y.offsets[column..n.min(column + columns)] };
                 // SAFETY: rows `row..row + size` of x and of the output exist; every y has `width` elements.
                 unsafe {
                     let x = self.x.add(row * self.width);
                     let out = self.out.add(row * self.out_stride + column);
                     let out = Sums { out, stride: self.out_stride, accumulate: self.accumulate };
-                    match size {
-                        1 => patch::<T, 1, FMA>(x, self.width, &y, &out),
-                        2 => patch::<T, 2, FMA>(x, self.width, &y, &out),
-                        3 => patch::<T, 3, FMA>(x, self.width, &y, &out),
-                        4 => patch::<T, 4, FMA>(x, self.width, &y, &out),
-                        _ => patch::<T, 5, FMA>(x, self.width, &y, &out),
+                    if WIDE {
+                        patches::<T, 4, 16, FMA>(size, x, self.width, &y, &out);
+                    } else {
+                        patches::<T, 2, 8, FMA>(size, x, self.width, &y, &out);
                     }
                 }
             }
@@ -247,28 +249,58 @@ struct Sums<T> {
     accumulate: bool,
 }
 
-/// The sum of 16 numbers, by halves.
+/// The sum of W numbers, a power of two, by halves.
 #[inline(always)]
-fn sum_of<T: Scalar>(v: [T; 16]) -> T {
-    let v: [T; 8] = std::array::from_fn(|i| v[i] + v[i + 8]);
-    let v: [T; 4] = std::array::from_fn(|i| v[i] + v[i + 4]);
-    (v[0] + v[2]) + (v[1] + v[3])
+fn sum_of<T: Scalar, const W: usize>(mut v: [T; W]) -> T {
+    let mut half = W / 2;
+    while half > 0 {
+        for i in 0..half {
+            v[i] += v[i + half];
+        }
+        half /= 2;
+    }
+    v[0]
 }
 
-/// Up to K x 4 inner products at once.
+/// [`patch`] of `rows` rows, up to 5.
 #[inline(always)]
-unsafe fn patch<T: Scalar, const K: usize, const FMA: bool>(x: *const T, width: usize, y: &Rows<'_, T>, out: &Sums<T>) {
-    const W: usize = 16;
+unsafe fn patches<T: Scalar, const N: usize, const W: usize, const FMA: bool>(
+    rows: usize,
+    x: *const T,
+    width: usize,
+    y: &Rows<'_, T>,
+    out: &Sums<T>,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match rows {
+            1 => patch::<T, 1, N, W, FMA>(x, width, y, out),
+            2 => patch::<T, 2, N, W, FMA>(x, width, y, out),
+            3 => patch::<T, 3, N, W, FMA>(x, width, y, out),
+            4 => patch::<T, 4, N, W, FMA>(x, width, y, out),
+            _ => patch::<T, 5, N, W, FMA>(x, width, y, out),
+        }
+    }
+}
+
+/// Up to K x N inner products at once, W numbers at a time.
+#[inline(always)]
+unsafe fn patch<T: Scalar, const K: usize, const N: usize, const W: usize, const FMA: bool>(
+    x: *const T,
+    width: usize,
+    y: &Rows<'_, T>,
+    out: &Sums<T>,
+) {
     // A missing column repeats the last one: its products are computed and dropped.
     let last = y.offsets.len() - 1;
-    let y: [*const T; 4] = std::array::from_fn(|i| y.base.at(y.offsets[i.min(last)]).cast_const());
-    let mut sums = [[[T::ZERO; W]; 4]; K];
+    let y: [*const T; N] = std::array::from_fn(|i| y.base.at(y.offsets[i.min(last)]).cast_const());
+    let mut sums = [[[T::ZERO; W]; N]; K];
     let accumulate = out.accumulate;
     let whole = width - width % W;
     // SAFETY: the caller's promise.
     unsafe {
         for c in (0..whole).step_by(W) {
-            let columns: [[T; W]; 4] = std::array::from_fn(|i| *y[i].add(c).cast::<[T; W]>());
+            let columns: [[T; W]; N] = std::array::from_fn(|i| *y[i].add(c).cast::<[T; W]>());
             for (k, sum) in sums.iter_mut().enumerate() {
                 let values = *x.add(k * width + c).cast::<[T; W]>();
                 for (s, column) in sum.iter_mut().zip(&columns) {

@@ -310,7 +310,7 @@ impl<T: Scalar> Kernel for Tile<'_, T> {
                         tile_stride,
                         offsets: self.offsets,
                     };
-                    apply.run::<FMA>();
+                    apply.run::<FMA, WIDE>();
                 }
                 let columns = Columns { from, to, rows: product.rows };
                 product.finish.apply(self.base, (product.tasks, block, task), columns, tile, tile_stride);
