@@ -174,6 +174,8 @@ fn operations_of_a_large_network() {
         };
         supervised(&format!("large, {strategy}"), &mlp, &inner);
     }
+    let inner = InnerConfig { strategy: Some(Strategy::Folded), ..InnerConfig::new(Algorithm::Maml, 3) };
+    supervised("large, folded", &mlp, &inner);
 }
 
 fn the_video_gan() {

@@ -9,9 +9,8 @@
 
 use std::cell::Cell;
 
-use super::change::{LayerChange, LowRankChange};
 use super::coefficients::Rule;
-use super::dual_layer::{Layer, Terms, bias_index, pass, share_index};
+use super::dual_layer::{Layer, Terms, pass, share_index};
 use super::dual_rates::Tables;
 use super::folded::Folded;
 use super::network::Network;
@@ -336,7 +335,7 @@ impl<T: Scalar> Dual<T> {
     }
 
     /// Writes one layer of the network's gradient.
-    fn outer_product<D: Device<T>>(
+    pub(super) fn outer_product<D: Device<T>>(
         &self,
         net: &Network<T>,
         device: &D,
@@ -351,87 +350,5 @@ impl<T: Scalar> Dual<T> {
         } else {
             device.outer_product(arena, &OuterProduct { tasks: net.spec.tasks, terms, layer: out, accumulate: false });
         }
-    }
-
-    /// What the steps have made of one task's parameters.
-    pub fn change<D: Device<T>>(
-        &self,
-        net: &Network<T>,
-        device: &D,
-        arena: &D::Arena,
-        task: usize,
-    ) -> LowRankChange<T> {
-        let spec = &net.spec;
-        let layers = self.layers.iter().enumerate().map(|(index, layer)| {
-            let (inputs, outputs) = (spec.mlp.widths()[index], spec.mlp.widths()[index + 1]);
-            let scales = self.tables.read(device, arena, index);
-            let share = share_index(spec, index, spec.steps).map_or(T::ONE, |place| scales[place]);
-            let mut change =
-                LayerChange { share, deltas: Vec::new(), values: Vec::new(), bias: vec![T::ZERO; outputs] };
-            let blocks = if spec.moves(index) { layer.deltas.len() } else { 0 };
-            let append = |from: Region, to: &mut Vec<T>| {
-                let start = to.len();
-                to.resize(start + spec.support_rows * from.width, T::ZERO);
-                let rows = from.rows(task * spec.support_rows, spec.support_rows);
-                device.download(arena, rows, &mut to[start..]);
-            };
-            for block in 0..blocks {
-                let step = block / spec.forward_blocks;
-                let scale = scales[spec.steps * spec.steps + step];
-                let bias = scales[bias_index(spec.steps, step)];
-                let start = change.deltas.len();
-                append(layer.deltas[block], &mut change.deltas);
-                append(layer.values[block], &mut change.values);
-                for row in change.deltas[start..].chunks_exact_mut(outputs) {
-                    for (delta, sum) in row.iter_mut().zip(&mut change.bias) {
-                        *delta *= scale;
-                        *sum += *delta * bias;
-                    }
-                }
-            }
-            if spec.mlp.batch_norm(index).is_some() {
-                // No step moves what comes after it: what the share takes of it is given back.
-                let range = spec.mlp.bias_range(index);
-                device.download(arena, net.parameters.elements(range.start, range.len()), &mut change.bias);
-                change.bias.iter_mut().for_each(|bias| *bias *= T::ONE - share);
-            }
-            debug_assert_eq!(change.values.len() * outputs, change.deltas.len() * inputs);
-            change
-        });
-        LowRankChange::new(&spec.mlp, layers.collect()).expect("rows of the network's own passes")
-    }
-
-    pub fn adapted<D: Device<T>>(
-        &self,
-        net: &Network<T>,
-        device: &D,
-        arena: &mut D::Arena,
-        task: usize,
-        out: &mut [T],
-    ) {
-        let spec = &net.spec;
-        for (index, layer) in self.layers.iter().enumerate() {
-            let scales = self.tables.read(device, arena, index);
-            let last = &scales[spec.steps * spec.steps..];
-            let mut terms = Vec::new();
-            if spec.moves(index) {
-                for (i, (p, q)) in layer.deltas.iter().zip(&layer.values).enumerate() {
-                    let rows = |r: &Region| r.rows(task * spec.support_rows, spec.support_rows);
-                    let scale = last[i / spec.forward_blocks];
-                    let bias = scales[bias_index(spec.steps, i / spec.forward_blocks)];
-                    terms.push(OuterTerm { p: rows(p), q: rows(q), bias, blocks: 1, scale, share: None });
-                }
-            }
-            self.outer_product(net, device, arena, index, &terms);
-            let share = share_index(spec, index, spec.steps).map_or(T::ONE, |place| scales[place]);
-            let [from, to] = [net.parameters, net.gradient].map(|flat| spec.layer_parameters(flat, index));
-            device.add_scaled(arena, from, share, to);
-        }
-        if let Some(folded) = &self.folded {
-            folded.displacement_of(net, device, arena, task);
-            let [from, to] = [net.parameters, net.gradient].map(|flat| spec.layer_parameters(flat, spec.layers() - 1));
-            device.add_scaled(arena, from, T::ONE, to);
-        }
-        device.download(arena, net.gradient, out);
     }
 }

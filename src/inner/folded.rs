@@ -34,24 +34,24 @@ use super::network::Network;
 use super::tape::{NetworkSpec, Slot, Tape};
 use crate::Scalar;
 use crate::device::{
-    AdjointBackward, ArenaPlan, Corrections, Device, Gate, Gram, GramView, Linear, LinearBackward, LinearForward,
-    LowRank, OuterProduct, OuterTerm, Region, Term,
+    AdjointBackward, ArenaPlan, Corrections, Device, Gate, Gram, Linear, LinearBackward, LinearForward, LowRank,
+    OuterProduct, OuterTerm, Region,
 };
 use crate::model::Activation;
 
 /// See the module.
 pub(super) struct Folded<T> {
-    layer: usize,
+    pub(super) layer: usize,
     /// The layer's inputs, by step.
-    inputs: Vec<Region>,
+    pub(super) inputs: Vec<Region>,
     /// c.
     curvature: f64,
-    kept: Layout,
+    pub(super) kept: Layout,
     lists: Lists,
     sums: Sums<T>,
     /// The factors of all corrections, what the host has put there last, and whether that and the constants are there.
     factors: Region,
-    values: Vec<T>,
+    pub(super) values: Vec<T>,
     there: bool,
     constants: bool,
     coefficients: Coefficients,
@@ -131,7 +131,7 @@ impl<T: Scalar> Folded<T> {
         device.fill(arena, kept.a.of[0], T::ZERO);
     }
 
-    fn corrections<'a>(&'a self, terms: &'a Terms) -> Corrections<'a> {
+    pub(super) fn corrections<'a>(&'a self, terms: &'a Terms) -> Corrections<'a> {
         let any = terms.iter().any(|block| !block.is_empty());
         let blocks: &[_] = if any { terms } else { &[] };
         Corrections { share: None, blocks, scales: self.factors, scratch: self.scratch }
@@ -167,7 +167,7 @@ impl<T: Scalar> Folded<T> {
     }
 
     /// The layer's weights, with no bias.
-    fn weights(&self, net: &Network<T>) -> Linear {
+    pub(super) fn weights(&self, net: &Network<T>) -> Linear {
         Linear { bias: self.kept.no_bias.offset, ..net.shared_layer(self.layer) }
     }
 
@@ -381,34 +381,5 @@ impl<T: Scalar> Folded<T> {
         };
         device.linear_forward(arena, &operation);
         device.add_scaled(arena, kept.row, T::ONE, Region { offset: out.bias, ..kept.row });
-    }
-
-    /// What the steps have made of one task's weights, to the network's region of gradients.
-    pub fn displacement_of<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, task: usize) {
-        let (spec, kept) = (&net.spec, &self.kept);
-        let (steps, rows) = (spec.steps, spec.support_rows);
-        let own = |region: Region| region.rows(task * rows, rows);
-        let mut terms = Vec::new();
-        for step in 0..steps {
-            let sigma = own(kept.sigma.of[step]);
-            let gram = GramView { offset: sigma.offset, task_stride: 0, row_stride: rows, column_stride: 1 };
-            let delta = own(net.tape.delta(self.layer, Slot::Step(0)));
-            let term = vec![vec![Term { gram, bias: None, scale: PER_CURVATURE, rows: delta }]];
-            let operation = LinearForward {
-                tasks: 1,
-                rows,
-                input: own(kept.a.of[step]),
-                layer: self.weights(net),
-                corrections: self.corrections(&term),
-                activation: Activation::Linear,
-                output: kept.residuals.of[step],
-            };
-            device.linear_forward(arena, &operation);
-            let scale = self.values[coefficient(spec, steps, step)];
-            let (p, q) = (kept.residuals.of[step], own(self.inputs[step]));
-            terms.push(OuterTerm { p, q, bias: T::ONE, blocks: 1, scale, share: None });
-        }
-        let layer = Network::<T>::layer_at(spec, net.gradient.offset, 0, self.layer);
-        device.outer_product(arena, &OuterProduct { tasks: 1, terms: &terms, layer, accumulate: false });
     }
 }

@@ -18,6 +18,7 @@ mod learned;
 mod materialised;
 mod network;
 mod normalised;
+mod one_task;
 mod plan;
 mod resident;
 mod rule;

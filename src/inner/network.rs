@@ -492,8 +492,8 @@ impl<T: Scalar> Network<T> {
     /// What the steps have made of one task's parameters; nothing in forms that do not hold it.
     pub fn change<D: Device<T>>(&self, device: &D, arena: &D::Arena, task: usize) -> Option<LowRankChange<T>> {
         match &self.form {
-            Form::Dual(dual) if dual.folded.is_none() => Some(dual.change(self, device, arena, task)),
-            _ => None,
+            Form::Dual(dual) => Some(dual.change(self, device, arena, task)),
+            Form::Materialised(_) | Form::Resident(_) => None,
         }
     }
 

@@ -210,7 +210,7 @@ impl Problem {
             let of_tracer: Vec<_> = tasks.map(|t| tracer.adapted(i, t).unwrap().values().to_vec()).collect();
             let error = distance(&of_learner.concat(), &of_tracer.concat());
             assert!(error <= 1e-12, "a tracer adapts otherwise than a learner: {error:e}");
-            if self.inner().strategy == Some(Form::Dual) {
+            if matches!(self.inner().strategy, Some(Form::Dual | Form::Folded)) {
                 self.check_changes(&learner, i, &of_learner);
             }
             adapted.push(of_learner);
