@@ -21,6 +21,7 @@ HERE = pathlib.Path(__file__).resolve().parent
 
 SEED = {"widths": "128,256,512,4096", "activations": "relu,relu,tanh", "shots": 5, "queries": 5}
 WIDE = {**SEED, "widths": "128,256,512,65536"}
+LINEAR = {"activations": "relu,relu,linear"}
 SINUSOID = {"widths": "1,40,40,1", "activations": "relu,relu,linear", "shots": 10, "queries": 10}
 VIDEO = {
     "widths": "272,256,512,2048", "activations": "relu,relu,tanh", "discriminator-widths": "512,256", "frames": 8,
@@ -38,6 +39,8 @@ SHAPES = [
     ("sinusoid", {**SINUSOID, "tasks": 25, "steps": 5}, ["f32"], ["jax"], 15),
     ("sinusoid", {**SINUSOID, "tasks": 4096, "steps": 1}, ["f32"], ["jax"], 15),
     ("sinusoid", {**SINUSOID, "tasks": 4096, "steps": 5}, ["f32"], ["jax"], 15),
+    ("linear outputs", {**SEED, **LINEAR, "tasks": 256, "steps": 5}, ["bf16"], ["jax"], None),
+    ("linear outputs", {**SEED, **LINEAR, "tasks": 1024, "steps": 5}, ["bf16"], ["jax"], None),
     ("65536 outputs", {**WIDE, "tasks": 256, "steps": 5}, ["bf16"], ["jax"], None),
 ]
 

@@ -112,7 +112,7 @@ impl<T: Scalar> Folded<T> {
             self.put_constants(device, arena);
             self.constants = true;
         }
-        let weight = parameters.elements(spec.mlp.weight_range(self.layer).start, 0).offset;
+        let weight = parameters.offset + spec.mlp.weight_range(self.layer).start;
         let square = self.kept.square;
         let rows = Region { offset: weight, rows: spec.mlp.outputs(), width: square.inputs };
         let scale = T::from_f64(self.curvature);
@@ -137,20 +137,15 @@ impl<T: Scalar> Folded<T> {
         Corrections { share: None, blocks, scales: self.factors, scratch: self.scratch }
     }
 
-    /// `output (+)= (base + terms) * act'(gate)`.
-    #[allow(clippy::too_many_arguments)]
-    fn combine<D: Device<T>>(
-        &self,
-        device: &D,
-        arena: &mut D::Arena,
+    /// `output = base + terms`.
+    fn sum<'a>(
+        &'a self,
         (tasks, rows): (usize, usize),
         base: Option<Region>,
-        terms: &Terms,
-        gate: Option<Gate<'_>>,
+        terms: &'a Terms,
         output: Region,
-    ) {
-        let corrections = self.corrections(terms);
-        device.low_rank(arena, &LowRank { tasks, rows, base, corrections, gate, output, accumulate: false });
+    ) -> LowRank<'a> {
+        LowRank { tasks, rows, base, corrections: self.corrections(terms), gate: None, output, accumulate: false }
     }
 
     /// Inner products of coordinates with images: the sum of all these.
@@ -189,9 +184,9 @@ impl<T: Scalar> Folded<T> {
             Slot::Step(0) => device.linear_forward(arena, &output(input, &lists.sigma[0])),
             Slot::Step(s) => {
                 Self::products(device, arena, shape, &[(input, before)], kept.aa[s]);
-                self.combine(device, arena, shape, Some(input), &lists.a[s], None, kept.a.of[s]);
+                device.low_rank(arena, &self.sum(shape, Some(input), &lists.a[s], kept.a.of[s]));
                 let first = Some(kept.sigma.of[0]);
-                self.combine(device, arena, shape, first, &lists.sigma[s], None, kept.sigma.of[s]);
+                device.low_rank(arena, &self.sum(shape, first, &lists.sigma[s], kept.sigma.of[s]));
                 let operation = LinearForward {
                     tasks,
                     rows,
@@ -205,8 +200,8 @@ impl<T: Scalar> Folded<T> {
             }
             Slot::Query { .. } => {
                 Self::products(device, arena, shape, &[(input, before)], kept.query_aa);
-                self.combine(device, arena, shape, Some(input), &lists.query_a, None, kept.query_a);
-                self.combine(device, arena, shape, None, &lists.query_sigma, None, kept.query_sigma);
+                device.low_rank(arena, &self.sum(shape, Some(input), &lists.query_a, kept.query_a));
+                device.low_rank(arena, &self.sum(shape, None, &lists.query_sigma, kept.query_sigma));
                 device.linear_forward(arena, &output(kept.query_a, &lists.query));
             }
         }
@@ -227,7 +222,10 @@ impl<T: Scalar> Folded<T> {
         match slot {
             Slot::Step(0) => {
                 self.image(net, device, arena, slot, kept.images.of[0], kept.first.of[0]);
-                self.combine(device, arena, shape, Some(kept.images.of[0]), &lists.backward[0], gate, output);
+                device.low_rank(
+                    arena,
+                    &LowRank { gate, ..self.sum(shape, Some(kept.images.of[0]), &lists.backward[0], output) },
+                );
             }
             Slot::Step(s) => {
                 let (a, sigma) = (kept.a.of[s], kept.sigma.of[s]);
@@ -238,7 +236,8 @@ impl<T: Scalar> Folded<T> {
                     let with_others = [(a, &images[1..s]), (sigma, &first[1..s])];
                     Self::products(device, arena, shape, &with_others, kept.dd[s]);
                 }
-                self.combine(device, arena, shape, Some(images[s]), &lists.backward[s], gate, output);
+                device
+                    .low_rank(arena, &LowRank { gate, ..self.sum(shape, Some(images[s]), &lists.backward[s], output) });
             }
             Slot::Query { .. } => {
                 self.image(net, device, arena, slot, kept.query_image, kept.query_first);
@@ -247,7 +246,7 @@ impl<T: Scalar> Folded<T> {
                 let of_query = [(kept.a.all, &[kept.query_image][..]), (kept.sigma.all, &[kept.query_first])];
                 Self::products(device, arena, support, &of_query, kept.query.all);
                 let terms = &lists.query_backward;
-                self.combine(device, arena, shape, Some(kept.query_image), terms, gate, output);
+                device.low_rank(arena, &LowRank { gate, ..self.sum(shape, Some(kept.query_image), terms, output) });
             }
         }
     }
@@ -279,7 +278,7 @@ impl<T: Scalar> Folded<T> {
         let deltas = [net.tape.delta(self.layer, Slot::Step(0))];
         Self::products(device, arena, shape, &[(delta, &deltas)], products);
         let terms = &self.lists.per_curvature[usize::from(slot != Slot::Step(0))];
-        self.combine(device, arena, shape, None, terms, None, first);
+        device.low_rank(arena, &self.sum(shape, None, terms, first));
     }
 
     /// The cotangents of a step's deltas.
@@ -296,7 +295,7 @@ impl<T: Scalar> Folded<T> {
             (None, &lists.up_kappa[step], &kept.cotangent_kappa),
         ];
         for (base, terms, to) in of {
-            self.combine(device, arena, shape, base, terms, None, to.of[step]);
+            device.low_rank(arena, &self.sum(shape, base, terms, to.of[step]));
         }
     }
 
@@ -342,8 +341,8 @@ impl<T: Scalar> Folded<T> {
         let (support_shape, query_shape) = ((spec.tasks, spec.support_rows), (spec.tasks, spec.query_rows));
         let bases = [(None, None), (Some(net.tape.values(self.layer, query)), Some(kept.ones[1]))];
         for (i, (shape, (base, bias_base))) in [support_shape, query_shape].into_iter().zip(bases).enumerate() {
-            self.combine(device, arena, shape, base, &lists.outer[i], None, kept.outer[i]);
-            self.combine(device, arena, shape, bias_base, &lists.outer_bias[i], None, kept.outer_bias[i]);
+            device.low_rank(arena, &self.sum(shape, base, &lists.outer[i], kept.outer[i]));
+            device.low_rank(arena, &self.sum(shape, bias_base, &lists.outer_bias[i], kept.outer_bias[i]));
         }
         let sum = |arena: &mut D::Arena, terms: &[OuterTerm<T>], layer: Linear, accumulate: bool| {
             device.outer_product(arena, &OuterProduct { tasks: spec.tasks, terms, layer, accumulate });

@@ -223,6 +223,7 @@ pub fn plans_go_by_the_gpu() {
     let seed = [128, 256, 512, 4096];
     for (widths, shots, tasks, steps, precision, expected) in [
         (&seed[..], 5, 64, 5, Bf16, Strategy::Dual),
+        (&seed[..], 5, 1024, 5, Bf16, Strategy::Folded),
         (&seed[..], 5, 16, 1, F32, Strategy::Dual),
         (&[1, 40, 40, 1], 10, 25, 1, F32, Strategy::Resident),
         (&[1, 40, 40, 1], 10, 25, 5, Bf16, Strategy::Resident),
