@@ -152,11 +152,13 @@ fn dual_layer(spec: &NetworkSpec, index: usize) -> Cost {
     let mut cost = Cost::default();
     let Layer { inputs, outputs, weights, forward, backward, cotangents, down, moves } = Layer::new(spec, index);
     let query_backward = if backward > 0.0 { backward } else { down };
-    let passes = steps as f64 * support * (forward + backward) + queries * query * (forward + query_backward);
+    // Of rows that are the same in every step.
+    let times = if spec.is_steady(index) { steps.min(1) } else { steps };
+    let passes = times as f64 * support * (forward + backward) + queries * query * (forward + query_backward);
     cost.shared += 2.0 * weights * passes;
     // Both the inner products and their application touch every correction row once.
     let correction = |rows: f64, n: f64| if moves { 2.0 * rows * n * (inputs + outputs) } else { 0.0 };
-    for s in 0..steps {
+    for s in 0..times {
         cost.low_rank += correction(support * (forward + backward), history(s));
     }
     for slot in spec.queries() {
@@ -164,7 +166,7 @@ fn dual_layer(spec: &NetworkSpec, index: usize) -> Cost {
     }
     let mut gradient_rows = queries * forward * query;
     if spec.second_order {
-        for s in 0..steps {
+        for s in 0..times {
             let up = if moves { cotangents } else { 0.0 };
             cost.shared += 2.0 * weights * support * (up + down);
             cost.low_rank += correction(support * (up + down), history(s));
@@ -175,14 +177,14 @@ fn dual_layer(spec: &NetworkSpec, index: usize) -> Cost {
                 cost.low_rank += 2.0 * support * forward * later * (inputs + outputs);
             }
         }
-        gradient_rows += steps as f64 * support * (forward + cotangents);
+        gradient_rows += times as f64 * support * (forward + cotangents);
     }
     cost.shared += 2.0 * weights * gradient_rows;
     // A product and its inner products, each way and back; of the first step no inner products.
     let ways = (usize::from(forward > 0.0) + usize::from(backward > 0.0)) as f64;
     let back = if spec.second_order { usize::from(moves) as f64 + usize::from(down > 0.0) as f64 } else { 0.0 };
     let inner = if moves { steps.saturating_sub(1) as f64 } else { 0.0 };
-    cost.operations += (ways + back) * (steps as f64 + inner) + 4.0 * queries + 1.0;
+    cost.operations += (ways + back) * (times as f64 + inner) + 4.0 * queries + 1.0;
     cost
 }
 
@@ -224,14 +226,15 @@ fn folded_end(spec: &NetworkSpec) -> Cost {
 
 /// The materialised form's cost.
 pub(super) fn materialised(spec: &NetworkSpec) -> Cost {
-    let (steps, support) = (spec.steps as f64, rows(spec, Slot::Step(0)));
+    let support = rows(spec, Slot::Step(0));
     let queries = spec.query_passes as f64;
     let query = queries * rows(spec, Slot::Query { after: spec.steps });
     let tasks = spec.tasks as f64;
     let mut cost = transform(spec) + normalisation(spec);
     cost.operations += of_losses(spec);
-    for layer in (0..spec.layers()).map(|index| Layer::new(spec, index)) {
-        let Layer { weights, forward, backward, cotangents, down, moves, .. } = layer;
+    for index in 0..spec.layers() {
+        let Layer { weights, forward, backward, cotangents, down, moves, .. } = Layer::new(spec, index);
+        let steps = if spec.is_steady(index) { spec.steps.min(1) } else { spec.steps } as f64;
         let query_backward = if backward > 0.0 { backward } else { down };
         let streamed = weights * tasks;
         let passes = steps * support * (forward + backward) + query * (forward + query_backward);

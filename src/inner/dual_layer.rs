@@ -280,7 +280,8 @@ fn gradient_terms<T: Scalar>(spec: &NetworkSpec, tape: &Tape, layer: usize) -> V
     if !spec.second_order || spec.steps == 0 {
         return terms;
     }
-    let whole = !spec.decays;
+    // The first layer that moves takes steady rows, of which there is one step's.
+    let whole = spec.is_steady(layer) || !(spec.decays || spec.steady);
     if whole {
         terms.push((Slot::Step(0), term(tape.all_z(layer), tape.all_values(layer), one)));
         if spec.first_e_block(layer) == 0 {

@@ -440,7 +440,8 @@ impl<T: Scalar> Materialised<T> {
     /// The step's part of the cotangent of the weights.
     pub fn finish_step<D: Device<T>>(&self, net: &Network<T>, device: &D, arena: &mut D::Arena, step: usize) {
         let (spec, slot) = (&net.spec, Slot::Step(step));
-        for layer in 0..spec.layers() {
+        let later = |layer| spec.is_steady(layer) && step > 0;
+        for layer in (0..spec.layers()).filter(|layer| !later(*layer)) {
             let first = spec.first_e_block(layer);
             let z = OuterTerm {
                 p: net.tape.z(layer, slot),

@@ -230,7 +230,8 @@ impl<T: Scalar> Network<T> {
 
     /// All layers, from the values at level 0.
     pub fn forward<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, slot: Slot) {
-        for layer in 0..self.spec.layers() {
+        let there = |layer| self.spec.is_steady(layer) && matches!(slot, Slot::Step(1..));
+        for layer in (0..self.spec.layers()).filter(|layer| !there(*layer)) {
             match &self.form {
                 Form::Dual(dual) => dual.forward(self, device, arena, layer, slot),
                 Form::Materialised(form) => form.forward(self, device, arena, layer, slot),
@@ -359,7 +360,8 @@ impl<T: Scalar> Network<T> {
     /// The adjoint pass downwards through step `step`, from the top layer's z cotangent on.
     pub fn adjoint_down<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
         let slot = Slot::Step(step);
-        for layer in (1..self.spec.layers()).rev() {
+        let gone = |layer| self.spec.is_steady(layer) && step > 0;
+        for layer in (1..self.spec.layers()).rev().filter(|layer| !gone(*layer)) {
             let gate = Gate { blocks: IDENTITY, ..self.gate_below(layer, slot) };
             let normalised = self.normalised.as_ref();
             let output = normalised.and_then(|normalised| normalised.y(layer - 1));
@@ -402,7 +404,10 @@ impl<T: Scalar> Network<T> {
         gate: Option<Gate<'_>>,
         output: Region,
     ) {
-        let accumulate = layer > 0 && self.z_begun(layer - 1);
+        // Cotangents of steady rows add up from the last step on.
+        let added_to =
+            |below: usize| self.spec.is_steady(below) && !self.spec.is_steady(layer) && step + 1 < self.spec.steps;
+        let accumulate = layer > 0 && (self.z_begun(layer - 1) || added_to(layer - 1));
         match &self.form {
             Form::Dual(dual) => {
                 dual.adjoint_down(self, device, arena, layer, step, blocks, z, gate, output, accumulate);

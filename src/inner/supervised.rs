@@ -28,8 +28,11 @@ impl SupervisedSpec {
     /// The network's part.
     pub fn network(&self) -> NetworkSpec {
         let anil = self.inner.algorithm == Algorithm::Anil;
+        let first_moving = if anil { self.mlp.layers() - 1 } else { 0 };
+        let normalised = (0..first_moving).any(|layer| self.mlp.batch_norm(layer).is_some());
         NetworkSpec {
-            first_moving: if anil { self.mlp.layers() - 1 } else { 0 },
+            first_moving,
+            steady: anil && self.inner.minibatch.is_none() && !normalised,
             whole: Some(Whole {
                 loss: self.loss,
                 algorithm: self.inner.algorithm,

@@ -24,6 +24,8 @@ pub struct NetworkSpec {
     pub gate_blocks: Vec<usize>,
     /// The layers from this one on move in the inner loop.
     pub first_moving: usize,
+    /// Whether the layers before those that move see the same rows in every inner step, and so do the same once for all.
+    pub steady: bool,
     /// The passes run backwards through the inner loop as well.
     pub second_order: bool,
     /// Whether the inner optimizer decays weights.
@@ -67,6 +69,7 @@ impl NetworkSpec {
             forward_blocks: 1,
             gate_blocks: vec![0],
             first_moving: 0,
+            steady: false,
             second_order: inner.algorithm.is_second_order() && goes_back,
             decays: inner.weight_decay != 0.0,
             rates: inner.rates,
@@ -151,6 +154,11 @@ impl NetworkSpec {
 
     pub fn moves(&self, layer: usize) -> bool {
         layer >= self.first_moving
+    }
+
+    /// Whether an inner step leaves a layer's rows as the first has made them, and its cotangents add up to one.
+    pub fn is_steady(&self, layer: usize) -> bool {
+        self.steady && !self.moves(layer)
     }
 
     /// The value of the column that stands for a layer's bias: 0 where the bias comes after a batch normalisation, and so
@@ -279,12 +287,20 @@ impl Tape {
             descended.push(Side::BOTH.map(|side| Store::of_steps(plan, value_slots, rows, spec.width(layer, side))));
         }
         let mut passes = |level: usize, blocks: usize| {
-            let slots = if level == spec.layers() { top_values } else { value_slots };
+            let slots = match level {
+                _ if level == spec.layers() => top_values,
+                _ if spec.steady && level <= spec.first_moving => value_slots.min(1),
+                _ => value_slots,
+            };
             Store::new(plan, (slots, blocks * k), (spec.query_passes, blocks * q), widths[level])
         };
         let values = (0..widths.len()).map(|level| passes(level, f)).collect();
         let delta = (1..widths.len()).map(|level| passes(level, b)).collect();
-        let cotangents = |level: usize| if level == spec.layers() { top_cotangents } else { cotangent_slots };
+        let cotangents = |level: usize| match level {
+            _ if level == spec.layers() => top_cotangents,
+            _ if spec.is_steady(level - 1) => cotangent_slots.min(1),
+            _ => cotangent_slots,
+        };
         let z = |level: usize| Store::of_steps(plan, cotangents(level), f * k, widths[level]);
         Self {
             descended,
