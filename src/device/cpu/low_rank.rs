@@ -69,9 +69,9 @@ pub(super) struct Apply<'a, T> {
     pub offsets: &'a mut Vec<usize>,
 }
 
-impl<T: Scalar> Apply<'_, T> {
+impl<T: Scalar> Kernel for Apply<'_, T> {
     #[inline(always)]
-    pub fn run<const FMA: bool, const WIDE: bool>(self) {
+    fn run<const FMA: bool, const WIDE: bool>(self) {
         self.offsets.clear();
         for term in &self.corrections.blocks[self.block] {
             let count = term.rows.rows / self.tasks;
@@ -150,6 +150,8 @@ unsafe fn strip<T: Scalar, const K: usize, const FMA: bool, const WIDE: bool>(
     }
 }
 
+// By indices alone: sums stay in registers only where everything is inlined, and without link-time optimisation iterators may not be.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn columns_of<T: Scalar, const K: usize, const W: usize, const FMA: bool>(
     tile: *mut T,
@@ -161,18 +163,22 @@ unsafe fn columns_of<T: Scalar, const K: usize, const W: usize, const FMA: bool>
     let n = rows.offsets.len();
     // SAFETY: as in `strip`.
     unsafe {
-        let mut sums: [[T; W]; K] = std::array::from_fn(|k| *tile.add(k * stride).cast::<[T; W]>());
-        for (i, row) in rows.offsets.iter().enumerate() {
+        let mut sums = [[T::ZERO; W]; K];
+        for k in 0..K {
+            sums[k] = *tile.add(k * stride).cast::<[T; W]>();
+        }
+        for i in 0..n {
+            let row = *rows.offsets.get_unchecked(i);
             let values = *rows.base.at(row + column).cast::<[T; W]>();
-            for (k, sum) in sums.iter_mut().enumerate() {
+            for k in 0..K {
                 let factor = *coefficients.add(k * n + i);
-                for (s, v) in sum.iter_mut().zip(values) {
-                    *s = multiply_add::<T, FMA>(factor, v, *s);
+                for w in 0..W {
+                    sums[k][w] = multiply_add::<T, FMA>(factor, values[w], sums[k][w]);
                 }
             }
         }
-        for (k, sum) in sums.into_iter().enumerate() {
-            *tile.add(k * stride).cast::<[T; W]>() = sum;
+        for k in 0..K {
+            *tile.add(k * stride).cast::<[T; W]>() = sums[k];
         }
     }
 }
@@ -284,6 +290,8 @@ unsafe fn patches<T: Scalar, const N: usize, const W: usize, const FMA: bool>(
 }
 
 /// Up to K x N inner products at once, W numbers at a time.
+// By indices alone, as above.
+#[allow(clippy::needless_range_loop)]
 #[inline(always)]
 unsafe fn patch<T: Scalar, const K: usize, const N: usize, const W: usize, const FMA: bool>(
     x: *const T,
@@ -299,20 +307,25 @@ unsafe fn patch<T: Scalar, const K: usize, const N: usize, const W: usize, const
     let whole = width - width % W;
     // SAFETY: the caller's promise.
     unsafe {
-        for c in (0..whole).step_by(W) {
-            let columns: [[T; W]; N] = std::array::from_fn(|i| *y[i].add(c).cast::<[T; W]>());
-            for (k, sum) in sums.iter_mut().enumerate() {
+        let mut c = 0;
+        while c < whole {
+            let mut columns = [[T::ZERO; W]; N];
+            for i in 0..N {
+                columns[i] = *y[i].add(c).cast::<[T; W]>();
+            }
+            for k in 0..K {
                 let values = *x.add(k * width + c).cast::<[T; W]>();
-                for (s, column) in sum.iter_mut().zip(&columns) {
-                    for i in 0..W {
-                        s[i] = multiply_add::<T, FMA>(values[i], column[i], s[i]);
+                for i in 0..N {
+                    for w in 0..W {
+                        sums[k][i][w] = multiply_add::<T, FMA>(values[w], columns[i][w], sums[k][i][w]);
                     }
                 }
             }
+            c += W;
         }
-        for (k, sum) in sums.iter().enumerate() {
+        for k in 0..K {
             for i in 0..=last {
-                let mut total = sum_of(sum[i]);
+                let mut total = sum_of(sums[k][i]);
                 for c in whole..width {
                     total += *x.add(k * width + c) * *y[i].add(c);
                 }

@@ -176,7 +176,8 @@ impl<T: Scalar> Tile<'_, T> {
                 self.offsets.extend((0..width).map(|column| start + column * stride));
                 let y = Rows { base: self.base, offsets: self.offsets };
                 let accumulate = onto.write((rows, width), (out, out_stride));
-                Products { x: left.cast_const(), rows, width: k, y, out, out_stride, accumulate }.run::<FMA, WIDE>();
+                // A function of its own: in one so large its sums would not stay in registers.
+                dispatch(Products { x: left.cast_const(), rows, width: k, y, out, out_stride, accumulate });
             } else if source.transposed && width > 1 {
                 for first in (0..k).step_by(PANEL_ROWS) {
                     let count = PANEL_ROWS.min(k - first);
@@ -310,7 +311,7 @@ impl<T: Scalar> Kernel for Tile<'_, T> {
                         tile_stride,
                         offsets: self.offsets,
                     };
-                    apply.run::<FMA, WIDE>();
+                    dispatch(apply);
                 }
                 let columns = Columns { from, to, rows: product.rows };
                 product.finish.apply(self.base, (product.tasks, block, task), columns, tile, tile_stride);
