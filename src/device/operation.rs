@@ -271,7 +271,7 @@ pub struct LowRank<'a> {
     pub rows: usize,
     /// Rows that the corrections are added to, as many and as wide as the output's; absent, they are 0.
     pub base: Option<Region>,
-    /// One list of terms for each block of `output`; of none at all the share means nothing.
+    /// One list of terms for each block of `output`. A share means nothing: there is no product.
     pub corrections: Corrections<'a>,
     /// The activation whose derivative all this is multiplied with, if any.
     pub gate: Option<Gate<'a>>,

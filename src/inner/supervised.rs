@@ -183,17 +183,16 @@ impl<T: Scalar> SupervisedLoop<T> {
     fn adjoint<D: Device<T>>(&self, device: &D, arena: &mut D::Arena, step: usize) {
         let (slot, layers) = (Slot::Step(step), self.spec.mlp.layers());
         self.net.adjoint_up(device, arena, step);
-        if self.net.is_folded() {
-            self.net.adjoint_down(device, arena, step);
-            return;
+        // A folded layer has done with the curvature: it is the same number everywhere.
+        if !self.net.is_folded() {
+            let operation = SupervisedCurvature {
+                at: self.loss_at(slot, false, None),
+                e_cotangent: self.net.tape.e(layers, slot),
+                z_cotangent: self.net.tape.z(layers - 1, slot),
+                accumulate: self.net.z_begun(layers - 1),
+            };
+            device.supervised_curvature(arena, &operation);
         }
-        let operation = SupervisedCurvature {
-            at: self.loss_at(slot, false, None),
-            e_cotangent: self.net.tape.e(layers, slot),
-            z_cotangent: self.net.tape.z(layers - 1, slot),
-            accumulate: self.net.z_begun(layers - 1),
-        };
-        device.supervised_curvature(arena, &operation);
         self.net.adjoint_down(device, arena, step);
     }
 

@@ -324,7 +324,7 @@ pub(super) fn apply_corrections<D: Driver>(
     if blocks.is_empty() {
         return false;
     }
-    arena.check(&[corrections.scales], &[output]);
+    arena.check(&[corrections.scales, gate.map_or(NOTHING, |gate| gate.values)], &[output]);
     check_corrections(corrections, (tasks, rows), |rows, gram| arena.check(&[rows, gram], &[output]));
     let pieces = gate.is_none_or(|gate| gate.values.offset % 4 == 0);
     // More terms than one launch holds are taken in turns; the first one also writes the blocks that have none.
@@ -352,7 +352,7 @@ pub(super) fn low_rank<D: Driver>(device: &CudaDevice<D>, arena: &mut CudaArena<
         return;
     }
     let (shape, gate) = ((op.tasks, op.rows), op.gate.as_ref());
-    arena.check(&[gate.map_or(NOTHING, |gate| gate.values)], &[op.output]);
+    arena.check(&[], &[op.output]);
     let corrected = apply_corrections(device, arena, &op.corrections, shape, op.output, gate, op.accumulate);
     if !corrected && !op.accumulate {
         array::fill(device, arena, op.output, 0.0);
