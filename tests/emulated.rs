@@ -287,10 +287,7 @@ fn every_kernel_is_named() {
             (Strategy::Dual, MatrixPrecision::Bf16, Warpgroups::Large),
             (Strategy::Dual, MatrixPrecision::Bf16, Warpgroups::Always),
         ] {
-            if strategy == Strategy::Resident && !device::golden::has_resident_form(&path) {
-                continue;
-            }
-            if strategy == Strategy::Dual && !device::golden::has_dual_form(&path) {
+            if !device::golden::has_form(&path, strategy) {
                 continue;
             }
             let device = |driver: Refusing| {

@@ -10,7 +10,7 @@
 use std::cell::Cell;
 
 use super::coefficients::Rule;
-use super::dual_layer::{Layer, Terms, pass, share_index};
+use super::dual_layer::{Layer, Terms, blocks_of, pass, share_index};
 use super::dual_rates::Tables;
 use super::folded::Folded;
 use super::network::Network;
@@ -87,10 +87,9 @@ impl<T: Scalar> Dual<T> {
         (layer, history): (usize, usize),
         terms: &'a [Vec<Term>],
     ) -> Corrections<'a> {
-        let any = terms.iter().any(|block| !block.is_empty());
         Corrections {
             share: share_index(spec, layer, history),
-            blocks: if any { terms } else { &[] },
+            blocks: blocks_of(terms),
             scales: self.tables.region_of(layer),
             scratch: self.scratch,
         }

@@ -10,6 +10,11 @@ use crate::meta::Side;
 /// Correction terms for each output block.
 pub(super) type Terms = Vec<Vec<Term>>;
 
+/// The blocks of corrections that these are: none where none has a term.
+pub(super) fn blocks_of(terms: &[Vec<Term>]) -> &[Vec<Term>] {
+    if terms.iter().any(|block| !block.is_empty()) { terms } else { &[] }
+}
+
 /// What one layer keeps.
 pub(super) struct Layer<T> {
     /// Backward blocks from this one on have an e cotangent.
@@ -265,7 +270,11 @@ fn block_view(spec: &NetworkSpec, region: Region, rows: usize, block: usize, n: 
 
 /// The same, seen from the column block.
 fn transposed_view(spec: &NetworkSpec, region: Region, rows: usize, block: usize, n: usize) -> GramView {
-    let view = block_view(spec, region, rows, block, n);
+    transpose(block_view(spec, region, rows, block, n))
+}
+
+/// The same matrices, rows for columns.
+pub(super) fn transpose(view: GramView) -> GramView {
     GramView { row_stride: view.column_stride, column_stride: view.row_stride, ..view }
 }
 

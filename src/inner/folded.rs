@@ -28,7 +28,7 @@
 //! two terms of K rows. The coordinates are of residuals' *differences*, so little is lost where residuals are small.
 
 use super::coefficients::{Coefficients, Rule};
-use super::dual_layer::Terms;
+use super::dual_layer::{Terms, blocks_of};
 use super::folded_layer::{Layout, Lists, MINUS_ONE, ONE, PER_CURVATURE, Sums, coefficient, factors};
 use super::network::Network;
 use super::tape::{NetworkSpec, Slot, Tape};
@@ -132,9 +132,7 @@ impl<T: Scalar> Folded<T> {
     }
 
     pub(super) fn corrections<'a>(&'a self, terms: &'a Terms) -> Corrections<'a> {
-        let any = terms.iter().any(|block| !block.is_empty());
-        let blocks: &[_] = if any { terms } else { &[] };
-        Corrections { share: None, blocks, scales: self.factors, scratch: self.scratch }
+        Corrections { share: None, blocks: blocks_of(terms), scales: self.factors, scratch: self.scratch }
     }
 
     /// `output = base + terms`.

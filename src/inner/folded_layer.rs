@@ -1,6 +1,6 @@
 //! What a folded layer keeps: coordinates, images and inner products, and the terms of all that is made of them.
 
-use super::dual_layer::Terms;
+use super::dual_layer::{Terms, transpose};
 use super::plan::MAX_DUAL_STEPS;
 use super::tape::{NetworkSpec, Slot, Tape};
 use crate::device::{ArenaPlan, GramView, Linear, OuterTerm, Region, Term};
@@ -201,8 +201,7 @@ fn view(region: Region, rows: usize, count: usize, n: usize) -> GramView {
 }
 
 fn transposed(region: Region, rows: usize, count: usize, n: usize) -> GramView {
-    let view = view(region, rows, count, n);
-    GramView { row_stride: view.column_stride, column_stride: view.row_stride, ..view }
+    transpose(view(region, rows, count, n))
 }
 
 impl Lists {

@@ -45,13 +45,7 @@ pub fn golden_rounded<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecis
 
 fn golden<D: Device<f32>>(make: Make<'_, D>, strategy: Strategy, precision: MatrixPrecision) {
     for path in golden::problems() {
-        if strategy == Strategy::Dual && !golden::has_dual_form(&path) {
-            continue;
-        }
-        if strategy == Strategy::Resident && !golden::has_resident_form(&path) {
-            continue;
-        }
-        if strategy == Strategy::Folded && !golden::has_folded_form(&path) {
+        if !golden::has_form(&path, strategy) {
             continue;
         }
         let problem = Problem::read(&path).unwrap();
@@ -121,15 +115,20 @@ fn train<T: Scalar, D: Device<T> + Send, O: Objective>(
     (0..networks.len()).flat_map(|n| [wide(learner.parameters(n).values()), wide(learner.phi(n).values())]).collect()
 }
 
+/// The norm of the difference over the norm.
+fn error_of(got: &[f64], expected: &[f64]) -> f64 {
+    let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
+    let difference = square(&mut got.iter().zip(expected).map(|(g, e)| g - e));
+    (difference / square(&mut expected.iter().copied())).sqrt()
+}
+
 /// Holds two trainings' ends against each other.
 ///
 /// Adam divides by the gradient's own size, so it magnifies rounding where a gradient is near 0: the tolerance is that of
 /// the golden problems on the change of the parameters, not on the last digit of each.
 fn same_end(what: &str, got: &[Vec<f64>], expected: &[Vec<f64>]) {
     for (i, (got, expected)) in got.iter().zip(expected).enumerate() {
-        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-        let difference = square(&mut got.iter().zip(expected).map(|(g, e)| g - e));
-        let error = (difference / square(&mut expected.iter().copied())).sqrt();
+        let error = error_of(got, expected);
         assert!(error <= 2e-5, "{what}, array {i}: off by {error:e}");
     }
 }
@@ -224,9 +223,7 @@ pub fn folded_in<D: Device<f32>>(make: Make<'_, D>, precision: MatrixPrecision) 
     let expected = outcome::<f64, _>(CpuDevice::new(1).unwrap(), Strategy::Dual);
     let got = outcome::<f32, _>(make(3), Strategy::Folded);
     for (what, got, expected) in [("losses", &got[0], &expected[0]), ("gradient", &got[1], &expected[1])] {
-        let square = |values: &mut dyn Iterator<Item = f64>| values.map(|v| v * v).sum::<f64>();
-        let difference = square(&mut got.iter().zip(expected).map(|(g, e)| g - e));
-        let error = (difference / square(&mut expected.iter().copied())).sqrt();
+        let error = error_of(got, expected);
         println!("folded {what} in {precision}: off by {error:e}");
         assert!(error <= tolerance(precision), "folded {what} in {precision}: off by {error:e}");
     }

@@ -2,7 +2,7 @@
 
 use crate::reference as golden;
 
-use golden::{errors, has_dual_form, has_folded_form, has_resident_form, name, problems, worst_of_phi};
+use golden::{errors, has_dual_form, has_folded_form, has_form, has_resident_form, name, problems, worst_of_phi};
 use innerloop::Strategy;
 use innerloop::device::cpu::CpuDevice;
 use innerloop::problem::Problem;
@@ -11,14 +11,8 @@ fn check(strategy: Strategy, precision: &str, tolerance: f64) {
     let mut wrong = Vec::new();
     for path in problems() {
         let name = name(&path);
-        if strategy == Strategy::Dual && !has_dual_form(&path) {
+        if !has_form(&path, strategy) {
             continue; // its refusal is tested below
-        }
-        if strategy == Strategy::Resident && !has_resident_form(&path) {
-            continue; // as above
-        }
-        if strategy == Strategy::Folded && !has_folded_form(&path) {
-            continue; // as above
         }
         let problem = Problem::read(&path).unwrap();
         for threads in [1, 3] {
